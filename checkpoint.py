@@ -1,0 +1,154 @@
+"""Checkpoints: the only `torch.save` and `torch.load` of the project.
+
+One file holds the weights, the optimizer, the step, the config, and the scene's facts without its
+pixels, so that every later tool needs a run folder and nothing else.
+"""
+
+import argparse
+import json
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from config import UserError, get_config
+from model import build_model, select_device
+from ray_utils import Cameras, Scene
+
+FORMAT = 1
+NAME = "checkpoint_{step:08d}.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded run: `model` (in eval mode), its `config`, the `step` after which it was saved,
+    `scene` (`dict` of split to `Scene` without pixels), and the `optimizer`'s state."""
+
+    model: torch.nn.Module
+    config: argparse.Namespace
+    step: int
+    scene: dict
+    optimizer: dict
+    path: Path
+
+
+def save_checkpoint(folder, *, model, optimizer, step, config, scene, keep):
+    """Write `checkpoint_<step>.pt` whole or not at all, then drop all but the `keep` newest.
+
+    Raises UserError when it cannot be written; older checkpoints are then as they were.
+    """
+    folder = Path(folder)
+    path = folder / NAME.format(step=step)
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "config": vars(config),
+        "scene": {split: _plain(facts) for split, facts in scene.items()},
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    write_whole(path, lambda file: torch.save(content, file))
+    for old in find_checkpoints(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_whole(path, write):
+    """Call `write(file)` on a temporary file, sync it to the disk, and only then name it `path`."""
+    temporary = path.with_suffix(".partial")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
+                        "was. Free some space or set --log_dir to another disk.") from None
+
+
+def find_checkpoints(folder):
+    """The checkpoints of a run folder, newest first, valid or not."""
+    found = [p for p in Path(folder).glob("checkpoint_*.pt") if re.fullmatch(r"\d+", p.stem[11:])]
+    return sorted(found, key=lambda p: int(p.stem[11:]), reverse=True)
+
+
+def load_checkpoint(path, device="cpu"):
+    """Load a checkpoint file, or a run folder's newest valid one, as a `Checkpoint`.
+
+    device: where the model goes ("auto" as in `--device`). A broken file in a run folder is
+    reported and passed over. Raises UserError where none can be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        content, path = _newest_valid(path)
+    else:
+        content = read_checkpoint(path)
+    # A flag that is younger than the checkpoint has its default.
+    config = argparse.Namespace(**(vars(get_config([])) | content["config"]))
+    config.device = str(device)
+    model = build_model(config, select_device(config))
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this version's {config.model}: {error}") from None
+    return Checkpoint(
+        model=model.eval(), config=config, step=content["step"], path=path,
+        scene={split: _scene(facts) for split, facts in content["scene"].items()},
+        optimizer=content["optimizer"],
+    )
+
+
+def read_checkpoint(path):
+    """The content of a checkpoint file, on the CPU; raises UserError where it is not whole."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; --run wants a run folder.") from None
+    except Exception as error:  # Truncated archives fail in many ways.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is no whole checkpoint ({reason}).") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of this project (format {FORMAT} is wanted).")
+    return content
+
+
+def _newest_valid(folder):
+    for path in find_checkpoints(folder):
+        try:
+            return read_checkpoint(path), path
+        except UserError as error:
+            print(f"passed over: {error}", flush=True)
+    raise UserError(f"{folder} holds no valid checkpoint; train first, or set --run, --log_dir or "
+                    "--exp_name.")
+
+
+def write_config(folder, config):
+    """The resolved config as `config.json`, for people and for `--config`."""
+    text = json.dumps(vars(config), indent=1, sort_keys=True)
+    write_whole(Path(folder) / "config.json", lambda file: file.write(text.encode()))
+
+
+def _plain(record):
+    """A record as a `dict` of tensors and plain values, which `weights_only` can load."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {k: _plain(v) if isinstance(v, Cameras) else v for k, v in values.items()}
+
+
+def _scene(values):
+    return Scene(**(values | {"cameras": Cameras(**values["cameras"])}))
+
+
+def _sync_folder(folder):
+    """Make the renaming itself outlive a power cut, where folders can be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,327 @@
+"""Every flag of the project, once: its type, default, help, and the presets that change defaults.
+
+A preset or a dataset changes *defaults*, so a flag that was typed always wins, and `--help` shows
+the values that would be used. Order: base < dataset < preset < `--config` file < command line.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+# What the official configurations of each dataset set.
+DATASET_DEFAULTS = {
+    "blender": {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0},
+    "multicam": {"factor": 1, "white_bkgd": True},
+    "llff": {
+        "factor": 4,
+        "white_bkgd": False,
+        "ndc": True,
+        "ray_shape": "cylinder",
+        "density_noise": 1.0,
+    },
+}
+
+# An inward-facing LLFF capture has no common forward direction, so neither NDC nor its cylinders.
+SPHERIFY_DEFAULTS = {"ndc": False, "ray_shape": "cone"}
+
+PRESETS = {
+    "paper": {
+        "batch_size": 4096,
+        "max_steps": 1_000_000,
+        "lr_init": 5e-4,
+        "lr_final": 5e-6,
+        "lr_delay_steps": 2500,
+        "lr_delay_mult": 0.01,
+    },
+    "demo": {
+        "num_samples": 32,
+        "hidden": 128,
+        "depth": 4,
+        "skip": 2,
+        "view_hidden": 64,
+        "max_deg": 10,
+        "batch_size": 512,
+        "micro_batch": 512,
+        "max_steps": 2500,
+        "lr_init": 3e-3,
+        "lr_final": 1e-4,
+        "lr_delay_steps": 100,
+        "log_every": 50,
+        "eval_every": 500,
+        "save_every": 500,
+    },
+    "debug": {
+        "num_samples": 12,
+        "hidden": 24,
+        "depth": 3,
+        "skip": 2,
+        "view_hidden": 16,
+        "max_deg": 8,
+        "batch_size": 128,
+        "max_steps": 40,
+        "lr_init": 3e-3,
+        "lr_final": 3e-4,
+        "lr_delay_steps": 10,
+        "log_every": 10,
+        "eval_every": 20,
+        "save_every": 20,
+    },
+}
+
+# The official Blender configuration draws each batch from a single image.
+PAPER_BLENDER_DEFAULTS = {"batching": "single_image"}
+
+# What a continued run may change; all else comes from its checkpoint.
+CONTINUABLE = {
+    "continue_training", "config", "preset", "run", "log_dir", "exp_name", "data_dir", "device",
+    "log_every", "eval_every", "save_every", "keep_checkpoints", "chunk", "max_steps",
+    "final_eval", "split", "lpips", "save_images",
+}
+
+
+class UserError(Exception):
+    """Input that cannot be used: one sentence saying what was found, wanted, and what to change."""
+
+
+def run_script(main):
+    """Call `main()`; a `UserError` becomes one sentence on stderr and exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error):
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def get_config(argv=None):
+    """Parse flags (`sys.argv[1:]` when None) into an `argparse.Namespace` with every field set.
+
+    Raises UserError for a `--config` file that cannot be read or holds an unknown key; argparse
+    itself exits with status 2 for a wrong command line.
+    """
+    parser = _build_parser()
+    layers = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "dataset_name", "config"):
+        layers.add_argument(f"--{name}")
+    layers.add_argument("--spherify", action=argparse.BooleanOptionalAction)
+    early, _ = layers.parse_known_args(argv)
+
+    from_file = _read_config_file(early.config, parser) if early.config else {}
+    dataset = early.dataset_name or from_file.get("dataset_name", "blender")
+    preset = early.preset or from_file.get("preset")
+    spherify = from_file.get("spherify") if early.spherify is None else early.spherify
+    parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
+    if dataset == "llff" and spherify:
+        parser.set_defaults(**SPHERIFY_DEFAULTS)
+    parser.set_defaults(**PRESETS.get(preset, {}))
+    if preset == "paper" and dataset == "blender":
+        parser.set_defaults(**PAPER_BLENDER_DEFAULTS)
+    parser.set_defaults(**from_file)
+    return parser.parse_args(argv)
+
+
+def typed_flags(argv=None):
+    """Names of the flags that stand on the command line itself, presets and files left out."""
+    parser = _build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv)))
+
+
+def default_config(**changes):
+    """The configuration of an empty command line, with `changes` applied (for tests and tools)."""
+    config = get_config([])
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise UserError(f"there is no flag --{name}; `python train.py --help` lists them.")
+        setattr(config, name, value)
+    return config
+
+
+def experiment_name(config):
+    """The run folder's name inside `--log_dir`."""
+    return config.exp_name or f"{config.dataset_name}_{Path(config.scene).name}_{config.model}"
+
+
+def run_folder(config):
+    """The run folder: `--run` when given, else `<log_dir>/<experiment name>`."""
+    return Path(config.run) if config.run else Path(config.log_dir) / experiment_name(config)
+
+
+def resolve_scene(config):
+    """Fill in `scene` when it was not given: lego when it has been downloaded, else the demo."""
+    if config.scene is not None:
+        return config
+    lego = Path(config.data_dir) / "nerf_synthetic" / "lego"
+    config.scene = "lego" if config.dataset_name == "blender" and lego.is_dir() else "demo"
+    return config
+
+
+def _read_config_file(path, parser):
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error}); give a JSON file.") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not valid JSON: {error}.") from None
+    known = {action.dest for action in parser._actions} - {"help"}
+    unknown = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
+    if unknown:
+        raise UserError(
+            f"--config {path} holds {', '.join(unknown)}, which no flag is called; "
+            "the keys are the flags' names as `python train.py --help` lists them."
+        )
+    return values
+
+
+def _build_parser():
+    parser = argparse.ArgumentParser(
+        description="mip-NeRF in PyTorch. The scripts share these flags.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_run_flags(parser.add_argument_group("run"))
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_logging_flags(parser.add_argument_group("logging and checkpoints"))
+    _add_evaluation_flags(parser.add_argument_group("evaluation"))
+    return parser
+
+
+def _positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given, a whole number above 0 is wanted")
+    return value
+
+
+def _positive_float(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} was given, a number above 0 is wanted")
+    return value
+
+
+def _nonnegative(kind):
+    def parse(text):
+        value = kind(text)
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} was given, a number of at least 0 is wanted")
+        return value
+
+    return parse
+
+
+_nonnegative_int = _nonnegative(int)
+_nonnegative_float = _nonnegative(float)
+
+
+def _add_run_flags(group):
+    flag = group.add_argument
+    flag("--preset", choices=sorted(PRESETS), help="a set of defaults: 'paper' is the official "
+         "configuration, 'demo' is sized for two CPU cores, 'debug' runs in seconds")
+    flag("--config", metavar="FILE", help="JSON file of flags, such as a run's config.json")
+    flag("--log_dir", default="log", help="where run folders are made")
+    flag("--exp_name", help="name of the run folder (<dataset>_<scene>_<model> if not given)")
+    flag("--run", metavar="FOLDER", help="an existing run folder, for the scripts that read one")
+    flag("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+         help="'auto' takes CUDA, then Apple's MPS, then the CPU")
+    flag("--seed", type=_nonnegative_int, default=0,
+         help="weights, pixels drawn, jitter and noise all follow from it")
+    flag("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+         help="of the linear layers; 'auto' is bf16 where the device has instructions for it")
+
+
+def _add_data_flags(group):
+    flag = group.add_argument
+    flag("--data_dir", default="data", help="folder that holds the datasets")
+    flag("--dataset_name", choices=sorted(DATASET_DEFAULTS), default="blender",
+         help="format of the scene")
+    flag("--scene", help="a scene's name, or the path of its folder (if not given: lego when it "
+         "has been downloaded, else the procedural demo scene)")
+    flag("--factor", type=_positive_int, default=1, help="downscaling of the images")
+    flag("--batching", choices=["all_images", "single_image"], default="all_images",
+         help="draw a batch's pixels from all images, or from one image a step")
+    flag("--white_bkgd", action=argparse.BooleanOptionalAction, default=True,
+         help="composite on white (otherwise on black)")
+    flag("--near", type=_nonnegative_float, help="nearest t of a ray (the dataset's own if not "
+         "given)")
+    flag("--far", type=_positive_float, help="farthest t of a ray (the dataset's own if not given)")
+    flag("--ndc", action=argparse.BooleanOptionalAction, default=False,
+         help="normalized device coordinates, for forward-facing LLFF scenes")
+    flag("--spherify", action=argparse.BooleanOptionalAction, default=False,
+         help="LLFF captures that face inward: centre and scale the cameras, no NDC")
+    flag("--llffhold", type=_positive_int, default=8, help="every n-th LLFF view is a test view")
+
+
+def _add_model_flags(group):
+    flag = group.add_argument
+    flag("--model", choices=["mipnerf"], default="mipnerf", help="which model to train")
+    flag("--num_levels", type=_positive_int, default=2, help="sampling levels, coarse to fine")
+    flag("--num_samples", type=_positive_int, default=128, help="intervals per ray and level")
+    flag("--hidden", type=_positive_int, default=256, help="width of the trunk")
+    flag("--depth", type=_positive_int, default=8, help="layers of the trunk")
+    flag("--skip", type=_positive_int, default=4,
+         help="the encoding is concatenated again after every layer with this index, 0 excepted")
+    flag("--view_hidden", type=_positive_int, default=128, help="width of the view branch")
+    flag("--view_depth", type=_positive_int, default=1, help="layers of the view branch")
+    flag("--use_viewdirs", action=argparse.BooleanOptionalAction, default=True,
+         help="colour depends on the view direction")
+    flag("--min_deg", type=_nonnegative_int, default=0, help="lowest frequency 2^n of positions")
+    flag("--max_deg", type=_positive_int, default=16, help="one above the highest frequency 2^n")
+    flag("--view_deg", type=_positive_int, default=4, help="frequencies of view directions")
+    flag("--ray_shape", choices=["cone", "cylinder"], default="cone", help="shape of a pixel's ray")
+    flag("--lindisp", action=argparse.BooleanOptionalAction, default=False,
+         help="coarse samples linear in disparity (otherwise in distance)")
+    flag("--resample_padding", type=_nonnegative_float, default=0.01,
+         help="added to the blurred weights before the fine samples are drawn")
+    flag("--density_bias", type=float, default=-1.0, help="added to raw density before softplus")
+    flag("--density_noise", type=_nonnegative_float, default=0.0,
+         help="standard deviation of normal noise on raw density while training")
+    flag("--rgb_padding", type=_nonnegative_float, default=0.001,
+         help="how far the sigmoid of colours reaches beyond [0, 1]")
+
+
+def _add_training_flags(group):
+    flag = group.add_argument
+    flag("--max_steps", type=_positive_int, default=200_000, help="optimisation steps")
+    flag("--batch_size", type=_positive_int, default=2048, help="rays per step")
+    flag("--micro_batch", type=_positive_int, default=1024,
+         help="rays carried through the network at once; their gradients add up")
+    flag("--lr_init", type=_positive_float, default=5e-4, help="first learning rate")
+    flag("--lr_final", type=_positive_float, default=5e-6, help="last learning rate")
+    flag("--lr_delay_steps", type=_nonnegative_int, default=2500, help="steps of warm-up")
+    flag("--lr_delay_mult", type=_positive_float, default=0.01,
+         help="the warm-up starts from this multiple of the rate")
+    flag("--fine_loss_mult", type=_nonnegative_float, default=1.0,
+         help="weight of the finest level's colour loss")
+    flag("--coarse_loss_mult", type=_nonnegative_float, default=0.1,
+         help="weight of the coarser levels' colour loss")
+
+
+def _add_logging_flags(group):
+    flag = group.add_argument
+    flag("--log_every", type=_positive_int, default=100, help="steps between scalars")
+    flag("--eval_every", type=_nonnegative_int, default=5000,
+         help="steps between validation pictures (0: none)")
+    flag("--save_every", type=_positive_int, default=5000, help="steps between checkpoints")
+    flag("--keep_checkpoints", type=_positive_int, default=2, help="newest checkpoints kept")
+    flag("--continue_training", action=argparse.BooleanOptionalAction, default=False,
+         help="go on from the run folder's newest valid checkpoint")
+    flag("--final_eval", action=argparse.BooleanOptionalAction, default=True,
+         help="score the test split when training ends")
+
+
+def _add_evaluation_flags(group):
+    flag = group.add_argument
+    flag("--split", choices=["train", "val", "test"], default="test", help="split to be scored")
+    flag("--chunk", type=_positive_int, default=4096, help="rays rendered at once")
+    flag("--lpips", choices=["none", "vgg", "alex"], default="none",
+         help="also LPIPS with this backbone (pip install lpips; fetches weights)")
+    flag("--save_images", action=argparse.BooleanOptionalAction, default=True,
+         help="write rgb, depth and normal pictures and a contact sheet")

@@ -1,0 +1,597 @@
+"""Scenes from disk: one class per format, and the batches and images that all of them give.
+
+A format is one class with `load(split) -> Scene` and one line in `DATASETS`. Rays are made when
+they are needed, from the cameras; what is kept in memory is the pictures as they were stored.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import demo_scene
+import image_utils
+import pose_utils
+from config import UserError, resolve_scene
+from ray_utils import Batch, Cameras, Scene, pixels_to_rays
+
+SPLITS = ("train", "val", "test")
+DEMO = "demo"
+
+# Above this share of difference an image is not the stated full size divided by its factor.
+SIZE_TOLERANCE = 0.01
+
+
+def load_dataset(config, split, device="cpu"):
+    """The dataset of a config's scene, with the pictures of `split` ("train", "val", "test") read.
+
+    Rays and colours arrive on `device`; the pictures stay on the CPU. Raises UserError for
+    anything in the files that does not fit.
+    """
+    resolve_scene(config)
+    return DATASETS[config.dataset_name](config, split, device)
+
+
+class NeRFDataset(ABC):
+    """Pictures with known cameras: random pixels for training, whole images for evaluation.
+
+    A subclass names the `folders` inside `--data_dir` where its scenes lie and defines
+    `load(split, read_pixels=True) -> Scene` and `splits()`. Nothing else is set outside of here.
+    """
+
+    folders = ()
+
+    def __init__(self, config, split, device="cpu"):
+        self.config = config
+        self.device = torch.device(device)
+        self.root = find_scene(config, self.folders, self.make_demo)
+        self.split = split
+        self.scene = self.load(split)
+        self.cameras = self.scene.cameras.to(self.device)
+
+    @abstractmethod
+    def load(self, split, read_pixels=True):
+        """The `Scene` of a split, its pixels None unless they are to be read."""
+
+    def splits(self):
+        """The splits that the files hold."""
+        return SPLITS
+
+    @abstractmethod
+    def make_demo(self, folder):
+        """Write the procedural scene into `folder` in this format."""
+
+    def facts(self):
+        """Every split's scene without its pixels: `dict` of name to `Scene`."""
+        return {split: self.load(split, read_pixels=False) for split in self.splits()}
+
+    def __len__(self):
+        return len(self.scene.names)
+
+    def batch(self, batch_size, generator=None):
+        """`batch_size` random pixels: a flat `Batch`. The CPU `generator` decides which."""
+        offsets, sizes = self.scene.offsets, self.scene.cameras.sizes
+        if self.config.batching == "single_image":
+            image = torch.randint(len(self), (1,), generator=generator)
+            first, last = int(offsets[image]), int(offsets[image + 1])
+            index = torch.randint(first, last, (batch_size,), generator=generator)
+        else:
+            index = torch.randint(int(offsets[-1]), (batch_size,), generator=generator)
+        cam_idx = torch.searchsorted(offsets, index, right=True) - 1
+        within = index - offsets[cam_idx]
+        width = sizes[cam_idx, 0]
+        return self._batch_of(cam_idx, within % width, within // width, index)
+
+    def image(self, index):
+        """All pixels of one image, in rows: a `Batch` of shape `[h, w]`."""
+        width, height = self.scene.cameras.sizes[index].tolist()
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        pixel_index = self.scene.offsets[index] + y * width + x
+        return self._batch_of(torch.full_like(x, index), x, y, pixel_index)
+
+    def _batch_of(self, cam_idx, x, y, pixel_index):
+        pixels = self.scene.pixels[pixel_index].to(self.device, non_blocking=True)
+        cam_idx, x, y = (v.to(self.device, non_blocking=True) for v in (cam_idx, x, y))
+        rays = pixels_to_rays(self.cameras, cam_idx, x, y)
+        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
+
+
+def composite(pixels, background):
+    """uint8 RGB(A) `[..., C]` as float RGB `[..., 3]` in [0, 1], over a background colour."""
+    values = pixels.float() / 255
+    if values.shape[-1] == 3:
+        return values
+    rgb, alpha = values[..., :3], values[..., 3:]
+    return rgb * alpha + background * (1 - alpha)
+
+
+# Where scenes lie.
+
+
+def find_scene(config, folders, make_demo):
+    """The folder of `--scene`; the demo scene is made by `make_demo(folder)` on first use."""
+    data_dir = Path(config.data_dir)
+    if os.sep in str(config.scene) or Path(config.scene).is_dir():
+        places = [Path(config.scene)]
+    else:
+        places = [data_dir / folder / config.scene for folder in folders]
+        places.append(data_dir / config.scene)
+    for place in places:
+        if place.is_dir():
+            return place
+    if config.scene == DEMO:
+        folder = writable_folder(data_dir / folders[0], folders[0]) / DEMO
+        if not folder.is_dir():
+            print(f"Making the demo scene in {folder} …", flush=True)
+            make_demo(folder)
+        return folder
+    looked = " or ".join(str(place) for place in places)
+    raise UserError(
+        f"the scene {config.scene!r} is not at {looked}; download it (scripts/download_*.sh) or "
+        "set --data_dir and --scene (a name or a path)."
+    )
+
+
+def writable_folder(folder, name):
+    """`folder`, made when missing; where it cannot be written, `name` in the user's cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mipnerf" / name
+        cache.mkdir(parents=True, exist_ok=True)
+        return cache
+
+
+# What the formats share.
+
+
+def read_json(path):
+    """A JSON object from a file of the scene."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is wanted.")
+    return value
+
+
+def checked_poses(poses, path, names):
+    """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
+    try:
+        poses = np.asarray(poses, dtype=np.float64)
+    except (ValueError, TypeError):
+        poses = np.empty(0)
+    if poses.ndim != 3 or poses.shape[1] not in (3, 4) or poses.shape[2] != 4:
+        raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
+    for name, pose in zip(names, poses, strict=True):
+        fault = pose_utils.pose_fault(pose[:3])
+        if fault:
+            raise UserError(f"the pose of {name} in {path} {fault}; correct or remove this frame.")
+    return poses[:, :3]
+
+
+def checked_number(value, path, key):
+    """A finite number above 0 from a file."""
+    if isinstance(value, (int, float)) and 0 < value < math.inf:
+        return float(value)
+    raise UserError(f"{path} has {key} = {value!r}; a number above 0 is wanted.")
+
+
+def pixtocam(focal_x, focal_y, width, height):
+    """`[3, 3]` from pixels to OpenGL camera directions, the principal point in the centre."""
+    return np.array([
+        [1 / focal_x, 0, -0.5 * width / focal_x],
+        [0, -1 / focal_y, 0.5 * height / focal_y],
+        [0, 0, -1],
+    ])
+
+
+def read_pixels_of(files, sizes, num_channels, offsets):
+    """All images, made `sizes [N, 2]` big by area averages, as uint8 `[P, num_channels]`."""
+    pixels = np.empty((int(offsets[-1]), num_channels), dtype=np.uint8)
+    for file, (width, height), first, last in zip(
+        files, sizes.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True
+    ):
+        image = image_utils.read_image(file, num_channels)
+        small = image_utils.resize_area(image, width, height)
+        pixels[first:last] = small.reshape(-1, num_channels)
+    return torch.from_numpy(pixels)
+
+
+def make_scene(*, files, names, cameras, num_channels, read_pixels, **facts):
+    """A `Scene` of images whose sizes the cameras tell."""
+    areas = cameras.sizes.prod(dim=-1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), areas.cumsum(0)])
+    pixels = read_pixels_of(files, cameras.sizes, num_channels, offsets) if read_pixels else None
+    return Scene(pixels=pixels, offsets=offsets, cameras=cameras, names=tuple(names), **facts)
+
+
+def make_cameras(camtoworlds, pixtocams, sizes, **facts):
+    """`Cameras` in float32 from float64 arrays."""
+    return Cameras(
+        camtoworlds=torch.as_tensor(np.asarray(camtoworlds), dtype=torch.float32),
+        pixtocams=torch.as_tensor(np.asarray(pixtocams), dtype=torch.float32),
+        sizes=torch.as_tensor(np.asarray(sizes), dtype=torch.int64),
+        **facts,
+    )
+
+
+def cube(half_width):
+    """The corners `[2, 3]` of a cube about the origin."""
+    return torch.tensor([[-half_width] * 3, [half_width] * 3])
+
+
+def ray_box(cameras):
+    """The corners `[2, 3]` of the box around all rays between near and far."""
+    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    index = torch.arange(len(cameras))[:, None].expand(-1, 4)
+    pixel = (corners * (cameras.sizes[:, None] - 1)).unbind(-1)
+    rays = pixels_to_rays(cameras, index, *pixel)
+    ends = torch.cat([rays.origins + t * rays.directions for t in (rays.near, rays.far)])
+    ends = ends.reshape(-1, 3)
+    return torch.stack([ends.amin(dim=0), ends.amax(dim=0)])
+
+
+# The formats.
+
+
+class Blender(NeRFDataset):
+    """`transforms_{train,val,test}.json` and RGBA PNGs, as NeRF's synthetic scenes have them."""
+
+    folders = ("nerf_synthetic",)
+
+    def load(self, split, read_pixels=True):
+        config = self.config
+        path = self._transforms(split)
+        meta = read_json(path)
+        names, matrices = self._frames(meta, path)
+        files = [self.root / f"{name}.png" for name in names]
+        camtoworlds = checked_poses(matrices, path, names)
+        angle = checked_number(meta.get("camera_angle_x"), path, "camera_angle_x")
+        sizes, pixtocams = [], []
+        for file in files:
+            width, height = image_utils.image_size(file)
+            if min(width, height) < config.factor:
+                raise UserError(f"{file} is {width}x{height}; --factor {config.factor} leaves "
+                                "no pixel.")
+            width, height = width // config.factor, height // config.factor
+            focal = 0.5 * width / math.tan(0.5 * angle)
+            sizes.append((width, height))
+            pixtocams.append(pixtocam(focal, focal, width, height))
+        near, far = checked_range(config.near, config.far)
+        return make_scene(
+            files=files, names=names, num_channels=4, read_pixels=read_pixels,
+            cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
+            background=float(config.white_bkgd), world_to_scene=torch.eye(4),
+            box=cube((far - near) / 2),
+        )
+
+    def splits(self):
+        return tuple(s for s in SPLITS if (self.root / f"transforms_{s}.json").exists())
+
+    def make_demo(self, folder):
+        demo_scene.write_blender(folder)
+
+    def _transforms(self, split):
+        """The split's file; the test views serve as validation where there are none for it."""
+        path = self.root / f"transforms_{split}.json"
+        if split == "val" and not path.exists():
+            return self.root / "transforms_test.json"
+        return path
+
+    def _frames(self, meta, path):
+        frames = meta.get("frames")
+        if not isinstance(frames, list) or not frames:
+            raise UserError(f"{path} lists no frames; a split needs at least one.")
+        try:
+            return ([Path(f["file_path"]).as_posix() for f in frames],
+                    [f["transform_matrix"] for f in frames])
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} has a frame without {error}; file_path and transform_matrix are wanted."
+            ) from None
+
+
+class Multicam(NeRFDataset):
+    """`metadata.json` and RGBA PNGs of several sizes, as mip-NeRF's multiscale scenes have them."""
+
+    folders = ("nerf_multiscale",)
+    keys = ("file_path", "cam2world", "pix2cam", "width", "height", "near", "far", "lossmult",
+            "label")
+
+    def load(self, split, read_pixels=True):
+        path = self.root / "metadata.json"
+        meta = self._split(read_json(path), split, path)
+        names = [str(name) for name in meta["file_path"]]
+        files = [self.root / name for name in names]
+        sizes = list(zip(meta["width"], meta["height"], strict=True))
+        for file, size in zip(files, sizes, strict=True):
+            found = image_utils.image_size(file)
+            if found != size:
+                raise UserError(f"{file} is {found[0]}x{found[1]}, but {path} says "
+                                f"{size[0]}x{size[1]}.")
+        if self.config.factor != 1:
+            raise UserError(f"--factor {self.config.factor} was given; a Multicam scene holds its "
+                            "own scales, so only --factor 1 fits.")
+        near, far = (np.asarray(meta[key], dtype=np.float64) for key in ("near", "far"))
+        near = np.full_like(near, self.config.near) if self.config.near is not None else near
+        far = np.full_like(far, self.config.far) if self.config.far is not None else far
+        near_end, far_end = checked_range(float(near.min()), float(far.max()))
+        cameras = make_cameras(
+            checked_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
+            near=near, far=far, lossmult=meta["lossmult"],
+        )
+        return make_scene(
+            files=files, names=names, num_channels=4, read_pixels=read_pixels, cameras=cameras,
+            labels=torch.as_tensor(meta["label"]), background=float(self.config.white_bkgd),
+            world_to_scene=torch.eye(4), box=cube((far_end - near_end) / 2),
+        )
+
+    def splits(self):
+        meta = read_json(self.root / "metadata.json")
+        return tuple(split for split in SPLITS if split in meta)
+
+    def make_demo(self, folder):
+        blender = find_scene(self.config, Blender.folders, demo_scene.write_blender)
+        # 100 pixels halve evenly only twice.
+        convert_to_multiscale(blender, folder, num_scales=3)
+
+    def _split(self, meta, split, path):
+        if split == "val" and "val" not in meta:
+            split = "test"
+        if split not in meta:
+            raise UserError(f"{path} has no split {split!r}; it holds {', '.join(meta) or 'none'}.")
+        meta = meta[split]
+        missing = [key for key in self.keys if not isinstance(meta.get(key), list)]
+        if missing:
+            raise UserError(f"the split {split!r} in {path} has no list {', '.join(missing)}.")
+        counts = {key: len(meta[key]) for key in self.keys}
+        if len(set(counts.values())) != 1 or not meta["file_path"]:
+            raise UserError(f"the lists of {split!r} in {path} have {counts} entries; equal counts "
+                            "of at least 1 are wanted.")
+        return meta
+
+
+class LLFF(NeRFDataset):
+    """`poses_bounds.npy` and `images[_factor]/`, as LLFF's forward-facing captures have them."""
+
+    folders = ("nerf_llff_data",)
+
+    def load(self, split, read_pixels=True):
+        config = self.config
+        folder = self._image_folder()
+        files = image_utils.list_images(folder)
+        poses, bounds, full_sizes, focals = self._poses_bounds(len(files), folder)
+        scale = 1 / (0.75 * bounds.min())
+        bounds = bounds * scale
+        camtoworlds, transform = self._aligned(poses, pose_utils.scaling(scale))
+        if config.spherify:
+            bounds = bounds * np.cbrt(np.linalg.det(transform[:3, :3])) / scale
+        sizes, pixtocams, focal = self._intrinsics(files, full_sizes, focals)
+        near, far = self._range(bounds)
+        ndc = (focal, *(int(v) for v in sizes[0])) if config.ndc else None
+        if config.ndc:
+            self._check_forward_facing(camtoworlds, files)
+        everything = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far, ndc=ndc)
+        box = cube(1.0) if config.spherify else ray_box(everything)
+        index = self._split_index(split, len(files), folder)
+        return make_scene(
+            files=[files[i] for i in index], names=[files[i].name for i in index],
+            cameras=everything[torch.as_tensor(index)], num_channels=3, read_pixels=read_pixels,
+            background=float(config.white_bkgd), box=box,
+            world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
+        )
+
+    def make_demo(self, folder):
+        demo_scene.write_llff(folder)
+
+    def _split_index(self, split, count, folder):
+        """Every `--llffhold`-th view is a test view; they serve as validation too."""
+        held_out = [i for i in range(count) if i % self.config.llffhold == 0]
+        index = sorted(set(range(count)) - set(held_out)) if split == "train" else held_out
+        if not index:
+            raise UserError(f"{folder} has {count} image(s); with --llffhold "
+                            f"{self.config.llffhold} the {split} split is empty.")
+        return index
+
+    def _poses_bounds(self, num_images, folder):
+        """Poses, bounds `[N, 2]`, full sizes `[N, 2]` and focal lengths `[N]` as in the file."""
+        path = self.root / "poses_bounds.npy"
+        try:
+            table = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is not a NumPy array ({error}).") from None
+        if table.ndim != 2 or table.shape[1] != 17 or not np.issubdtype(table.dtype, np.number):
+            raise UserError(f"{path} has shape {table.shape}; [N, 17] numbers are wanted.")
+        if len(table) != num_images:
+            raise UserError(f"{path} has {len(table)} poses but {folder} has {num_images} images.")
+        table = table.astype(np.float64)
+        matrices = table[:, :15].reshape(-1, 3, 5)
+        down, right, rest = np.split(matrices[:, :, :4], [1, 2], axis=2)
+        names = [f"row {i}" for i in range(len(table))]
+        poses = checked_poses(np.concatenate([right, -down, rest], axis=2), path, names)
+        bounds, hwf = table[:, 15:], matrices[:, :, 4]
+        if not np.isfinite(table).all() or (hwf <= 0).any():
+            raise UserError(f"{path} has a size or focal length that is no number above 0.")
+        if (bounds[:, 0] <= 0).any() or (bounds[:, 0] >= bounds[:, 1]).any():
+            raise UserError(f"{path} has bounds that are not 0 < near < far.")
+        return poses, bounds, hwf[:, [1, 0]], hwf[:, 2]
+
+    def _aligned(self, poses, scaling):
+        """The scaled world, recentred over all views, and spherified when asked."""
+        poses = pose_utils.transform_poses(poses, scaling)
+        poses, transform = pose_utils.recentre(poses)
+        transform = transform @ scaling
+        if self.config.spherify:
+            poses, to_sphere = pose_utils.spherify(poses)
+            transform = to_sphere @ transform
+        return poses, transform
+
+    def _range(self, bounds):
+        if self.config.ndc:
+            near, far = 0.0, 1.0
+        else:
+            near, far = 0.9 * bounds.min(), bounds.max()
+        near = near if self.config.near is None else self.config.near
+        far = far if self.config.far is None else self.config.far
+        return checked_range(near, far)
+
+    def _check_forward_facing(self, camtoworlds, files):
+        """NDC wants every camera to look along -z, which recentring makes the mean direction."""
+        backward = camtoworlds[:, 2, 2]
+        worst = int(np.argmin(backward))
+        if backward[worst] < 0.1:
+            raise UserError(
+                f"{files[worst].name} looks {np.degrees(np.arccos(backward[worst])):.0f} degrees "
+                "away from the mean direction, which NDC cannot express; use --spherify for an "
+                "inward-facing capture, or --no-ndc."
+            )
+
+    def _intrinsics(self, files, full_sizes, focals):
+        """Sizes, pixel-to-camera matrices, and the focal length that NDC uses."""
+        sizes, pixtocams, factor = [], [], self.config.factor
+        for file, full, focal in zip(files, full_sizes, focals, strict=True):
+            size = np.array(image_utils.image_size(file))
+            wanted = full / factor
+            if (np.abs(size - wanted) > np.maximum(1, SIZE_TOLERANCE * wanted)).any():
+                raise UserError(
+                    f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy says {full[0]:.0f}x"
+                    f"{full[1]:.0f} in full, so {wanted[0]:.0f}x{wanted[1]:.0f} at --factor "
+                    f"{factor}."
+                )
+            focal_x, focal_y = focal * size / full
+            sizes.append(size)
+            pixtocams.append(pixtocam(focal_x, focal_y, *size))
+        return sizes, pixtocams, float(focals[0] * sizes[0][0] / full_sizes[0][0])
+
+    def _image_folder(self):
+        """The folder of images at `--factor`: the shipped one, or one made from a finer one."""
+        factor = self.config.factor
+        name = "images" if factor == 1 else f"images_{factor}"
+        if (self.root / name).is_dir():
+            return self.root / name
+        shipped = {1: self.root / "images"} if (self.root / "images").is_dir() else {}
+        for folder in self.root.glob("images_*"):
+            if folder.name[7:].isdigit() and folder.is_dir():
+                shipped[int(folder.name[7:])] = folder
+        finer = [f for f in shipped if f < factor]
+        if not finer:
+            there = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
+            raise UserError(f"{self.root} has no images at --factor {factor} or finer; it ships: "
+                            f"{there}. Set --factor to one of these or a coarser one.")
+        source = max(finer)
+        # Scenes of the same name must not share a folder in the cache.
+        digest = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
+        target = writable_folder(self.root, f"{self.root.name}_{digest}") / name
+        if not target.is_dir():
+            self._make_smaller(shipped[source], target, factor / source)
+        return target
+
+    def _make_smaller(self, source, target, ratio):
+        files = image_utils.list_images(source)
+        print(f"Making {len(files)} images at --factor {self.config.factor} in {target} …")
+        with new_folder(target) as folder:
+            for file in files:
+                image = image_utils.read_image(file, 3)
+                height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
+                small = image_utils.resize_area(image, width, height)
+                image_utils.write_image(folder / f"{file.stem}.png", small)
+
+
+DATASETS = {"blender": Blender, "llff": LLFF, "multicam": Multicam}
+
+
+def checked_range(near, far):
+    """near and far as floats; raises UserError unless 0 <= near < far."""
+    if not 0 <= near < far:
+        raise UserError(f"near {near:g} and far {far:g} do not make a range; set --near and --far.")
+    return float(near), float(far)
+
+
+class new_folder:
+    """A context for writing a folder whole or not at all: `with new_folder(path) as temporary`."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}-"))
+        return self.temporary
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.temporary.chmod(0o755)
+            os.replace(self.temporary, self.path)
+        else:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+# The multiscale conversion.
+
+
+def convert_to_multiscale(blender_dir, out_dir, num_scales=4):
+    """Write a Blender scene as the multiscale scene of mip-NeRF's official code, to the byte.
+
+    Each image is halved `num_scales` - 1 times by the mean of 2x2 straight RGBA values in
+    float32, and each is saved by truncation; level j weighs 4^j. Splits that the source lacks are
+    left out. Raises UserError where a side is odd before the last level.
+    """
+    blender_dir, out_dir = Path(blender_dir), Path(out_dir)
+    splits = [s for s in SPLITS if (blender_dir / f"transforms_{s}.json").exists()]
+    if not splits:
+        raise UserError(f"{blender_dir} has no transforms_*.json; a Blender scene is wanted.")
+    if out_dir.exists():
+        raise UserError(f"{out_dir} is there already; remove it or choose another folder.")
+    with new_folder(out_dir) as folder:
+        meta = {s: _convert_split(blender_dir, folder, s, num_scales) for s in splits}
+        (folder / "metadata.json").write_text(json.dumps(meta, indent=1))
+
+
+def _convert_split(blender_dir, folder, split, num_scales):
+    transforms = read_json(blender_dir / f"transforms_{split}.json")
+    angle = checked_number(transforms.get("camera_angle_x"), blender_dir, "camera_angle_x")
+    meta = {key: [] for key in (*Multicam.keys, "focal")}
+    (folder / f"images_{split}").mkdir()
+    for i, frame in enumerate(transforms["frames"]):
+        file = blender_dir / f"{frame['file_path']}.png"
+        image = image_utils.read_image(file, 4).astype(np.float32) / 255
+        focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
+        for level in range(num_scales):
+            height, width = image.shape[:2]
+            name = f"images_{split}/{i:03d}_d{level}.png"
+            image_utils.write_image(folder / name, np.uint8(image * 255))
+            scaled = focal / 2**level
+            row = {
+                "file_path": name, "cam2world": frame["transform_matrix"], "width": width,
+                "height": height, "focal": scaled, "label": level, "near": 2.0, "far": 6.0,
+                "lossmult": 4.0**level,
+                "pix2cam": pixtocam(scaled, scaled, width, height).tolist(),
+            }
+            for key, value in row.items():
+                meta[key].append(value)
+            if level < num_scales - 1:
+                image = _halve(image, file, num_scales)
+    return meta
+
+
+def _halve(image, file, num_scales):
+    height, width = image.shape[:2]
+    if height % 2 or width % 2:
+        raise UserError(f"{file} comes to {width}x{height}, which cannot be halved for "
+                        f"--num_scales {num_scales}; use fewer scales.")
+    return image.reshape(height // 2, 2, width // 2, 2, -1).mean(axis=(1, 3))

@@ -1,0 +1,116 @@
+"""Networks from Gaussians and view directions to density and colour."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import coord
+
+
+class FieldOutput(NamedTuple):
+    """density: `[..., S]` at least 0, per world unit; rgb: `[..., S, 3]`, or None."""
+
+    density: Tensor
+    rgb: Tensor | None
+
+
+class MLPField(nn.Module):
+    """mip-NeRF's network: IPE, a trunk with a skip connection, and a view-dependent branch.
+
+    hidden, depth: width and number of the trunk's layers; the encoding is concatenated again
+        after each layer whose index is a positive multiple of `skip` (mip-NeRF, section 5.1, as
+        in the official code).
+    view_hidden, view_depth: of the branch that sees the view direction; none without viewdirs.
+    compute_dtype: of the linear layers alone. The arguments of the encoding, raw density and
+        colour stay float32: rounding 2^15 x to 8 bits would leave noise of the angle.
+    Weights start Glorot-uniform and biases at zero.
+    """
+
+    def __init__(
+        self, *, hidden, depth, skip, view_hidden, view_depth, use_viewdirs, min_deg, max_deg,
+        view_deg, density_bias, rgb_padding, compute_dtype=torch.float32,
+    ):
+        super().__init__()
+        self.min_deg, self.max_deg, self.view_deg = min_deg, max_deg, view_deg
+        self.use_viewdirs, self.skip = use_viewdirs, skip
+        self.density_bias, self.rgb_padding = density_bias, rgb_padding
+        self.compute_dtype = compute_dtype
+        encoding_size = 6 * (max_deg - min_deg)
+        view_size = 3 + 6 * view_deg
+        self.trunk = nn.ModuleList()
+        size = encoding_size
+        for i in range(depth):
+            self.trunk.append(nn.Linear(size, hidden))
+            size = hidden + encoding_size if self._skips_after(i) else hidden
+        self.density = nn.Linear(size, 1)
+        self.view = nn.ModuleList()
+        if use_viewdirs:
+            self.bottleneck = nn.Linear(size, hidden)
+            size = hidden + view_size
+            for _ in range(view_depth):
+                self.view.append(nn.Linear(size, view_hidden))
+                size = view_hidden
+        self.rgb = nn.Linear(size, 3)
+        for layer in self.layers():
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def layers(self):
+        """All linear layers in the official code's order."""
+        bottleneck = [self.bottleneck] if self.use_viewdirs else []
+        return [*self.trunk, self.density, *bottleneck, *self.view, self.rgb]
+
+    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+        """Density and colour of Gaussians.
+
+        gaussians: `[..., S]` `Gaussians`; viewdirs: `[..., 3]` unit vectors; density_noise:
+        `[..., S]`, added to raw density; with_rgb: whether colour is wanted.
+        """
+        encoding = coord.integrated_pos_enc(*gaussians, self.min_deg, self.max_deg)
+        with torch.autocast(
+            encoding.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        ):
+            features = self._features(encoding)
+            raw_density = self.density(features)[..., 0]
+            raw_rgb = self._raw_rgb(features, viewdirs) if with_rgb else None
+        raw_density = raw_density.float() if self._reduced() else raw_density
+        if density_noise is not None:
+            raw_density = raw_density + density_noise
+        density = F.softplus(raw_density + self.density_bias)
+        if not with_rgb:
+            return FieldOutput(density, None)
+        raw_rgb = raw_rgb.float() if self._reduced() else raw_rgb
+        rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
+        return FieldOutput(density, rgb)
+
+    def _reduced(self):
+        return self.compute_dtype != torch.float32
+
+    def _skips_after(self, index):
+        return index > 0 and index % self.skip == 0
+
+    def _features(self, encoding):
+        if self._reduced():
+            encoding = encoding.to(self.compute_dtype)
+        x = encoding
+        for i, layer in enumerate(self.trunk):
+            x = F.relu(layer(x), inplace=True)
+            if self._skips_after(i):
+                x = torch.cat([x, encoding], dim=-1)
+        return x
+
+    def _raw_rgb(self, features, viewdirs):
+        if not self.use_viewdirs:
+            return self.rgb(features)
+        encoded = coord.pos_enc(viewdirs, 0, self.view_deg)
+        x = self.bottleneck(features)
+        first = self.view[0]
+        # A ray has one direction, so its share of the first layer is computed once per ray.
+        of_ray = F.linear(encoded, first.weight[:, x.shape[-1] :], first.bias)
+        x = F.linear(x, first.weight[:, : x.shape[-1]]) + of_ray[..., None, :]
+        x = F.relu(x, inplace=True)
+        for layer in self.view[1:]:
+            x = F.relu(layer(x), inplace=True)
+        return self.rgb(x)

@@ -1,0 +1,88 @@
+"""Camera poses in float64 NumPy: averages, recentring, spherifying.
+
+`camtoworlds` are `[N, 3, 4]` with OpenGL axes (x right, y up, looking along -z). A function that
+moves the world returns the moved poses and the similarity `[4, 4]` that moves points likewise.
+"""
+
+import numpy as np
+
+
+def normalize(x):
+    """A vector of length 1."""
+    return x / np.linalg.norm(x)
+
+
+def view_matrix(backward, up, position):
+    """A pose `[3, 4]` at `position` whose camera looks along -`backward`."""
+    z = normalize(backward)
+    x = normalize(np.cross(up, z))
+    return np.stack([x, np.cross(z, x), z, position], axis=1)
+
+
+def average_pose(camtoworlds):
+    """The mean position with the mean axes (NeRF's official code); `[3, 4]`."""
+    backward, up = camtoworlds[:, :, 2].sum(axis=0), camtoworlds[:, :, 1].sum(axis=0)
+    return view_matrix(backward, up, camtoworlds[:, :, 3].mean(axis=0))
+
+
+def homogeneous(poses):
+    """`[..., 3, 4]` with the row (0, 0, 0, 1) below: `[..., 4, 4]`."""
+    last = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (*poses.shape[:-2], 1, 4))
+    return np.concatenate([poses, last], axis=-2)
+
+
+def transform_poses(camtoworlds, transform):
+    """Poses in a world moved by a similarity `[4, 4]`; rotations keep their length."""
+    moved = (transform @ homogeneous(camtoworlds))[:, :3]
+    scale = np.cbrt(np.linalg.det(transform[:3, :3]))
+    moved[:, :, :3] /= scale
+    return moved
+
+
+def scaling(factor):
+    """The similarity `[4, 4]` that scales about the origin."""
+    return np.diag([factor, factor, factor, 1.0])
+
+
+def recentre(camtoworlds):
+    """Move the world so that the average pose is the identity."""
+    transform = np.linalg.inv(homogeneous(average_pose(camtoworlds)))
+    return transform_poses(camtoworlds, transform), transform
+
+
+def focus_point(camtoworlds):
+    """The point `[3]` nearest to all optical axes, in the least-squares sense."""
+    directions, origins = camtoworlds[:, :, 2:3], camtoworlds[:, :, 3:4]
+    across = np.eye(3) - directions * np.swapaxes(directions, 1, 2)
+    normal_matrix = np.mean(np.swapaxes(across, 1, 2) @ across, axis=0)
+    # Parallel axes have no single nearest point: the pseudo-inverse takes the closest to 0.
+    return np.linalg.pinv(normal_matrix) @ np.mean(across @ origins, axis=0)[:, 0]
+
+
+def spherify(camtoworlds):
+    """Move an inward-facing capture: focus at the origin, cameras at RMS distance 1, up along z.
+
+    As NeRF's official code does it; "up" is the mean direction from the focus to the cameras.
+    """
+    centre = focus_point(camtoworlds)
+    z = normalize((camtoworlds[:, :, 3] - centre).mean(axis=0))
+    x = normalize(np.cross([0.1, 0.2, 0.3], z))
+    frame = np.stack([x, normalize(np.cross(z, x)), z, centre], axis=1)
+    to_frame = np.linalg.inv(homogeneous(frame))
+    moved = transform_poses(camtoworlds, to_frame)
+    factor = 1 / np.sqrt(np.mean(np.sum(moved[:, :, 3] ** 2, axis=-1)))
+    transform = scaling(factor) @ to_frame
+    return transform_poses(camtoworlds, transform), transform
+
+
+def pose_fault(camtoworld):
+    """What is wrong with a pose `[3, 4]`, in words, or None."""
+    if not np.isfinite(camtoworld).all():
+        return "holds values that are not finite"
+    rotation = camtoworld[:, :3]
+    error = np.abs(rotation.T @ rotation - np.eye(3)).max()
+    if error > 1e-3:
+        return f"is no rotation (its columns differ from orthonormal ones by {error:.2g})"
+    if np.linalg.det(rotation) < 0:
+        return "is mirrored (its rotation has determinant -1)"
+    return None

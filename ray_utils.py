@@ -1,0 +1,465 @@
+"""From pixels to rays, along rays to Gaussians, and from samples back to pixels.
+
+Shapes: `...` is the batch, S intervals along a ray, N cameras. Fence posts `tdist [..., S+1]` are
+in units of the (not normalized) ray direction: a point is `origins + t * directions`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import coord
+import stepfun
+from coord import Gaussians
+
+# Half a pixel's width, made halfway between the inscribed and the circumscribed circle.
+RADIUS_PER_PIXEL = 2 / math.sqrt(12)
+
+# Iterations of Newton's method: lens distortions converge to float32 in four or five.
+UNDISTORT_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """A frozen record of tensors that share batch axes; other values pass through untouched."""
+
+    def map(self, fn):
+        """A new record with `fn` applied to each tensor, also inside dictionaries."""
+        return replace(self, **{f.name: _map(fn, getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device):
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def __getitem__(self, index):
+        """The records at `index` of the first batch axis; scalars belong to all of them."""
+        return self.map(lambda x: x[index] if x.dim() else x)
+
+
+def _map(fn, value):
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, TensorRecord):
+        return value.map(fn)
+    if isinstance(value, dict):
+        return {key: _map(fn, item) for key, item in value.items()}
+    return value
+
+
+def concatenate(records):
+    """One record whose tensors are those of `records`, joined along the first axis."""
+    first = records[0]
+    joined = {f.name: _concatenate([getattr(r, f.name) for r in records]) for f in fields(first)}
+    return replace(first, **joined)
+
+
+def _concatenate(values):
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], dict):
+        return {key: _concatenate([v[key] for v in values]) for key in values[0]}
+    return values[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras(TensorRecord):
+    """N pinhole or fisheye cameras with OpenGL axes: x right, y up, looking along -z.
+
+    camtoworlds: `[N, 3, 4]` rotation and position.
+    pixtocams: `[N, 3, 3]`, from (x, y, 1) in pixels to a camera direction with z = -1. Inverse
+        intrinsics of the OpenCV kind (z = +1, y down) are turned into these.
+    sizes: `[N, 2]` width and height in pixels.
+    near, far: `[N]` or a number, the range of t along a ray.
+    lossmult: `[N]` or a number, the weight of a pixel in the loss.
+    distortion: `[N, 6]` OpenCV's k1, k2, k3, k4, p1, p2 in normalized coordinates, or None; k1…k4
+        are the polynomial in r² (pinhole) or in the squared angle (fisheye).
+    fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none.
+    ndc: (focal, width, height) in pixels if rays are made in NDC, else None.
+    """
+
+    camtoworlds: Tensor
+    pixtocams: Tensor
+    sizes: Tensor
+    near: Tensor
+    far: Tensor
+    lossmult: Tensor | float = 1.0
+    distortion: Tensor | None = None
+    fisheye: Tensor | None = None
+    ndc: tuple | None = None
+
+    def __post_init__(self):
+        for name in ("near", "far", "lossmult"):
+            value = torch.as_tensor(getattr(self, name), dtype=self.camtoworlds.dtype)
+            value = value.to(self.camtoworlds.device).expand(self.camtoworlds.shape[:-2])
+            object.__setattr__(self, name, value)
+        opencv = self.pixtocams[..., 2:, 2:] > 0
+        flip = torch.tensor([[1.0], [-1.0], [-1.0]]).to(self.pixtocams)
+        object.__setattr__(self, "pixtocams", torch.where(opencv, flip, 1.0) * self.pixtocams)
+
+    def __len__(self):
+        return len(self.camtoworlds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(TensorRecord):
+    """The pictures of one split and the cameras that took them.
+
+    pixels: uint8 `[P, C]`, all images one after another, row by row; C = 4 keeps straight alpha.
+        None where the pictures were not read.
+    offsets: `[N+1]`, where each image begins in `pixels`.
+    cameras: `Cameras` of the N images; names: their names; labels: `[N]` the scale of a Multicam
+        image (0 is the finest), or None.
+    background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
+    world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
+    box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
+    """
+
+    pixels: Tensor | None
+    offsets: Tensor
+    cameras: Cameras
+    names: tuple
+    labels: Tensor | None = None
+    background: float
+    world_to_scene: Tensor
+    box: Tensor
+
+    def __post_init__(self):
+        count = len(self.names)
+        assert self.offsets.shape == (count + 1,), (self.offsets.shape, count)
+        assert self.cameras.camtoworlds.shape == (count, 3, 4), self.cameras.camtoworlds.shape
+        assert self.cameras.pixtocams.shape == (count, 3, 3), self.cameras.pixtocams.shape
+        assert self.cameras.sizes.shape == (count, 2), self.cameras.sizes.shape
+        if self.pixels is not None:
+            assert len(self.pixels) == int(self.offsets[-1]), (self.pixels.shape, self.offsets[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rays(TensorRecord):
+    """Rays with the cone radius that a pixel has at t = 1; all `[..., 3]` or `[..., 1]`."""
+
+    origins: Tensor
+    directions: Tensor
+    viewdirs: Tensor
+    radii: Tensor
+    near: Tensor
+    far: Tensor
+    lossmult: Tensor
+    cam_idx: Tensor
+
+    @property
+    def shape(self):
+        """The batch axes."""
+        return self.origins.shape[:-1]
+
+    def flatten(self):
+        """The same rays with one batch axis."""
+        return self.map(lambda x: x.reshape(-1, x.shape[-1]))
+
+    def __len__(self):
+        return len(self.origins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(TensorRecord):
+    """Rays and the colours they should have, composited on the scene's background.
+
+    rgb: `[..., 3]`; mask: `[..., 1]`, 1 where a pixel counts, or None.
+    lossmult_sum: the sum of the loss weights over the whole batch of which this is a part, a
+        scalar, so that the losses of its parts add up to that of the whole; None if it is whole.
+    """
+
+    rays: Rays
+    rgb: Tensor
+    mask: Tensor | None = None
+    lossmult_sum: Tensor | None = None
+
+    def loss_weights(self):
+        """The weight of each ray in the loss, `[..., 1]`."""
+        return self.rays.lossmult if self.mask is None else self.rays.lossmult * self.mask
+
+    def total_weight(self):
+        """What a weighted mean over the whole batch divides by."""
+        return self.loss_weights().sum() if self.lossmult_sum is None else self.lossmult_sum
+
+    def split(self, size):
+        """Parts of at most `size` rays whose losses add up to that of this (flat) batch."""
+        whole = replace(self, lossmult_sum=self.total_weight())
+        return [whole[i : i + size] for i in range(0, len(self.rays), size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOutput(TensorRecord):
+    """What one level of a model sees along rays.
+
+    rgb: `[..., 3]`; acc: `[...]` opacity; distance_mean, distance_median: `[...]` in t.
+    sdist, tdist: `[..., S+1]` fence posts in [0, 1] and in t; weights: `[..., S]`. These three are
+    None in whole pictures, which keep what a pixel has one of.
+    extras: named quantities per ray, such as `normals [..., 3]`.
+    """
+
+    rgb: Tensor
+    acc: Tensor
+    distance_mean: Tensor
+    distance_median: Tensor
+    sdist: Tensor | None = None
+    tdist: Tensor | None = None
+    weights: Tensor | None = None
+    extras: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        batch = self.rgb.shape[:-1]
+        assert self.rgb.shape == (*batch, 3), self.rgb.shape
+        for name in ("acc", "distance_mean", "distance_median"):
+            assert getattr(self, name).shape == batch, (name, getattr(self, name).shape, batch)
+        if self.weights is not None:
+            posts = (*batch, self.weights.shape[-1] + 1)
+            assert self.sdist.shape == self.tdist.shape == posts, (self.tdist.shape, posts)
+
+
+class Rendering(NamedTuple):
+    """Composited rays: rgb `[..., 3]`, and acc, distance_mean, distance_median `[...]`."""
+
+    rgb: Tensor
+    acc: Tensor
+    distance_mean: Tensor
+    distance_median: Tensor
+
+
+# From pixels to rays.
+
+
+def pixels_to_rays(cameras, cam_idx, x, y):
+    """Rays through the centres of pixels.
+
+    cameras: `Cameras`; cam_idx, x, y: integer tensors of one shape `[...]`, a camera's index and
+    pixel coordinates from the upper left corner, whose centre is at (0.5, 0.5).
+    Returns `Rays [...]`: `directions` have z = -1 in the camera (in NDC: see `coord.to_ndc`),
+    `viewdirs` are unit vectors in the world. The radius is the mean of the distances to the rays
+    of the right and lower neighbours times 2 / sqrt(12) (mip-NeRF, section 3.1), measured between
+    directions, or in NDC between origins; a neighbour may lie outside the image.
+    """
+    assert cam_idx.shape == x.shape == y.shape, (cam_idx.shape, x.shape, y.shape)
+    dtype = cameras.camtoworlds.dtype
+    # A pixel, its right and its lower neighbour: [..., 3, 2].
+    steps = torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]], dtype=dtype, device=x.device)
+    pixels = torch.stack([x, y], dim=-1)[..., None, :] + steps
+    pose = cameras.camtoworlds[cam_idx]
+    camera_dirs = _camera_directions(cameras, cam_idx, pixels)
+    directions = _rotate(pose[..., None, :, :3], camera_dirs)
+    origins = pose[..., None, :, 3].expand_as(directions)
+    viewdirs = directions[..., 0, :] / directions[..., 0, :].norm(dim=-1, keepdim=True)
+    spread = directions
+    if cameras.ndc is not None:
+        origins, directions = coord.to_ndc(origins, directions, *cameras.ndc)
+        spread = origins
+    to_neighbours = (spread[..., 1:, :] - spread[..., :1, :]).norm(dim=-1)
+    per_camera = {name: getattr(cameras, name)[cam_idx][..., None]
+                  for name in ("near", "far", "lossmult")}
+    return Rays(
+        origins=origins[..., 0, :],
+        directions=directions[..., 0, :],
+        viewdirs=viewdirs,
+        radii=to_neighbours.mean(dim=-1, keepdim=True) * RADIUS_PER_PIXEL,
+        cam_idx=cam_idx[..., None],
+        **per_camera,
+    )
+
+
+def _camera_directions(cameras, cam_idx, pixels):
+    """Directions in the camera's axes of `pixels [..., 3, 2]`; `[..., 3, 3]`."""
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
+    directions = _rotate(cameras.pixtocams[cam_idx][..., None, :, :], homogeneous)
+    if cameras.distortion is None and cameras.fisheye is None:
+        return directions
+    # Lens models are written for OpenCV's axes, where y points down.
+    down = directions.new_tensor([1.0, -1.0])
+    distorted = directions[..., :2] * down
+    coefficients = (directions.new_zeros(*cam_idx.shape, 6) if cameras.distortion is None
+                    else cameras.distortion[cam_idx])[..., None, :]
+    pinhole = torch.cat(
+        [undistort(distorted, coefficients) * down, -torch.ones_like(distorted[..., :1])], dim=-1
+    )
+    if cameras.fisheye is None:
+        return pinhole
+    angles = undistort_fisheye(distorted, coefficients)
+    ring = angles.norm(dim=-1, keepdim=True)
+    # sinc keeps the centre, where the ring has radius 0, free of a division by zero.
+    sine_over_angle = torch.sinc(ring / math.pi)
+    curved = torch.cat([sine_over_angle * angles * down, -ring.cos()], dim=-1)
+    return torch.where(cameras.fisheye[cam_idx][..., None, None], curved, pinhole)
+
+
+def undistort(distorted, coefficients):
+    """Pinhole coordinates of distorted ones, by Newton's method (OpenCV's radial-tangential lens).
+
+    distorted: `[..., 2]` normalized image coordinates, y down.
+    coefficients: `[..., 6]`, k1…k4 of the polynomial in r², then p1, p2. Returns `[..., 2]`.
+    """
+    k1, k2, k3, k4, p1, p2 = coefficients.unbind(-1)
+    goal_x, goal_y = distorted.unbind(-1)
+    x, y = goal_x, goal_y
+    for _ in range(UNDISTORT_STEPS):
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))
+        error_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x) - goal_x
+        error_y = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y) - goal_y
+        dxx = radial + x * x * slope + 2 * p1 * y + 6 * p2 * x
+        dyy = radial + y * y * slope + 2 * p2 * x + 6 * p1 * y
+        dxy = x * y * slope + 2 * p1 * x + 2 * p2 * y
+        determinant = dxx * dyy - dxy * dxy
+        x = x - (dyy * error_x - dxy * error_y) / determinant
+        y = y - (dxx * error_y - dxy * error_x) / determinant
+    return torch.stack([x, y], dim=-1)
+
+
+def undistort_fisheye(distorted, coefficients):
+    """Image coordinates `[..., 2]` whose length is the angle to the optical axis in radians.
+
+    distorted: `[..., 2]` normalized coordinates of OpenCV's equidistant fisheye;
+    coefficients: `[..., 6]`, k1…k4 of the polynomial in the squared angle (p1, p2 have no use).
+    """
+    k1, k2, k3, k4 = coefficients[..., :4].unbind(-1)
+    goal = distorted.norm(dim=-1)
+    angle = goal
+    for _ in range(UNDISTORT_STEPS):
+        a2 = angle * angle
+        value = angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
+        slope = 1 + a2 * (3 * k1 + a2 * (5 * k2 + a2 * (7 * k3 + a2 * 9 * k4)))
+        angle = angle - (value - goal) / slope
+    ratio = torch.where(goal > 0, angle / goal.where(goal > 0, 1.0), 1.0)
+    return distorted * ratio[..., None]
+
+
+def _rotate(matrices, vectors):
+    """Matrix products `[..., 3, 3] x [..., 3]`, elementwise: no device rounds them to TF32."""
+    return (matrices * vectors[..., None, :]).sum(dim=-1)
+
+
+# Along a ray.
+
+
+def sample_along_rays(near, far, num_samples, jitter=None, lindisp=False):
+    """Fence posts of the coarse level (mip-NeRF, section 3.1; NeRF, eq. 2).
+
+    near, far: `[..., 1]` in t. jitter: `[..., num_samples + 1]` in [0, 1) moves each post between
+    the midpoints to its neighbours; None leaves them evenly spaced, in t, or with `lindisp` in
+    1 / t. Returns tdist `[..., num_samples + 1]`.
+    """
+    s = torch.linspace(0, 1, num_samples + 1, dtype=near.dtype, device=near.device)
+    if lindisp:
+        tdist = 1 / ((1 - s) / near + s / far)
+    else:
+        tdist = near * (1 - s) + far * s
+    if jitter is None:
+        return tdist
+    middle = 0.5 * (tdist[..., 1:] + tdist[..., :-1])
+    lower = torch.cat([tdist[..., :1], middle], dim=-1)
+    upper = torch.cat([middle, tdist[..., -1:]], dim=-1)
+    return lower + (upper - lower) * jitter
+
+
+def resample_along_rays(tdist, weights, num_samples, jitter=None, resample_padding=0.01):
+    """Fence posts of a finer level, drawn from a coarser level's weights (mip-NeRF, section 3.2).
+
+    tdist: `[..., S+1]`; weights: `[..., S]`; jitter: `[..., num_samples + 1]` in [0, 1) or None.
+    The weights are blurred, and `resample_padding` is added so that empty space is still visited.
+    Returns `[..., num_samples + 1]`; no gradient flows through it.
+    """
+    with torch.no_grad():
+        blurred = stepfun.max_blur(weights) + resample_padding
+        return stepfun.sorted_piecewise_constant_pdf(tdist, blurred, num_samples + 1, jitter)
+
+
+def conical_frustum_to_gaussian(directions, t0, t1, radii, diag=True):
+    """The mean and covariance of a conical frustum, relative to the ray's origin.
+
+    mip-NeRF, eqs. 7, 8 and 16, in the form that does not cancel for thin frustums.
+    directions: `[..., 3]`; t0, t1: `[..., S]` ends in t; radii: `[..., 1]` at t = 1.
+    Returns `Gaussians` with diagonal (`diag`) or full covariances.
+    """
+    middle, half = (t0 + t1) / 2, (t1 - t0) / 2
+    # The share is 0/0 for an empty frustum at t = 0, whose moments are all 0.
+    share = half**2 / (3 * middle**2 + half**2).clamp(min=torch.finfo(t0.dtype).tiny)
+    t_mean = middle + 2 * middle * share
+    t_var = half**2 / 3 - 4 / 15 * share**2 * (12 * middle**2 - half**2)
+    r_var = radii**2 * (middle**2 / 4 + half**2 * (5 / 12 - 4 / 15 * share))
+    return _lift_gaussian(directions, t_mean, t_var, r_var, diag)
+
+
+def cylinder_to_gaussian(directions, t0, t1, radii, diag=True):
+    """The mean and covariance of a cylinder of radius `radii`, relative to the ray's origin.
+
+    Arguments as in `conical_frustum_to_gaussian` (mip-NeRF's official code, for NDC).
+    """
+    t_var = (t1 - t0) ** 2 / 12
+    r_var = (radii**2 / 4).expand_as(t_var)
+    return _lift_gaussian(directions, (t0 + t1) / 2, t_var, r_var, diag)
+
+
+def _lift_gaussian(directions, t_mean, t_var, r_var, diag):
+    """Moments along and across a ray `[..., S]` as Gaussians in space (mip-NeRF, eq. 8)."""
+    means = directions[..., None, :] * t_mean[..., None]
+    norm_squared = (directions**2).sum(dim=-1, keepdim=True).clamp(min=1e-10)
+    if diag:
+        along = directions**2
+        across = 1 - along / norm_squared
+        along, across = along[..., None, :], across[..., None, :]
+        return Gaussians(means, t_var[..., None] * along + r_var[..., None] * across)
+    along = directions[..., :, None] * directions[..., None, :]
+    identity = torch.eye(3, dtype=directions.dtype, device=directions.device)
+    across = identity - along / norm_squared[..., None]
+    along, across = along[..., None, :, :], across[..., None, :, :]
+    return Gaussians(
+        means, t_var[..., None, None] * along + r_var[..., None, None] * across
+    )
+
+
+def cast_rays(tdist, origins, directions, radii, ray_shape, diag=True):
+    """Gaussians of all intervals of rays, in the coordinates of the rays.
+
+    tdist: `[..., S+1]`; origins, directions: `[..., 3]`; radii: `[..., 1]`;
+    ray_shape: "cone" or "cylinder".
+    """
+    shapes = {"cone": conical_frustum_to_gaussian, "cylinder": cylinder_to_gaussian}
+    means, covs = shapes[ray_shape](directions, tdist[..., :-1], tdist[..., 1:], radii, diag)
+    return Gaussians(means + origins[..., None, :], covs)
+
+
+# Back to pixels.
+
+
+def compute_weights(density, tdist, directions):
+    """How much each interval contributes to its pixel (mip-NeRF, eq. 10; NeRF, eq. 3).
+
+    density: `[..., S]` per world unit; tdist: `[..., S+1]`; directions: `[..., 3]`, whose length
+    turns t into world units. Returns weights `[..., S]`, which sum to at most 1.
+    """
+    length = (tdist[..., 1:] - tdist[..., :-1]) * directions.norm(dim=-1, keepdim=True)
+    depth = density * length
+    before = torch.cat([torch.zeros_like(depth[..., :1]), depth[..., :-1].cumsum(dim=-1)], dim=-1)
+    return -torch.expm1(-depth) * torch.exp(-before)
+
+
+def volumetric_rendering(rgb, weights, tdist, bg_rgb):
+    """Composite samples into pixels.
+
+    rgb: `[..., S, 3]`; weights: `[..., S]`; tdist: `[..., S+1]`; bg_rgb: a number or `[..., 3]`.
+    Returns a `Rendering`. `distance_mean` is the weights' mean of the interval middles, and the
+    far end for a ray that meets nothing; `distance_median` is where half of a ray has ended, the
+    far end when more than half of it passes.
+    """
+    acc = weights.sum(dim=-1)
+    colour = (weights[..., None] * rgb).sum(dim=-2) + (1 - acc)[..., None] * bg_rgb
+    middle = 0.5 * (tdist[..., 1:] + tdist[..., :-1])
+    # An opacity that 1 - acc cannot show is none.
+    eps = torch.finfo(acc.dtype).eps
+    mean = (weights * middle).sum(dim=-1) / acc.clamp(min=eps)
+    near, far = tdist[..., 0], tdist[..., -1]
+    mean = torch.where(acc > eps, torch.minimum(torch.maximum(mean, near), far), far)
+    with_background = torch.cat([weights, (1 - acc).clamp(min=0)[..., None]], dim=-1)
+    posts = torch.cat([tdist, far[..., None]], dim=-1)
+    median = stepfun.weighted_percentile(posts, with_background, [50])[..., 0]
+    return Rendering(colour, acc, mean, median)

@@ -1,0 +1,25 @@
+"""Shared by all tests: a fixed seed, and the golden numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden" / "google_mipnerf.npz"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("group.name")`: arrays of the official JAX code (google/mipnerf, commit 84c969e).
+
+    Inputs and outputs in float32 on a CPU; NDC ran in float64.
+    """
+    with np.load(GOLDEN) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    return arrays.__getitem__
