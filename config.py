@@ -175,7 +175,21 @@ def _read_config_file(path, parser):
             f"--config {path} holds {', '.join(unknown)}, which no flag is called; "
             "the keys are the flags' names as `python train.py --help` lists them."
         )
+    for action in parser._actions:
+        if values.get(action.dest) is not None:
+            _check_value(action, values[action.dest], path)
     return values
+
+
+def _check_value(action, value, path):
+    """Hold a value of a config file to the rules of its flag."""
+    try:
+        parsed = action.type(str(value)) if action.type else value
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"--config {path} has {action.dest} = {value!r}: {error}.") from None
+    if action.choices and parsed not in action.choices:
+        raise UserError(f"--config {path} has {action.dest} = {value!r}; one of "
+                        f"{', '.join(action.choices)} is wanted.")
 
 
 def _build_parser():

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,12 +234,28 @@ def cube(half_width):
     return torch.tensor([[-half_width] * 3, [half_width] * 3])
 
 
-def ray_box(cameras):
-    """The corners `[2, 3]` of the box around all rays between near and far."""
+def corner_rays(cameras):
+    """The `Rays [N, 4]` of each image's corner pixels."""
     corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
     index = torch.arange(len(cameras))[:, None].expand(-1, 4)
-    pixel = (corners * (cameras.sizes[:, None] - 1)).unbind(-1)
-    rays = pixels_to_rays(cameras, index, *pixel)
+    return pixels_to_rays(cameras, index, *(corners * (cameras.sizes[:, None] - 1)).unbind(-1))
+
+
+def check_forward_facing(cameras, files):
+    """Raise UserError for a camera with rays that do not go towards -z: NDC has none for them."""
+    steepest = corner_rays(cameras).viewdirs[..., 2].amax(dim=-1)
+    worst = int(steepest.argmax())
+    if steepest[worst] >= 0:
+        angle = math.degrees(math.acos(-float(steepest[worst])))
+        raise UserError(
+            f"{files[worst].name} sees {angle:.0f} degrees away from the mean direction of the "
+            "cameras, and NDC ends at 90; use --spherify for an inward-facing capture, or --no-ndc."
+        )
+
+
+def ray_box(cameras):
+    """The corners `[2, 3]` of the box around all rays between near and far."""
+    rays = corner_rays(cameras)
     ends = torch.cat([rays.origins + t * rays.directions for t in (rays.near, rays.far)])
     ends = ends.reshape(-1, 3)
     return torch.stack([ends.amin(dim=0), ends.amax(dim=0)])
@@ -275,7 +292,7 @@ class Blender(NeRFDataset):
             files=files, names=names, num_channels=4, read_pixels=read_pixels,
             cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
             background=float(config.white_bkgd), world_to_scene=torch.eye(4),
-            box=cube((far - near) / 2),
+            box=cube(float(far - near) / 2),
         )
 
     def splits(self):
@@ -310,33 +327,35 @@ class Multicam(NeRFDataset):
     folders = ("nerf_multiscale",)
     keys = ("file_path", "cam2world", "pix2cam", "width", "height", "near", "far", "lossmult",
             "label")
+    numbers = {"pix2cam": (3, 3), "width": (), "height": (), "near": (), "far": (),
+               "lossmult": (), "label": ()}
 
     def load(self, split, read_pixels=True):
         path = self.root / "metadata.json"
         meta = self._split(read_json(path), split, path)
         names = [str(name) for name in meta["file_path"]]
         files = [self.root / name for name in names]
-        sizes = list(zip(meta["width"], meta["height"], strict=True))
+        sizes = np.stack([meta["width"], meta["height"]], axis=-1)
         for file, size in zip(files, sizes, strict=True):
             found = image_utils.image_size(file)
-            if found != size:
+            if found != tuple(size):
                 raise UserError(f"{file} is {found[0]}x{found[1]}, but {path} says "
-                                f"{size[0]}x{size[1]}.")
+                                f"{size[0]:g}x{size[1]:g}.")
         if self.config.factor != 1:
             raise UserError(f"--factor {self.config.factor} was given; a Multicam scene holds its "
                             "own scales, so only --factor 1 fits.")
-        near, far = (np.asarray(meta[key], dtype=np.float64) for key in ("near", "far"))
-        near = np.full_like(near, self.config.near) if self.config.near is not None else near
-        far = np.full_like(far, self.config.far) if self.config.far is not None else far
-        near_end, far_end = checked_range(float(near.min()), float(far.max()))
+        near, far = checked_range(
+            meta["near"] if self.config.near is None else self.config.near,
+            meta["far"] if self.config.far is None else self.config.far,
+        )
         cameras = make_cameras(
             checked_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
             near=near, far=far, lossmult=meta["lossmult"],
         )
         return make_scene(
             files=files, names=names, num_channels=4, read_pixels=read_pixels, cameras=cameras,
-            labels=torch.as_tensor(meta["label"]), background=float(self.config.white_bkgd),
-            world_to_scene=torch.eye(4), box=cube((far_end - near_end) / 2),
+            labels=torch.as_tensor(meta["label"]).long(), background=float(self.config.white_bkgd),
+            world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
         )
 
     def splits(self):
@@ -361,6 +380,8 @@ class Multicam(NeRFDataset):
         if len(set(counts.values())) != 1 or not meta["file_path"]:
             raise UserError(f"the lists of {split!r} in {path} have {counts} entries; equal counts "
                             "of at least 1 are wanted.")
+        for key, shape in self.numbers.items():
+            meta[key] = checked_array(meta[key], shape, path, key)
         return meta
 
 
@@ -381,10 +402,10 @@ class LLFF(NeRFDataset):
             bounds = bounds * np.cbrt(np.linalg.det(transform[:3, :3])) / scale
         sizes, pixtocams, focal = self._intrinsics(files, full_sizes, focals)
         near, far = self._range(bounds)
-        ndc = (focal, *(int(v) for v in sizes[0])) if config.ndc else None
+        everything = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far)
         if config.ndc:
-            self._check_forward_facing(camtoworlds, files)
-        everything = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far, ndc=ndc)
+            check_forward_facing(everything, files)
+            everything = replace(everything, ndc=(focal, *(int(side) for side in sizes[0])))
         box = cube(1.0) if config.spherify else ray_box(everything)
         index = self._split_index(split, len(files), folder)
         return make_scene(
@@ -450,17 +471,6 @@ class LLFF(NeRFDataset):
         far = far if self.config.far is None else self.config.far
         return checked_range(near, far)
 
-    def _check_forward_facing(self, camtoworlds, files):
-        """NDC wants every camera to look along -z, which recentring makes the mean direction."""
-        backward = camtoworlds[:, 2, 2]
-        worst = int(np.argmin(backward))
-        if backward[worst] < 0.1:
-            raise UserError(
-                f"{files[worst].name} looks {np.degrees(np.arccos(backward[worst])):.0f} degrees "
-                "away from the mean direction, which NDC cannot express; use --spherify for an "
-                "inward-facing capture, or --no-ndc."
-            )
-
     def _intrinsics(self, files, full_sizes, focals):
         """Sizes, pixel-to-camera matrices, and the focal length that NDC uses."""
         sizes, pixtocams, factor = [], [], self.config.factor
@@ -516,10 +526,25 @@ DATASETS = {"blender": Blender, "llff": LLFF, "multicam": Multicam}
 
 
 def checked_range(near, far):
-    """near and far as floats; raises UserError unless 0 <= near < far."""
-    if not 0 <= near < far:
-        raise UserError(f"near {near:g} and far {far:g} do not make a range; set --near and --far.")
-    return float(near), float(far)
+    """near and far, numbers or one per camera; raises UserError unless 0 <= near < far."""
+    near, far = np.asarray(near, dtype=np.float64), np.asarray(far, dtype=np.float64)
+    if not ((near >= 0) & (near < far) & np.isfinite(far)).all():
+        raise UserError(f"near {near.max():g} and far {far.min():g} do not make a range; set "
+                        "--near and --far.")
+    return near, far
+
+
+def checked_array(values, shape, path, key):
+    """A list of finite `shape`d numbers from a file, lossmult above 0, as float64 `[N, *shape]`."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError):
+        array = np.empty(0)
+    if array.shape[1:] != shape or len(array) != len(values) or not np.isfinite(array).all():
+        raise UserError(f"{path} has entries of {key} that are no finite numbers of shape {shape}.")
+    if key == "lossmult" and (array <= 0).any():
+        raise UserError(f"{path} has a lossmult that is not above 0.")
+    return array
 
 
 class new_folder:

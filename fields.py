@@ -68,31 +68,31 @@ class MLPField(nn.Module):
         gaussians: `[..., S]` `Gaussians`; viewdirs: `[..., 3]` unit vectors; density_noise:
         `[..., S]`, added to raw density; with_rgb: whether colour is wanted.
         """
+        shape = gaussians.means.shape[:-1]
         encoding = coord.integrated_pos_enc(*gaussians, self.min_deg, self.max_deg)
-        with torch.autocast(
-            encoding.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
-        ):
-            features = self._features(encoding)
-            raw_density = self.density(features)[..., 0]
-            raw_rgb = self._raw_rgb(features, viewdirs) if with_rgb else None
-        raw_density = raw_density.float() if self._reduced() else raw_density
+        with torch.autocast(encoding.device.type, self.compute_dtype, enabled=self._is_reduced()):
+            # Rows, not rays: an activation in place on a view would cost copies in the backward.
+            features = self._features(encoding.flatten(0, -2))
+            raw_density = self.density(features)
+            raw_rgb = self._raw_rgb(features, viewdirs, shape) if with_rgb else None
+        raw_density = raw_density.to(encoding.dtype).reshape(shape)
         if density_noise is not None:
             raw_density = raw_density + density_noise
         density = F.softplus(raw_density + self.density_bias)
         if not with_rgb:
             return FieldOutput(density, None)
-        raw_rgb = raw_rgb.float() if self._reduced() else raw_rgb
+        raw_rgb = raw_rgb.to(encoding.dtype).reshape(*shape, 3)
         rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
         return FieldOutput(density, rgb)
 
-    def _reduced(self):
+    def _is_reduced(self):
         return self.compute_dtype != torch.float32
 
     def _skips_after(self, index):
         return index > 0 and index % self.skip == 0
 
     def _features(self, encoding):
-        if self._reduced():
+        if self._is_reduced():
             encoding = encoding.to(self.compute_dtype)
         x = encoding
         for i, layer in enumerate(self.trunk):
@@ -101,16 +101,16 @@ class MLPField(nn.Module):
                 x = torch.cat([x, encoding], dim=-1)
         return x
 
-    def _raw_rgb(self, features, viewdirs):
+    def _raw_rgb(self, features, viewdirs, shape):
         if not self.use_viewdirs:
             return self.rgb(features)
         encoded = coord.pos_enc(viewdirs, 0, self.view_deg)
         x = self.bottleneck(features)
-        first = self.view[0]
+        first, width = self.view[0], x.shape[-1]
         # A ray has one direction, so its share of the first layer is computed once per ray.
-        of_ray = F.linear(encoded, first.weight[:, x.shape[-1] :], first.bias)
-        x = F.linear(x, first.weight[:, : x.shape[-1]]) + of_ray[..., None, :]
-        x = F.relu(x, inplace=True)
+        of_ray = F.linear(encoded, first.weight[:, width:], first.bias)
+        x = F.linear(x, first.weight[:, :width]).reshape(*shape, -1) + of_ray[..., None, :]
+        x = F.relu(x.flatten(0, -2), inplace=True)
         for layer in self.view[1:]:
             x = F.relu(layer(x), inplace=True)
         return self.rgb(x)

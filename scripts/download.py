@@ -70,13 +70,13 @@ class SceneSet:
 
 
 # The example archive of the NeRF authors: lego and fern alone, over plain http because the site's
-# certificate did not verify in 2024 (bmild/nerf issue 3). Named in the download scripts of
-# bmild/nerf and yenchenlin/nerf-pytorch; out of order in 2021 (yenchenlin/nerf-pytorch issue 46),
+# certificate did not verify in 2024. Named in pull requests of bmild/nerf (#133) and
+# yenchenlin/nerf-pytorch (#34); out of order in 2021 (yenchenlin/nerf-pytorch#46),
 # its neighbour in the same folder working again in 2024, hence the last resort.
 EXAMPLE = "http://cseweb.ucsd.edu/~viscomp/projects/LF/papers/ECCV20/nerf/nerf_example_data.zip"
 
-# The Google Drive files that older repositories name were deleted in 2024 (bmild/nerf issues 211
-# and 214). None of the addresses below could be tried when this was written; each comment says
+# The Google Drive files that older repositories name were deleted in 2024 (bmild/nerf#211
+# and #214). None of the addresses below could be tried when this was written; each comment says
 # where it was seen. A checksum stands where a public source states one.
 BLENDER = SceneSet(
     folder="nerf_synthetic",
@@ -268,10 +268,7 @@ def fetch_rest(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # Nothing lies beyond our last byte: either that was all, or the file has changed.
-        if error.headers.get("Content-Range", "") != f"bytes */{start}":
-            part.unlink()
-            raise Interrupted("the file has changed") from error
+        # Nothing lies beyond our last byte; whether ours are the right ones is checked later.
         return
     with response:
         # A server that knows no ranges answers 200 and sends the file from its beginning.
@@ -424,7 +421,8 @@ def use_mirror(mirror: Mirror, work: Path, scene_set: SceneSet, scene: str, targ
     try:
         fetch_and_unpack(mirror, archive, scene_set, scene, target)
     except BadArchive:
-        raise
+        if not leftover:
+            raise
         # What an earlier run left may belong to a file that has changed since.
         fetch_and_unpack(mirror, archive, scene_set, scene, target)
 
@@ -480,8 +478,8 @@ def download_scene(scene_set: SceneSet, scene: str, data_dir: Path, chosen: list
     remove_if_empty(work)
     raise DownloadError(
         f"Could not get {scene}, tried {'; '.join(failures) or 'no mirror, for none holds it'}: "
-        f"try again later, name another source (a URL or a zip file) with --mirror or "
-        f"{scene_set.variable}, or put the scene by hand where {target / scene_set.marker} exists."
+        f"try again later, name another source (a URL or a zip file) in {scene_set.variable}, "
+        f"or unpack the scene by hand so that {target / scene_set.marker} exists."
     )
 
 

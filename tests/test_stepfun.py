@@ -179,9 +179,12 @@ def test_samples_equal_the_official_code(golden, kind):
     for ray in range(len(t)):
         spare = max(0.0, 1e-5 - w[ray].sum().item()) / w.shape[-1]
         cdf = exact_cdf(t[ray], w[ray].double() + spare)
-        # Where little mass lies a rounded cdf moves samples far; in the cdf they agree.
-        np.testing.assert_allclose(cdf(samples[ray]), cdf(golden(f"sampling.pdf_samples_{kind}")[ray]),
-                                   atol=8 * EPS)
+        expected = golden(f"sampling.pdf_samples_{kind}")[ray]
+        # A rounded cdf moves samples far where little mass lies, a rounded t moves the cdf where
+        # much does: in one of the two they must agree. Both are sums of 32 roundings at most.
+        close_in_t = np.isclose(samples[ray], expected, atol=8 * EPS, rtol=0)
+        close_in_cdf = np.isclose(cdf(samples[ray]), cdf(expected), atol=8 * EPS, rtol=0)
+        assert (close_in_t | close_in_cdf).all()
 
 
 # weighted_percentile
@@ -204,8 +207,9 @@ def test_percentiles_equal_interpolation_of_the_cdf():
     ps = [0, 1, 25, 50, 75, 99, 100]
     got = stepfun.weighted_percentile(t, w, ps)
     for ray in range(5):
-        cdf = np.concatenate([[0], np.cumsum(w[ray])])
-        np.testing.assert_allclose(got[ray], np.interp(np.array(ps) / 100, cdf, t[ray]), atol=1e-12)
+        cdf = np.concatenate([[0], np.cumsum(w[ray].numpy())])
+        expected = np.interp(np.array(ps) / 100, cdf, t[ray])
+        np.testing.assert_allclose(got[ray].numpy(), expected, atol=1e-12)
 
 
 def test_the_median_of_a_uniform_histogram_is_its_middle_however_it_is_split():

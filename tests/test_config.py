@@ -1,0 +1,140 @@
+"""The command line: presets are defaults, typed flags win, every flag is read."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from config import DATASET_DEFAULTS, PRESETS, UserError, _build_parser, get_config, typed_flags
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "config.py"]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_preset_changes_defaults_and_a_typed_flag_wins_over_it_in_any_order(preset):
+    plain = get_config(["--preset", preset])
+    assert all(getattr(plain, name) == value for name, value in PRESETS[preset].items())
+    assert get_config(["--max_steps", "7", "--preset", preset]).max_steps == 7
+    assert get_config(["--preset", preset, "--max_steps", "7"]).max_steps == 7
+
+
+@pytest.mark.parametrize("dataset", sorted(DATASET_DEFAULTS))
+def test_dataset_changes_defaults_and_a_typed_flag_wins_over_it(dataset):
+    config = get_config(["--dataset_name", dataset])
+    for name, value in DATASET_DEFAULTS[dataset].items():
+        assert getattr(config, name) == value
+    assert get_config(["--dataset_name", dataset, "--factor", "3"]).factor == 3
+
+
+def test_paper_preset_is_the_official_configuration():
+    config = get_config(["--preset", "paper"])
+    official = {
+        "max_steps": 1_000_000, "batch_size": 4096, "lr_init": 5e-4, "lr_final": 5e-6,
+        "lr_delay_steps": 2500, "lr_delay_mult": 0.01, "num_samples": 128, "num_levels": 2,
+        "hidden": 256, "depth": 8, "skip": 4, "view_hidden": 128, "view_depth": 1, "max_deg": 16,
+        "view_deg": 4, "resample_padding": 0.01, "density_bias": -1.0, "rgb_padding": 0.001,
+        "coarse_loss_mult": 0.1, "white_bkgd": True, "near": 2.0, "far": 6.0,
+        "ray_shape": "cone", "density_noise": 0.0, "batching": "single_image",
+    }
+    assert {name: getattr(config, name) for name in official} == official
+
+
+def test_paper_preset_on_llff_is_the_official_configuration():
+    config = get_config(["--preset", "paper", "--dataset_name", "llff"])
+    official = {"ndc": True, "ray_shape": "cylinder", "density_noise": 1.0, "white_bkgd": False,
+                "factor": 4, "batching": "all_images", "llffhold": 8}
+    assert {name: getattr(config, name) for name in official} == official
+
+
+def test_spherified_captures_have_cones_and_no_ndc():
+    config = get_config(["--dataset_name", "llff", "--spherify"])
+    assert (config.ndc, config.ray_shape) == (False, "cone")
+
+
+def test_booleans_can_be_switched_both_ways():
+    assert get_config(["--no-white_bkgd"]).white_bkgd is False
+    assert get_config(["--dataset_name", "llff", "--white_bkgd"]).white_bkgd is True
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--unknown_flag"])
+def test_shortened_or_unknown_flags_end_with_status_2(flag, capsys):
+    with pytest.raises(SystemExit) as error:
+        get_config([flag, "1"])
+    assert error.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag,value", [
+    ("--batch_size", "0"), ("--max_steps", "-1"), ("--lr_init", "nan"), ("--lr_init", "0"),
+    ("--density_noise", "-1"), ("--seed", "-1"), ("--factor", "2.5"),
+])
+def test_numbers_out_of_range_end_with_status_2(flag, value, capsys):
+    with pytest.raises(SystemExit) as error:
+        get_config([flag, value])
+    assert error.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_help_shows_the_presets_values(capsys):
+    with pytest.raises(SystemExit):
+        get_config(["--preset", "paper", "--help"])
+    assert "default: 1000000" in capsys.readouterr().out
+
+
+def test_config_file_gives_defaults_and_unknown_keys_are_errors(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"max_steps": 9, "dataset_name": "llff"}))
+    config = get_config(["--config", str(path)])
+    assert (config.max_steps, config.dataset_name, config.ray_shape) == (9, "llff", "cylinder")
+    assert get_config(["--config", str(path), "--max_steps", "5"]).max_steps == 5
+    path.write_text(json.dumps({"max_step": 9}))
+    with pytest.raises(UserError, match="max_step"):
+        get_config(["--config", str(path)])
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="list"):
+        get_config(["--config", str(path)])
+
+
+def test_saved_config_reproduces_itself(tmp_path):
+    config = get_config(["--preset", "debug", "--dataset_name", "llff", "--seed", "3"])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(vars(config)))
+    again = get_config(["--config", str(path)])
+    assert vars(again) | {"config": None} == vars(config)
+
+
+def test_typed_flags_are_those_on_the_command_line():
+    assert typed_flags(["--preset", "debug", "--no-ndc"]) == {"preset", "ndc"}
+
+
+def test_every_flag_is_read_and_every_read_is_a_flag():
+    flags = {action.dest for action in _build_parser()._actions} - {"help"}
+    read, named = set(), set()
+    for path in SCRIPTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in ("config", "flags"):
+                    read.add(node.attr)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+                if node.value.attr == "config":
+                    read.add(node.attr)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named.add(node.value)
+    assert read <= flags, read - flags
+    # Read by config.py itself, or by name (`getattr`) elsewhere.
+    by_itself = {"preset", "config", "run", "log_dir", "exp_name"}
+    by_loss = {f"{name}_loss_mult" for name in ("fine", "coarse")}
+    unread = flags - read - by_itself - by_loss - named
+    assert not unread, unread
+
+
+def test_config_imports_the_standard_library_only():
+    import sys
+
+    tree = ast.parse((ROOT / "config.py").read_text())
+    imported = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import)
+                for a in n.names}
+    imported |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert imported <= set(sys.stdlib_module_names), imported

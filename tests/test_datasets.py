@@ -1,0 +1,473 @@
+"""Loaders against arrays of the official code, against scenes written here, and on bad data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from imageio.v3 import imread, imwrite
+
+from config import UserError, get_config
+from datasets import DATASETS, composite, convert_to_multiscale, load_dataset, ray_box
+from tests.scenes import (
+    GOLDEN_DATASETS,
+    look_at,
+    write_blender,
+    write_llff,
+    write_multicam,
+    write_official,
+)
+
+FORMATS = sorted(DATASETS)
+WRITERS = {"blender": write_blender, "llff": write_llff, "multicam": write_multicam}
+
+
+def open_scene(folder, dataset, split="train", *flags):
+    config = get_config(["--dataset_name", dataset, "--scene", str(folder), *flags])
+    return load_dataset(config, split)
+
+
+def whole(dataset, name):
+    """A field of all rays of a dataset, image after image: `[P, C]`."""
+    rays = [dataset.image(i).rays.flatten() for i in range(len(dataset))]
+    return torch.cat([getattr(r, name) for r in rays])
+
+
+def assert_rays(dataset, name, wanted, tolerance):
+    wanted = torch.from_numpy(np.asarray(wanted)).reshape(-1, wanted.shape[-1])
+    torch.testing.assert_close(whole(dataset, name), wanted, atol=tolerance, rtol=tolerance)
+
+
+# Against the official code.
+
+
+def test_blender_equals_the_official_loader(tmp_path):
+    arrays = write_official("blender", tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "blender", "test")
+    for name in ("origins", "directions", "viewdirs", "radii"):
+        assert_rays(dataset, name, arrays[f"factor0_{name}"], 1e-6)
+    pixels = torch.cat([dataset.image(i).rgb.reshape(-1, 3) for i in range(3)])
+    torch.testing.assert_close(pixels, torch.from_numpy(arrays["factor0_pixels"]).reshape(-1, 3))
+
+
+def test_blender_at_factor_2_has_the_official_rays(tmp_path):
+    arrays = write_official("blender", tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "blender", "test", "--factor", "2")
+    for name in ("directions", "radii"):
+        assert_rays(dataset, name, arrays[f"factor2_{name}"], 1e-6)
+
+
+def test_llff_equals_the_official_loader(tmp_path):
+    arrays = write_official("llff", tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "llff", "test")
+    torch.testing.assert_close(
+        dataset.cameras.camtoworlds, torch.from_numpy(arrays["test_camtoworlds"]),
+        atol=2e-6, rtol=2e-6,
+    )
+    for name in ("origins", "directions"):
+        assert_rays(dataset, name, arrays[f"test_{name}"], 5e-6)
+    # The official code's viewdirs are not unit, and its radii at the last row and column repeat
+    # an earlier one.
+    wanted = torch.from_numpy(arrays["test_viewdirs"]).reshape(-1, 3)
+    torch.testing.assert_close(
+        whole(dataset, "viewdirs"), torch.nn.functional.normalize(wanted, dim=-1),
+        atol=1e-6, rtol=1e-6,
+    )
+    inner = torch.stack([dataset.image(i).rays.radii for i in range(2)])[:, :-1, :-1]
+    wanted = torch.from_numpy(arrays["test_radii"])[:, :-1, :-1]
+    torch.testing.assert_close(inner, wanted, atol=1e-6, rtol=1e-4)
+    pixels = torch.stack([dataset.image(i).rgb for i in range(2)])
+    torch.testing.assert_close(pixels, torch.from_numpy(arrays["test_pixels"]))
+    train = open_scene(tmp_path / "scene", "llff", "train")
+    torch.testing.assert_close(
+        train.cameras.camtoworlds, torch.from_numpy(arrays["train_camtoworlds"]),
+        atol=2e-6, rtol=2e-6,
+    )
+
+
+def test_spherified_llff_equals_the_official_loader(tmp_path):
+    arrays = write_official("llff", tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "llff", "test", "--spherify")
+    assert dataset.cameras.ndc is None
+    torch.testing.assert_close(
+        dataset.cameras.camtoworlds, torch.from_numpy(arrays["spherify_test_camtoworlds"]),
+        atol=5e-6, rtol=5e-6,
+    )
+    assert_rays(dataset, "directions", arrays["spherify_test_directions"], 5e-6)
+
+
+def test_multicam_equals_the_official_loader(tmp_path):
+    arrays = write_official("multicam", tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "multicam", "train")
+    for name in ("origins", "directions", "viewdirs", "lossmult", "near", "far"):
+        assert_rays(dataset, name, arrays[name], 1e-6)
+    pixels = torch.cat([dataset.image(i).rgb.reshape(-1, 3) for i in range(3)])
+    torch.testing.assert_close(pixels, torch.from_numpy(arrays["pixels"]))
+
+
+def test_world_to_scene_takes_camera_positions_along(tmp_path):
+    write_official("llff", tmp_path / "scene")
+    table = np.load(tmp_path / "scene" / "poses_bounds.npy")
+    positions = table[:, :15].reshape(-1, 3, 5)[::8, :, 3]
+    for flags in ([], ["--spherify"]):
+        dataset = open_scene(tmp_path / "scene", "llff", "test", *flags)
+        moved = np.c_[positions, np.ones(len(positions))] @ dataset.scene.world_to_scene.numpy().T
+        np.testing.assert_allclose(
+            moved[:, :3], dataset.cameras.camtoworlds[:, :, 3].numpy(), atol=1e-5
+        )
+
+
+# What every format promises.
+
+
+@pytest.mark.parametrize("dataset_name", FORMATS)
+def test_every_format_gives_scenes_batches_and_images(dataset_name, tmp_path):
+    WRITERS[dataset_name](tmp_path / "scene")
+    for split in ("train", "val", "test"):
+        dataset = open_scene(tmp_path / "scene", dataset_name, split)
+        scene = dataset.scene
+        assert len(dataset) == len(scene.names) > 0
+        assert scene.pixels.dtype == torch.uint8
+        assert scene.box.shape == (2, 3) and (scene.box[0] < scene.box[1]).all()
+        assert int(scene.offsets[-1]) == int(scene.cameras.sizes.prod(-1).sum())
+        image = dataset.image(len(dataset) - 1)
+        width, height = scene.cameras.sizes[-1].tolist()
+        assert image.rgb.shape == (height, width, 3) and image.rays.shape == (height, width)
+        assert 0 <= image.rgb.min() and image.rgb.max() <= 1
+        batch = dataset.batch(7, torch.Generator().manual_seed(1))
+        assert batch.rgb.shape == (7, 3) and len(batch.rays) == 7
+        facts = dataset.facts()
+        assert set(facts) <= {"train", "val", "test"} and facts[split if split in facts else "test"]
+        assert all(f.pixels is None for f in facts.values())
+
+
+@pytest.mark.parametrize("dataset_name", FORMATS)
+@pytest.mark.parametrize("batching", ["all_images", "single_image"])
+def test_batches_hold_the_colours_and_rays_of_their_pixels(dataset_name, batching, tmp_path):
+    WRITERS[dataset_name](tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", dataset_name, "train", "--batching", batching)
+    batch = dataset.batch(50, torch.Generator().manual_seed(0))
+    images = [dataset.image(i) for i in range(len(dataset))]
+    used = batch.rays.cam_idx[:, 0]
+    assert len(used.unique()) == 1 if batching == "single_image" else len(used.unique()) > 1
+    for k in range(50):
+        image = images[used[k]]
+        same = (image.rays.directions - batch.rays.directions[k]).abs().amax(-1) < 1e-6
+        same &= (image.rays.origins - batch.rays.origins[k]).abs().amax(-1) < 1e-6
+        assert same.sum() == 1
+        torch.testing.assert_close(image.rgb[same][0], batch.rgb[k])
+
+
+@pytest.mark.parametrize("batching", ["all_images", "single_image"])
+def test_batches_follow_from_the_generator_alone(batching, tmp_path):
+    write_multicam(tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "multicam", "train", "--batching", batching)
+    first = dataset.batch(20, torch.Generator().manual_seed(5))
+    torch.rand(3)
+    again = dataset.batch(20, torch.Generator().manual_seed(5))
+    other = dataset.batch(20, torch.Generator().manual_seed(6))
+    assert torch.equal(first.rgb, again.rgb)
+    assert not torch.equal(first.rays.directions, other.rays.directions)
+
+
+def test_all_images_draws_uniformly_over_pixels_not_over_images(tmp_path):
+    write_multicam(tmp_path / "scene", num_views=1)
+    dataset = open_scene(tmp_path / "scene", "multicam")
+    count = 20_000
+    drawn = dataset.batch(count, torch.Generator().manual_seed(0)).rays.cam_idx[:, 0]
+    share = torch.bincount(drawn, minlength=len(dataset)) / count
+    areas = dataset.scene.cameras.sizes.prod(-1).float()
+    wanted = areas / areas.sum()
+    # Five standard deviations of a binomial share.
+    assert ((share - wanted).abs() < 5 * (wanted * (1 - wanted) / count).sqrt()).all()
+
+
+def test_blender_factor_averages_premultiplied_colour(tmp_path):
+    image = np.zeros((2, 2, 4), np.uint8)
+    image[0, 0] = [200, 100, 50, 255]
+    image[0, 1] = [7, 7, 255, 0]  # Its colour is meaningless.
+    image[1, 0] = [100, 100, 100, 128]
+    write_blender(tmp_path / "scene", images=[image])
+    dataset = open_scene(tmp_path / "scene", "blender", "train", "--factor", "2")
+    alpha = np.array([1, 0, 128 / 255, 0])
+    colour = np.array([[200, 100, 50], [7, 7, 255], [100, 100, 100], [0, 0, 0]]) / 255
+    wanted = (alpha[:, None] * colour + (1 - alpha[:, None])).mean(0)
+    # Two roundings to 8 bits: of straight colour and of alpha.
+    np.testing.assert_allclose(dataset.image(0).rgb[0, 0], wanted, atol=1.5 / 255)
+
+
+@pytest.mark.parametrize("factor,size", [(1, (13, 9)), (2, (6, 4)), (3, (4, 3)), (4, (3, 2))])
+def test_blender_takes_any_factor_and_odd_sizes(factor, size, tmp_path):
+    write_blender(tmp_path / "scene", size=(13, 9))
+    dataset = open_scene(tmp_path / "scene", "blender", "train", "--factor", str(factor))
+    assert tuple(dataset.scene.cameras.sizes[0].tolist()) == size
+    focal = 1 / dataset.cameras.pixtocams[0, 0, 0]
+    assert float(focal) == pytest.approx(0.5 * size[0] / np.tan(0.5 * 0.7), rel=1e-5)
+
+
+@pytest.mark.parametrize("white,background", [("--white_bkgd", 1.0), ("--no-white_bkgd", 0.0)])
+def test_backgrounds(white, background, tmp_path):
+    write_blender(tmp_path / "scene", images=[np.zeros((4, 4, 4), np.uint8)])
+    dataset = open_scene(tmp_path / "scene", "blender", "train", white)
+    assert dataset.scene.background == background
+    assert (dataset.image(0).rgb == background).all()
+
+
+def test_composite_is_alpha_blending_in_float():
+    pixel = torch.tensor([[255, 0, 51, 51]], dtype=torch.uint8)
+    wanted = torch.tensor([[0.2 + 0.8, 0.8, 0.04 + 0.8]])
+    torch.testing.assert_close(composite(pixel, 1.0), wanted)
+
+
+def test_one_image_scenes_load(tmp_path):
+    write_blender(tmp_path / "blender", num_views=1)
+    assert len(open_scene(tmp_path / "blender", "blender")) == 1
+    write_llff(tmp_path / "llff", num_views=1)
+    assert len(open_scene(tmp_path / "llff", "llff", "test")) == 1
+    with pytest.raises(UserError, match="train split is empty"):
+        open_scene(tmp_path / "llff", "llff", "train")
+
+
+def test_ray_box_holds_all_rays(tmp_path):
+    write_llff(tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "llff", "train")
+    low, high = ray_box(dataset.cameras)
+    for t in (0.0, 0.3, 1.0):
+        points = whole(dataset, "origins") + t * whole(dataset, "directions")
+        assert (points >= low - 1e-4).all() and (points <= high + 1e-4).all()
+
+
+# LLFF's image folders.
+
+
+def test_llff_makes_missing_factors_from_the_next_finer_and_keeps_them(tmp_path):
+    write_llff(tmp_path / "scene", factor=2, size=(24, 16))
+    dataset = open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
+    assert dataset.scene.cameras.sizes[0].tolist() == [12, 8]
+    made = sorted((tmp_path / "scene" / "images_4").iterdir())
+    source = imread(sorted((tmp_path / "scene" / "images_2").iterdir())[0]).astype(float)
+    wanted = source.reshape(8, 2, 12, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(imread(made[0]), wanted, atol=0.5)
+    stamp = made[0].stat().st_mtime_ns
+    open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
+    assert made[0].stat().st_mtime_ns == stamp
+
+
+def test_llff_caches_elsewhere_when_the_scene_cannot_be_written(tmp_path, monkeypatch):
+    write_llff(tmp_path / "scene", factor=2, size=(24, 16))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def read_only(*args, dir=None, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    # Root may write anywhere, so the refusal is played.
+    monkeypatch.setattr("datasets.tempfile.TemporaryFile", read_only)
+    dataset = open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
+    assert dataset.scene.cameras.sizes[0].tolist() == [12, 8]
+    assert not (tmp_path / "scene" / "images_4").exists()
+    assert list((tmp_path / "cache").rglob("images_4/*.png"))
+
+
+def test_llff_refuses_a_factor_finer_than_what_is_shipped(tmp_path):
+    write_llff(tmp_path / "scene", factor=8)
+    with pytest.raises(UserError, match="it ships: 8"):
+        open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
+
+
+def test_ndc_refuses_cameras_that_look_sideways(tmp_path):
+    angles = np.linspace(0, 2 * np.pi, 9)[:-1]
+    poses = np.stack([look_at([4 * np.cos(a), 4 * np.sin(a), 0.3]) for a in angles])
+    write_llff(tmp_path / "round", poses=poses)
+    with pytest.raises(UserError, match="--spherify"):
+        open_scene(tmp_path / "round", "llff", "train")
+    assert len(open_scene(tmp_path / "round", "llff", "train", "--spherify")) == 7
+
+
+# The multiscale conversion.
+
+
+def test_conversion_reproduces_the_official_arithmetic(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (16, 24, 4), dtype=np.uint8) for _ in range(2)]
+    write_blender(tmp_path / "scene", images=images, splits=("train", "val", "test"))
+    convert_to_multiscale(tmp_path / "scene", tmp_path / "multi")
+    meta = json.loads((tmp_path / "multi" / "metadata.json").read_text())
+    assert sorted(meta) == ["test", "train", "val"]
+    for split in meta:
+        assert meta[split]["file_path"][:5] == [
+            f"images_{split}/{name}.png" for name in
+            ("000_d0", "000_d1", "000_d2", "000_d3", "001_d0")
+        ]
+        assert meta[split]["lossmult"] == [1.0, 4.0, 16.0, 64.0] * 2
+        assert meta[split]["label"] == [0, 1, 2, 3] * 2
+    focal = 0.5 * 24 / np.tan(0.5 * 0.7)
+    assert meta["train"]["focal"][3] == pytest.approx(focal / 8)
+    for i, image in enumerate(images):
+        level = image.astype(np.float32) / 255
+        for j in range(4):
+            if j:
+                h, w = level.shape[:2]
+                level = np.mean(np.reshape(level, (h // 2, 2, w // 2, 2, 4)), (1, 3))
+            found = imread(tmp_path / "multi" / f"images_train/{i:03d}_d{j}.png")
+            np.testing.assert_array_equal(found, (level * 255).astype(np.uint8))
+
+
+def test_conversion_refuses_odd_sizes_and_existing_folders_and_leaves_nothing(tmp_path):
+    write_blender(tmp_path / "scene", size=(20, 20))
+    with pytest.raises(UserError, match="5x5"):
+        convert_to_multiscale(tmp_path / "scene", tmp_path / "multi", num_scales=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scene"]
+    convert_to_multiscale(tmp_path / "scene", tmp_path / "multi", num_scales=3)
+    with pytest.raises(UserError, match="is there already"):
+        convert_to_multiscale(tmp_path / "scene", tmp_path / "multi", num_scales=3)
+
+
+# Bad data: one sentence that names the file.
+
+
+def change_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def damage_blender(folder, kind):
+    transforms, image = folder / "transforms_train.json", folder / "train" / "r_0.png"
+    if kind == "no json":
+        transforms.unlink()
+    elif kind == "wrong json":
+        transforms.write_text('{"frames": [')
+    elif kind == "json list":
+        transforms.write_text("[]")
+    elif kind == "missing image":
+        image.unlink()
+    elif kind == "truncated image":
+        image.write_bytes(image.read_bytes()[:60])
+    elif kind == "no alpha":
+        imwrite(image, np.zeros((6, 8, 3), np.uint8))
+    elif kind == "16 bit":
+        imwrite(image, np.zeros((6, 8), np.uint16))
+    else:
+        change_json(transforms, {
+            "no frames": lambda v: v.update(frames=[]),
+            "no angle": lambda v: v.pop("camera_angle_x"),
+            "angle of 0": lambda v: v.update(camera_angle_x=0),
+            "no file_path": lambda v: v["frames"][0].pop("file_path"),
+            "nan pose": lambda v: v["frames"][0]["transform_matrix"][0].__setitem__(3, np.nan),
+            "skewed pose": lambda v: v["frames"][0]["transform_matrix"][0].__setitem__(0, 3.0),
+            "short pose": lambda v: v["frames"][0]["transform_matrix"].pop(),
+            "3x3 pose": lambda v: v["frames"][0].update(transform_matrix=np.eye(3).tolist()),
+        }[kind])
+
+
+@pytest.mark.parametrize("kind,names", [
+    ("no json", "transforms_train.json is missing"),
+    ("wrong json", "transforms_train.json is not valid JSON"),
+    ("json list", "transforms_train.json holds a list"),
+    ("no frames", "transforms_train.json lists no frames"),
+    ("missing image", "r_0.png is missing"),
+    ("truncated image", "r_0.png cannot be read"),
+    ("no alpha", "r_0.png has 3 channel"),
+    ("16 bit", "r_0.png has uint16"),
+    ("no angle", "camera_angle_x"),
+    ("angle of 0", "camera_angle_x"),
+    ("no file_path", "file_path"),
+    ("nan pose", "r_0 .*not finite"),
+    ("skewed pose", "r_0 .*no rotation"),
+    ("short pose", "4x4"),
+    ("3x3 pose", "4x4"),
+])
+def test_bad_blender_data_is_one_sentence(kind, names, tmp_path):
+    write_blender(tmp_path / "scene", size=(8, 6))
+    damage_blender(tmp_path / "scene", kind)
+    with pytest.raises(UserError, match=names) as error:
+        open_scene(tmp_path / "scene", "blender")
+    assert "\n" not in str(error.value)
+
+
+def damage_llff(folder, kind):
+    path = folder / "poses_bounds.npy"
+    if path.exists():
+        table = np.load(path)
+    if kind == "no poses":
+        path.unlink()
+    elif kind == "no array":
+        path.write_bytes(b"nonsense")
+    elif kind == "too few poses":
+        np.save(path, table[:-1])
+    elif kind == "wrong shape":
+        np.save(path, table[:, :15])
+    elif kind == "pickled":
+        np.save(path, np.array([{}]), allow_pickle=True)
+    elif kind == "truncated image":
+        image = sorted((folder / "images_4").iterdir())[1]
+        image.write_bytes(image.read_bytes()[:100])
+    elif kind == "other size":
+        imwrite(sorted((folder / "images_4").iterdir())[1], np.zeros((5, 5, 3), np.uint8))
+    else:
+        column, value = {"nan pose": (3, np.nan), "mirrored": (None, None), "zero bound": (15, 0.0),
+                         "no focal": (14, 0.0), "infinite bound": (16, np.inf)}[kind]
+        if kind == "mirrored":
+            table[2, [0, 5, 10]] *= -1
+        else:
+            table[2, column] = value
+        np.save(path, table)
+
+
+@pytest.mark.parametrize("kind,names", [
+    ("no poses", "poses_bounds.npy is missing"),
+    ("no array", "poses_bounds.npy is not a NumPy array"),
+    ("pickled", "poses_bounds.npy is not a NumPy array"),
+    ("too few poses", "8 poses but .*images_4 has 9 images"),
+    ("wrong shape", r"\(9, 15\)"),
+    ("truncated image", "cannot be read"),
+    ("other size", "is 5x5"),
+    ("nan pose", "row 2 .*not finite"),
+    ("mirrored", "row 2 .*mirrored"),
+    ("zero bound", "0 < near < far"),
+    ("infinite bound", "poses_bounds.npy"),
+    ("no focal", "focal length"),
+])
+def test_bad_llff_data_is_one_sentence(kind, names, tmp_path):
+    write_llff(tmp_path / "scene")
+    damage_llff(tmp_path / "scene", kind)
+    with pytest.raises(UserError, match=names) as error:
+        open_scene(tmp_path / "scene", "llff")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change,names", [
+    (lambda v: v["train"].pop("lossmult"), "no list lossmult"),
+    (lambda v: v["train"]["label"].pop(), "equal counts"),
+    (lambda v: v["train"]["width"].__setitem__(0, 99), "says 99x"),
+    (lambda v: v.pop("train"), "no split 'train'"),
+    (lambda v: v["train"]["far"].__setitem__(slice(None), [1.0] * 6), "near 2 and far 1"),
+    (lambda v: v["train"].update({k: [] for k in v["train"]}), "at least 1"),
+    (lambda v: v["train"]["lossmult"].__setitem__(0, -1), "lossmult"),
+    (lambda v: v["train"]["pix2cam"].__setitem__(0, [1, 2]), "pix2cam"),
+    (lambda v: v["train"]["label"].__setitem__(0, "big"), "label"),
+])
+def test_bad_multicam_data_is_one_sentence(change, names, tmp_path):
+    write_multicam(tmp_path / "scene", num_views=2)
+    change_json(tmp_path / "scene" / "metadata.json", change)
+    with pytest.raises(UserError, match=names) as error:
+        open_scene(tmp_path / "scene", "multicam")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_scene_says_where_it_was_looked_for(tmp_path):
+    config = get_config(["--scene", "nowhere", "--data_dir", str(tmp_path)])
+    with pytest.raises(UserError, match="nerf_synthetic/nowhere or .*nowhere"):
+        load_dataset(config, "train")
+
+
+def test_scenes_are_found_by_name_in_both_places_and_by_path(tmp_path):
+    write_blender(tmp_path / "nerf_synthetic" / "a")
+    write_blender(tmp_path / "b")
+    for scene in ("a", "b", str(tmp_path / "b")):
+        config = get_config(["--scene", scene, "--data_dir", str(tmp_path)])
+        assert len(load_dataset(config, "train")) == 3
+
+
+def test_golden_file_is_small():
+    assert GOLDEN_DATASETS.stat().st_size < 100_000
