@@ -5,6 +5,7 @@ the values that would be used. Order: base < dataset < preset < `--config` file 
 """
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
@@ -79,22 +80,26 @@ CONTINUABLE = {
     "final_eval", "split", "lpips", "save_images",
 }
 
+# A full disk, a spent quota, a file grown beyond its limit.
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 
 class UserError(Exception):
     """Input that cannot be used: one sentence saying what was found, wanted, and what to change."""
 
 
 def run_script(main):
-    """Call `main()`; a `UserError` becomes one sentence on stderr and exit status 2."""
+    """Exit with what `main()` returns; what a user can mend is one sentence and status 2."""
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(_fail(error))
-
-
-def _fail(error):
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+        sentence = str(error)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sentence = f"{error.strerror} ({error.filename or 'while writing'}); free some space."
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def get_config(argv=None):

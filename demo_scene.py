@@ -318,6 +318,13 @@ def _components(v: torch.Tensor) -> torch.Tensor:
     return v.reshape(-1, 3).T.contiguous()
 
 
+def _ray_components(origins: torch.Tensor, directions: torch.Tensor):
+    """Both as [3, N], but a vector that all rays share as [3, 1], which halves the work."""
+    shape = torch.broadcast_shapes(origins.shape, directions.shape)
+    o, d = (_components(v if v.dim() == 1 else v.expand(shape)) for v in (origins, directions))
+    return shape[:-1], o, d
+
+
 def _first_hit(part: Part, origins: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """Smallest positive t [N] at which rays [3, N] cross the part's surface, else inf."""
     enter, leave = part.shape.span(part.to_local(origins), part.turn_to_local(directions))
@@ -331,11 +338,9 @@ def intersect(origins: torch.Tensor, directions: torch.Tensor, parts=STILL_LIFE)
     `origins`, `directions` [..., 3] in world units; directions need not be unit. Origins should
     lie outside the parts (from inside, the far wall of that part counts). Any dtype and device.
     """
-    origins, directions = torch.broadcast_tensors(origins, directions)
-    shape = origins.shape[:-1]
-    o, d = _components(origins), _components(directions)
-    distance = torch.full_like(o[0], torch.inf)
-    index = torch.full_like(o[0], -1, dtype=torch.long)
+    shape, o, d = _ray_components(origins, directions)
+    distance = torch.full_like(o[0] + d[0], torch.inf)
+    index = torch.full_like(distance, -1, dtype=torch.long)
     for i, part in enumerate(parts):
         t = _first_hit(part, o, d)
         index = torch.where(t < distance, i, index)
@@ -356,12 +361,11 @@ def occluded(points: torch.Tensor, directions: torch.Tensor, parts=STILL_LIFE) -
 
     Move points off their own surface first (`point + 1e-4 * normal`).
     """
-    points, directions = torch.broadcast_tensors(points, directions)
-    p, d = _components(points), _components(directions)
-    blocked = torch.zeros_like(p[0], dtype=torch.bool)
+    shape, p, d = _ray_components(points, directions)
+    blocked = torch.zeros_like(p[0] + d[0], dtype=torch.bool)
     for part in parts:
         blocked |= _first_hit(part, p, d).isfinite()
-    return blocked.reshape(points.shape[:-1])
+    return blocked.reshape(shape)
 
 
 def distance_to_surface(points: torch.Tensor, parts=STILL_LIFE) -> torch.Tensor:
@@ -397,7 +401,7 @@ def shade(surface: Surface, directions: torch.Tensor, parts=STILL_LIFE) -> torch
     `directions` [..., 3] are those of the rays; the highlight moves with them.
     """
     of = material(surface, parts)
-    light = normalize(directions.new_tensor(LIGHT), dim=0).expand_as(directions)
+    light = normalize(directions.new_tensor(LIGHT), dim=0)
     shadow = occluded(surface.point + 1e-4 * surface.normal, light, parts)[..., None]
     sun = torch.where(shadow, 0.0, _dot(surface.normal, light).clamp_min(0))
     sky = 0.45 + 0.12 * surface.normal[..., 2:]
@@ -428,6 +432,18 @@ def pixel_rays(camtoworld, pixtocam, x, y) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(camtoworld[:3, 3].copy()), torch.from_numpy(directions)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations: a second thread gains little, and waits long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def render(
     camtoworld, pixtocam, width: int, height: int, supersample: int = 4, parts=STILL_LIFE
 ) -> np.ndarray:

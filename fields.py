@@ -109,8 +109,8 @@ class MLPField(nn.Module):
         first, width = self.view[0], x.shape[-1]
         # A ray has one direction, so its share of the first layer is computed once per ray.
         of_ray = F.linear(encoded, first.weight[:, width:], first.bias)
-        x = F.linear(x, first.weight[:, :width]).reshape(*shape, -1) + of_ray[..., None, :]
-        x = F.relu(x.flatten(0, -2), inplace=True)
+        x = F.linear(x, first.weight[:, :width]).reshape(*shape, first.out_features)
+        x = F.relu((x + of_ray[..., None, :]).flatten(0, -2), inplace=True)
         for layer in self.view[1:]:
             x = F.relu(layer(x), inplace=True)
         return self.rgb(x)

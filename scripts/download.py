@@ -93,7 +93,7 @@ BLENDER = SceneSet(
         "#sha256=f01fd1b4ab045b0d453917346f26f898657bb5bec4834b95fdad1f361826e45e",
         # "A backup of the original": README and model card of donydchen/matchnerf (after 2023).
         f"{HUGGING_FACE}/donydchen/matchnerf/resolve/main/nerf_synthetic.zip",
-        # Uploaded when the Drive file went (kxhit/EscherNet issue 16); the checksum is that of
+        # Uploaded when the Drive file went (kxhit/EscherNet#16); the checksum is that of
         # the commit page of September 2024, which the address is pinned to.
         f"{HUGGING_FACE}/datasets/kxic/EscherNet-Dataset/resolve/"
         "95cf734c0c3c892a8bc478a6837e5340c4996ca8/nerf_synthetic.zip"

@@ -36,6 +36,12 @@ def rays_through_scene(count, seed=0):
     return origins, (0.45 * goal - origins) / 3 * speed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with demo_scene._one_thread():
+        yield
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_sdf_is_the_distance_to_the_solid(name):
     shape, inside = SHAPES[name]

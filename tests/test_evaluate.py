@@ -1,0 +1,169 @@
+"""Scores and pictures: the protocol, and files that say where they come from."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from imageio.v3 import imread
+
+import evaluate
+import train
+from checkpoint import load_checkpoint
+from datasets import load_dataset
+from ray_utils import RenderOutput
+from tests.scenes import write_blender, write_llff, write_multicam
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_multicam(folder / "scene", num_views=2)
+    train.main(["--preset", "debug", "--precision", "fp32", "--dataset_name", "multicam",
+                "--scene", str(folder / "scene"), "--log_dir", str(folder), "--exp_name", "run",
+                "--max_steps", "3", "--eval_every", "0", "--no-final_eval"])
+    return folder / "run"
+
+
+def scored(run, tmp_path, **changes):
+    loaded = load_checkpoint(run)
+    for name, value in changes.items():
+        setattr(loaded.config, name, value)
+    dataset = load_dataset(loaded.config, "test")
+    return evaluate.evaluate(loaded.model, dataset, loaded.config, loaded.step, tmp_path)
+
+
+def test_scores_do_not_depend_on_the_chunk(run, tmp_path):
+    scores = [scored(run, tmp_path, chunk=chunk, save_images=False) for chunk in (7, 64, 5000)]
+    for other in scores[1:]:
+        for a, b in zip(scores[0]["images"], other["images"], strict=True):
+            assert abs(a["psnr"] - b["psnr"]) < 0.001
+
+
+def test_scores_do_not_depend_on_the_chunk_in_bf16(run, tmp_path):
+    loaded = load_checkpoint(run)
+    loaded.model.field.compute_dtype = torch.bfloat16
+    dataset = load_dataset(loaded.config, "test")
+    found = []
+    for chunk in (7, 64):
+        loaded.config.chunk, loaded.config.save_images = chunk, False
+        found.append(evaluate.evaluate(loaded.model, dataset, loaded.config, 3, tmp_path)["psnr"])
+    assert abs(found[0] - found[1]) < 0.01
+
+
+def test_means_are_of_psnrs_and_by_scale(run, tmp_path):
+    scores = scored(run, tmp_path, save_images=False)
+    psnrs = [image["psnr"] for image in scores["images"]]
+    assert scores["psnr"] == pytest.approx(sum(psnrs) / len(psnrs))
+    assert sorted(scores["scales"]) == [0, 1, 2]
+    for scale in (0, 1, 2):
+        assert scores["scales"][scale]["psnr"] == pytest.approx(np.mean(psnrs[scale::3]))
+    table = evaluate.report(scores)
+    assert all(word in table for word in ("1/1", "1/2", "1/4", "mean", "psnr", "ssim"))
+
+
+def test_files_carry_scores_and_their_origin(run, tmp_path):
+    scored(run, tmp_path)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert {"config", "step", "commit", "device", "torch", "split"} <= set(written)
+    with open(tmp_path / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert float(rows[2]["psnr"]) == written["images"][2]["psnr"]
+    for name in ("rgb", "depth", "normals"):
+        assert imread(tmp_path / f"000_{name}.png").shape == (8, 12, 3)
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_scores_are_those_of_the_pictures_on_disk(run, tmp_path):
+    scores = scored(run, tmp_path)
+    dataset = load_dataset(load_checkpoint(run).config, "test")
+    rgb = imread(tmp_path / "000_rgb.png").astype(float)
+    truth = np.rint(dataset.image(0).rgb.numpy() * 255)
+    mse = np.mean((rgb - truth) ** 2) / 255**2
+    assert scores["images"][0]["psnr"] == pytest.approx(-10 * math.log10(mse), abs=1e-4)
+
+
+class ExactModel:
+    """Shows the colour that each ray should have."""
+
+    training = False
+    ray_shape = "cone"
+
+    def __init__(self, dataset):
+        self.colours = [dataset.image(i).rgb.reshape(-1, 3) for i in range(len(dataset))]
+        self.seen = 0
+
+    def train(self, mode=True):
+        return self
+
+    eval = train
+
+    def __call__(self, rays):
+        rgb = self.colours[int(rays.cam_idx[0])] + 0.0009  # Lost by rounding to 8 bits.
+        self.seen += 1
+        shape = rgb.shape[:-1]
+        posts = torch.linspace(2, 6, 3).expand(*shape, 3)
+        return [RenderOutput(rgb=rgb, acc=torch.ones(shape), distance_mean=torch.ones(shape),
+                             distance_median=torch.ones(shape), sdist=posts, tdist=posts,
+                             weights=torch.full((*shape, 2), 0.5))]
+
+    def density(self, means, covs):
+        return means.sum(-1)
+
+
+def test_pictures_are_compared_after_rounding_to_8_bits(tmp_path):
+    image = np.full((12, 12, 4), 255, np.uint8)
+    image[..., 0] = 30
+    write_blender(tmp_path / "scene", images=[image])
+    config = load_config(tmp_path / "scene")
+    dataset = load_dataset(config, "test")
+    scores = evaluate.evaluate(ExactModel(dataset), dataset, config, 0, tmp_path)
+    assert scores["psnr"] == math.inf
+    assert scores["ssim"] == pytest.approx(1)
+
+
+def load_config(scene, *flags):
+    from config import get_config
+
+    return get_config(["--scene", str(scene), "--chunk", "100000", *flags])
+
+
+@pytest.mark.parametrize("flags", [["--ndc"], ["--no-ndc"]])
+def test_distances_in_ndc_are_mapped_back_to_the_world(flags, tmp_path):
+    write_llff(tmp_path / "scene")
+    config = load_config(tmp_path / "scene", "--dataset_name", "llff", *flags)
+    dataset = load_dataset(config, "test")
+    rays = dataset.image(0).rays
+    pose = dataset.cameras.camtoworlds[0]
+    if config.ndc:
+        # The world point at z = -near / (1 - t) is where an NDC ray stands at t.
+        t = torch.full(rays.shape, 0.75)
+        depth = 1 / (1 - 0.75)
+        reach = (-depth - pose[2, 3]) / rays.viewdirs[..., 2]
+    else:
+        t = torch.full(rays.shape, 3.0)
+        reach = 3.0 * rays.directions.norm(dim=-1)
+    found = evaluate.world_distance(dataset.cameras, rays, t)
+    torch.testing.assert_close(found, reach, rtol=1e-4, atol=1e-4)
+
+
+def test_the_script_scores_a_run_folder(run, capsys):
+    evaluate.main(["--run", str(run), "--split", "test"])
+    out = capsys.readouterr().out
+    assert "mean" in out and (run / "eval_test_00000003" / "scores.json").exists()
+    evaluate.main(["--run", str(run), "--split", "train", "--no-save_images"])
+    assert (run / "eval_train_00000003" / "scores.csv").exists()
+    assert not (run / "eval_train_00000003" / "sheet.png").exists()
+
+
+def test_lpips_says_plainly_when_it_cannot_be_had(run, tmp_path, monkeypatch):
+    import sys
+
+    from config import UserError
+
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(UserError, match="pip install lpips"):
+        scored(run, tmp_path, lpips="vgg")

@@ -1,0 +1,312 @@
+"""Training as a user runs it: it learns, survives kills to the bit, and loses nothing."""
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from imageio.v3 import imread
+
+import train
+from checkpoint import find_checkpoints, load_checkpoint
+from config import UserError, default_config, get_config
+from datasets import load_dataset
+from model import build_model
+from tests.scenes import write_blender, write_multicam
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--preset", "debug", "--precision", "fp32", "--eval_every", "0", "--no-final_eval"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "random"
+    write_blender(folder, num_views=2, size=(12, 8))
+    return folder
+
+
+def flags(scene, log_dir, *more):
+    return [*TINY, "--scene", str(scene), "--log_dir", str(log_dir), "--exp_name", "run", *more]
+
+
+def run_script(*words, limit=None):
+    """A script in its own process; `limit` is the largest file it may write, in bytes."""
+    cap = None if limit is None else lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (limit, limit))
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True, timeout=120,
+                          capture_output=True, preexec_fn=cap)
+
+
+def start_script(*words):
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def weights(folder):
+    return load_checkpoint(folder).model.state_dict()
+
+
+def assert_equal_to_the_bit(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# Learning.
+
+
+def test_training_learns_and_leaves_a_complete_run_folder(tmp_path):
+    """A single grey-on-white picture is learnt within 60 steps."""
+    image = torch.full((8, 12, 4), 255, dtype=torch.uint8).numpy().copy()
+    image[2:6, 3:9, :3] = 60
+    write_blender(tmp_path / "scene", images=[image])
+    assert train.main(["--preset", "debug", "--scene", str(tmp_path / "scene"), "--log_dir",
+                       str(tmp_path), "--exp_name", "run", "--max_steps", "120",
+                       "--eval_every", "60", "--lr_init", "0.01", "--lr_final", "0.003"]) == 0
+    folder = tmp_path / "run"
+    scores = json.loads((folder / "eval_test_00000120" / "scores.json").read_text())
+    assert scores["psnr"] > scores["blank_psnr"] + 3
+    lines = metrics(folder)
+    scalars = [line for line in lines if "loss/total" in line]
+    assert [line["step"] for line in scalars] == list(range(10, 121, 10))
+    assert scalars[-1]["psnr/level_1"] > scalars[0]["psnr/level_1"] + 3
+    assert {"loss/fine", "loss/coarse", "psnr/level_0", "learning_rate", "rays_per_second",
+            "memory_gb", "gradient_norm"} <= set(scalars[0])
+    assert [line["step"] for line in lines if "validation/psnr" in line] == [60, 120]
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "checkpoint_00000120.pt", "metrics.jsonl", "validation"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    # truth | rgb | depth | normals, with gaps of 2 pixels.
+    assert imread(folder / "validation" / "00000120.png").shape == (8, 4 * 12 + 6, 3)
+
+
+def test_psnr_in_the_log_is_that_of_the_finest_loss(tmp_path, scene):
+    train.main(flags(scene, tmp_path, "--log_every", "1", "--max_steps", "3"))
+    for line in metrics(tmp_path / "run"):
+        assert 10 ** (-line["psnr/level_1"] / 10) == pytest.approx(line["loss/fine"], rel=1e-4)
+        assert line["loss/total"] == pytest.approx(line["loss/fine"] + 0.1 * line["loss/coarse"])
+
+
+# Steps.
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
+    """On Multicam, whose loss weights differ by ray."""
+    write_multicam(tmp_path / "scene")
+    config = get_config(["--preset", "debug", "--dataset_name", "multicam", "--precision", "fp32",
+                         "--scene", str(tmp_path / "scene")])
+    batch = load_dataset(config, "train").batch(37, torch.Generator().manual_seed(0))
+    assert len(batch.rays.lossmult.unique()) == 3
+    model = build_model(config).eval()
+    found = []
+    for size in (37, 5):
+        config.micro_batch = size
+        scalars = train.compute_gradients(model, batch, config, 0.0, None)
+        found.append((scalars, [p.grad.clone() for p in model.parameters()]))
+    (whole, gradients), (parts, others) = found
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-7)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_a_mask_takes_rays_out_of_the_loss(scene):
+    config = default_config(scene=str(scene), hidden=16, num_samples=5, precision="fp32")
+    batch = load_dataset(config, "train").batch(10, torch.Generator().manual_seed(0))
+    model = build_model(config).eval()
+    mask = torch.zeros(10, 1)
+    mask[:4] = 1
+    masked = train.compute_gradients(model, replace(batch, mask=mask), config, 0.0, None)
+    alone = train.compute_gradients(model, batch[:4], config, 0.0, None)
+    torch.testing.assert_close(masked["loss/total"], alone["loss/total"])
+
+
+def test_seeds_of_steps_differ_between_steps_and_runs():
+    seeds = {tuple(train.step_seeds(seed, step)) for seed in range(4) for step in range(500)}
+    assert len(seeds) == 2000
+    assert train.step_seeds(1, 2) == train.step_seeds(1, 2)
+
+
+# Kill and resume.
+
+
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, scene):
+    more = ["--max_steps", "60", "--save_every", "4", "--log_every", "4"]
+    assert train.main(flags(scene, tmp_path / "whole", *more)) == 0
+    words = ["train.py", *flags(scene, tmp_path / "killed", *more)]
+    folder = tmp_path / "killed" / "run"
+    rng = random.Random(time.time())
+    for _ in range(3):
+        process = start_script(*words, *(["--continue_training"] if folder.exists() else []))
+        known = {p.name for p in find_checkpoints(folder)} if folder.exists() else set()
+        while process.poll() is None and not {p.name for p in find_checkpoints(folder)} - known:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+    end = run_script(*words, "--continue_training")
+    assert end.returncode == 0, end.stderr
+    assert_equal_to_the_bit(weights(tmp_path / "whole" / "run"), weights(folder))
+    a, b = (load_checkpoint(p).optimizer["state"] for p in (tmp_path / "whole" / "run", folder))
+    assert all(torch.equal(a[i]["exp_avg_sq"], b[i]["exp_avg_sq"]) for i in a)
+    losses = [[(line["step"], line["loss/total"]) for line in metrics(path / "run")]
+              for path in (tmp_path / "whole", tmp_path / "killed")]
+    assert losses[0] == losses[1]
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_first_and_say_how_to_go_on(number, tmp_path, scene):
+    words = flags(scene, tmp_path, "--max_steps", "100000", "--save_every", "100000")
+    process = start_script("train.py", *words)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    saved = int(re.search(r"after step (\d+); saved", output).group(1))
+    assert load_checkpoint(tmp_path / "run").step == saved
+    assert "Traceback" not in output
+
+
+def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, scene, capsys):
+    more = ["--max_steps", "30", "--save_every", "10", "--keep_checkpoints", "3"]
+    train.main(flags(scene, tmp_path / "whole", *more))
+    train.main(flags(scene, tmp_path / "broken", *more))
+    folder = tmp_path / "broken" / "run"
+    newest = find_checkpoints(folder)[0]
+    for damage in (newest.read_bytes()[: newest.stat().st_size // 2], b"", b"\0" * 999):
+        newest.write_bytes(damage)
+        assert load_checkpoint(folder).step == 20
+        assert newest.name in capsys.readouterr().out
+    train.main(flags(scene, tmp_path / "broken", *more, "--continue_training"))
+    assert_equal_to_the_bit(weights(tmp_path / "whole" / "run"), weights(folder))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
+    train.main(flags(scene, tmp_path, "--max_steps", "12", "--save_every", "2"))
+    assert [p.name for p in find_checkpoints(tmp_path / "run")] == [
+        "checkpoint_00000012.pt", "checkpoint_00000010.pt"]
+
+
+# What continuing may change.
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path, scene):
+    train.main(flags(scene, tmp_path, "--max_steps", "2"))
+    before = find_checkpoints(tmp_path / "run")[0].read_bytes()
+    with pytest.raises(UserError, match="--continue_training.*--exp_name"):
+        train.main(flags(scene, tmp_path, "--max_steps", "2"))
+    assert find_checkpoints(tmp_path / "run")[0].read_bytes() == before
+
+
+def test_continuing_keeps_the_runs_config_and_refuses_what_would_make_it_another(tmp_path, scene):
+    train.main(flags(scene, tmp_path, "--max_steps", "4", "--hidden", "20"))
+    base = ["--log_dir", str(tmp_path), "--exp_name", "run", "--continue_training"]
+    train.main([*base, "--max_steps", "6"])
+    run = load_checkpoint(tmp_path / "run")
+    assert (run.step, run.config.hidden, run.config.max_steps) == (6, 20, 6)
+    with pytest.raises(UserError, match="--hidden 24 .* started with 20"):
+        train.main([*base, "--hidden", "24"])
+    with pytest.raises(UserError, match="--max_steps 5 .*stands at step 6"):
+        train.main([*base, "--max_steps", "5"])
+
+
+def test_a_longer_schedule_is_said(tmp_path, scene, capsys):
+    train.main(flags(scene, tmp_path, "--max_steps", "2"))
+    train.main(flags(scene, tmp_path, "--max_steps", "3", "--continue_training"))
+    assert "--max_steps 2 becomes 3" in capsys.readouterr().out
+
+
+def test_continuing_nothing_is_one_sentence(tmp_path, scene):
+    with pytest.raises(UserError, match="does not exist|holds no valid checkpoint"):
+        train.main(flags(scene, tmp_path, "--continue_training"))
+
+
+# What goes wrong.
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkpoint(
+    tmp_path, scene, monkeypatch
+):
+    honest = train.weighted_loss
+    calls = []
+
+    def poisoned(*args):
+        loss, scalars = honest(*args)
+        calls.append(1)
+        return (loss * float("nan"), scalars) if len(calls) == 15 + 2 else (loss, scalars)
+
+    monkeypatch.setattr(train, "weighted_loss", poisoned)
+    # The first two calls time the run.
+    with pytest.raises(UserError, match="not finite at step 15 .*--lr_init"):
+        train.main(flags(scene, tmp_path, "--max_steps", "40", "--save_every", "10"))
+    run = load_checkpoint(tmp_path / "run")
+    assert run.step == 10
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(tmp_path, scene):
+    words = flags(scene, tmp_path, "--max_steps", "4")
+    assert run_script("train.py", *words).returncode == 0
+    before = find_checkpoints(tmp_path / "run")[0]
+    content = before.read_bytes()
+    full = run_script("train.py", *words, "--max_steps", "8", "--continue_training",
+                      limit=len(content) // 2)
+    assert full.returncode == 2
+    assert re.search(r"error: .*checkpoint_00000008.pt could not be written", full.stderr)
+    assert "Traceback" not in full.stderr
+    assert before.read_bytes() == content
+    assert [p.name for p in find_checkpoints(tmp_path / "run")] == [before.name]
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+@pytest.mark.parametrize("words,sentence", [
+    (["train.py", "--scene", "/nowhere/at/all"], "is not at"),
+    (["train.py", "--run", "/nowhere", "--continue_training"], "does not exist"),
+    (["evaluate.py", "--run", "/nowhere"], "does not exist"),
+    (["scripts/convert_blender_data.py", "--blender_dir", "/nowhere", "--out_dir", "/x"],
+     "holds no transforms"),
+])
+def test_bad_input_is_one_sentence_and_status_2(words, sentence, tmp_path):
+    result = run_script(*words)
+    assert result.returncode == 2
+    assert sentence in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    if os.name == "posix":
+        assert "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "checkpoint_00000001.pt"
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="no checkpoint of this project"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="holds no valid checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_carries_the_scenes_facts_without_its_pixels(tmp_path, scene):
+    train.main(flags(scene, tmp_path, "--max_steps", "1"))
+    run = load_checkpoint(tmp_path / "run")
+    for split in ("train", "test"):
+        wanted = load_dataset(run.config, split).scene
+        facts = run.scene[split]
+        assert facts.pixels is None and facts.names == wanted.names
+        assert torch.equal(facts.cameras.camtoworlds, wanted.cameras.camtoworlds)
+        assert torch.equal(facts.cameras.near, wanted.cameras.near)
+        assert facts.cameras.ndc == wanted.cameras.ndc
+        assert torch.equal(facts.box, wanted.box) and facts.background == 1.0
+    assert not run.model.training
