@@ -6,7 +6,6 @@ pixels, so that every later tool needs a run folder and nothing else.
 
 import argparse
 import json
-import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from config import UserError, get_config
+from file_utils import write_whole
 from model import build_model, select_device
 from ray_utils import Cameras, Scene
 
@@ -53,23 +53,6 @@ def save_checkpoint(folder, *, model, optimizer, step, config, scene, keep):
     for old in find_checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
-
-
-def write_whole(path, write):
-    """Call `write(file)` on a temporary file, sync it to the disk, and only then name it `path`."""
-    temporary = path.with_suffix(".partial")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
-                        "was. Free some space or set --log_dir to another disk.") from None
 
 
 def find_checkpoints(folder):
@@ -142,13 +125,3 @@ def _plain(record):
 
 def _scene(values):
     return Scene(**(values | {"cameras": Cameras(**values["cameras"])}))
-
-
-def _sync_folder(folder):
-    """Make the renaming itself outlive a power cut, where folders can be synced."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,8 +8,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import demo_scene
 import image_utils
 import pose_utils
 from config import UserError, resolve_scene
+from file_utils import new_folder, writable_folder
 from ray_utils import Batch, Cameras, Scene, pixels_to_rays
 
 SPLITS = ("train", "val", "test")
@@ -138,18 +137,6 @@ def find_scene(config, folders, make_demo):
         f"the scene {config.scene!r} is not at {looked}; download it (scripts/download_*.sh) or "
         "set --data_dir and --scene (a name or a path)."
     )
-
-
-def writable_folder(folder, name):
-    """`folder`, made when missing; where it cannot be written, `name` in the user's cache."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mipnerf" / name
-        cache.mkdir(parents=True, exist_ok=True)
-        return cache
 
 
 # What the formats share.
@@ -287,7 +274,7 @@ class Blender(NeRFDataset):
             focal = 0.5 * width / math.tan(0.5 * angle)
             sizes.append((width, height))
             pixtocams.append(pixtocam(focal, focal, width, height))
-        near, far = checked_range(config.near, config.far)
+        near, far = checked_range(config.near, config.far, config.lindisp)
         return make_scene(
             files=files, names=names, num_channels=4, read_pixels=read_pixels,
             cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
@@ -347,6 +334,7 @@ class Multicam(NeRFDataset):
         near, far = checked_range(
             meta["near"] if self.config.near is None else self.config.near,
             meta["far"] if self.config.far is None else self.config.far,
+            self.config.lindisp,
         )
         cameras = make_cameras(
             checked_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
@@ -469,7 +457,7 @@ class LLFF(NeRFDataset):
             near, far = 0.9 * bounds.min(), bounds.max()
         near = near if self.config.near is None else self.config.near
         far = far if self.config.far is None else self.config.far
-        return checked_range(near, far)
+        return checked_range(near, far, self.config.lindisp)
 
     def _intrinsics(self, files, full_sizes, focals):
         """Sizes, pixel-to-camera matrices, and the focal length that NDC uses."""
@@ -525,9 +513,14 @@ class LLFF(NeRFDataset):
 DATASETS = {"blender": Blender, "llff": LLFF, "multicam": Multicam}
 
 
-def checked_range(near, far):
-    """near and far, numbers or one per camera; raises UserError unless 0 <= near < far."""
+def checked_range(near, far, lindisp):
+    """near and far, numbers or one per camera, as float64.
+
+    Raises UserError unless 0 <= near < far; for samples linear in disparity, 0 < near.
+    """
     near, far = np.asarray(near, dtype=np.float64), np.asarray(far, dtype=np.float64)
+    if lindisp and (near <= 0).any():
+        raise UserError("--lindisp divides by near, which is 0 here; set --near or --no-lindisp.")
     if not ((near >= 0) & (near < far) & np.isfinite(far)).all():
         raise UserError(f"near {near.max():g} and far {far.min():g} do not make a range; set "
                         "--near and --far.")
@@ -545,25 +538,6 @@ def checked_array(values, shape, path, key):
     if key == "lossmult" and (array <= 0).any():
         raise UserError(f"{path} has a lossmult that is not above 0.")
     return array
-
-
-class new_folder:
-    """A context for writing a folder whole or not at all: `with new_folder(path) as temporary`."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}-"))
-        return self.temporary
-
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
-            self.temporary.chmod(0o755)
-            os.replace(self.temporary, self.path)
-        else:
-            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 # The multiscale conversion.

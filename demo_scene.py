@@ -10,7 +10,6 @@ and twice as fast; the public functions take and give the components last, [...,
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import imageio.v3 as imageio
 import numpy as np
 import torch
 from torch.nn.functional import normalize, one_hot
+
+from file_utils import new_folder
 
 BLENDER_SIZE = 100
 BLENDER_ANGLE_X = 0.69
@@ -514,27 +515,12 @@ def llff_cameras() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(camtoworlds), pinhole(*LLFF_SIZE, LLFF_FOCAL)
 
 
-@contextmanager
-def _published(folder: Path) -> Iterator[Path]:
-    """A folder to write in, renamed to `folder` when the block ends well, else removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outer:
-        unfinished = Path(outer) / folder.name
-        unfinished.mkdir()
-        yield unfinished
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was first, with the same bytes
-                raise
-
-
 def write_blender(folder: str | Path) -> None:
     """Write the scene in Blender format, unless `folder` exists: 60 training, 20 test pictures."""
     folder = Path(folder)
     if folder.exists():
         return
-    with _published(folder) as unfinished:
+    with new_folder(folder) as unfinished:
         for split in ("train", "test"):
             (unfinished / split).mkdir()
             camtoworlds, pixtocam = blender_cameras(split)
@@ -567,7 +553,7 @@ def write_llff(folder: str | Path) -> None:
     camtoworlds, pixtocam = llff_cameras()
     width, height = LLFF_SIZE
     full_size = LLFF_FACTOR * np.array([height, width, LLFF_FOCAL])
-    with _published(folder) as unfinished:
+    with new_folder(folder) as unfinished:
         images = unfinished / f"images_{LLFF_FACTOR}"
         images.mkdir()
         rows = []

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 import coord
 import image_utils
-from checkpoint import load_checkpoint, write_whole
+from checkpoint import load_checkpoint
 from config import get_config, run_folder, run_script
 from datasets import load_dataset
+from file_utils import write_whole
 from model import render_image, select_device
 
 SHEET_ROWS = 8

@@ -3,7 +3,6 @@
 Images are `[h, w, 3]` or `[h, w, 4]` (straight alpha), float in [0, 1] or uint8, colour in sRGB.
 """
 
-import os
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from config import UserError
+from file_utils import write_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -86,9 +86,8 @@ def write_image(path, image):
     """Write a PNG whole or not at all; float images are rounded to 8 bits."""
     image = _array(image)
     image = image if image.dtype == np.uint8 else to_uint8(image)
-    temporary = Path(path).with_suffix(".partial")
-    iio.imwrite(temporary, image, plugin="pillow", extension=".png")
-    os.replace(temporary, path)
+    png = iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
+    write_whole(path, lambda file: file.write(png))
 
 
 def mse_to_psnr(mse):

@@ -15,7 +15,7 @@ import coord
 import stepfun
 from coord import Gaussians
 
-# Half a pixel's width, made halfway between the inscribed and the circumscribed circle.
+# The disc whose variance is that of a square pixel: r^2 / 4 = width^2 / 12.
 RADIUS_PER_PIXEL = 2 / math.sqrt(12)
 
 # Iterations of Newton's method: lens distortions converge to float32 in four or five.
@@ -49,14 +49,19 @@ def _map(fn, value):
 
 
 def concatenate(records):
-    """One record whose tensors are those of `records`, joined along the first axis."""
+    """One record whose tensors are those of `records` (at least one), joined along axis 0.
+
+    Scalars and values that are no tensors are taken from the first.
+    """
     first = records[0]
     joined = {f.name: _concatenate([getattr(r, f.name) for r in records]) for f in fields(first)}
     return replace(first, **joined)
 
 
 def _concatenate(values):
-    if isinstance(values[0], Tensor):
+    if isinstance(values[0], TensorRecord):
+        return concatenate(values)
+    if isinstance(values[0], Tensor) and values[0].dim():
         return torch.cat(values)
     if isinstance(values[0], dict):
         return {key: _concatenate([v[key] for v in values]) for key in values[0]}
@@ -73,8 +78,9 @@ class Cameras(TensorRecord):
     sizes: `[N, 2]` width and height in pixels.
     near, far: `[N]` or a number, the range of t along a ray.
     lossmult: `[N]` or a number, the weight of a pixel in the loss.
-    distortion: `[N, 6]` OpenCV's k1, k2, k3, k4, p1, p2 in normalized coordinates, or None; k1…k4
-        are the polynomial in r² (pinhole) or in the squared angle (fisheye).
+    distortion: `[N, 6]` k1, k2, k3, k4, p1, p2 in normalized coordinates, or None. k1…k4 are the
+        polynomial in r² (pinhole; OpenCV's own k4 is another term) or in the squared angle
+        (fisheye, as OpenCV's); p1, p2 are OpenCV's.
     fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none.
     ndc: (focal, width, height) in pixels if rays are made in NDC, else None.
     """
@@ -82,8 +88,8 @@ class Cameras(TensorRecord):
     camtoworlds: Tensor
     pixtocams: Tensor
     sizes: Tensor
-    near: Tensor
-    far: Tensor
+    near: Tensor | float
+    far: Tensor | float
     lossmult: Tensor | float = 1.0
     distortion: Tensor | None = None
     fisheye: Tensor | None = None
@@ -214,8 +220,11 @@ class RenderOutput(TensorRecord):
         for name in ("acc", "distance_mean", "distance_median"):
             assert getattr(self, name).shape == batch, (name, getattr(self, name).shape, batch)
         if self.weights is not None:
+            assert self.weights.shape[:-1] == batch, (self.weights.shape, batch)
             posts = (*batch, self.weights.shape[-1] + 1)
-            assert self.sdist.shape == self.tdist.shape == posts, (self.tdist.shape, posts)
+            for name in ("sdist", "tdist"):
+                found = getattr(getattr(self, name), "shape", None)
+                assert found == posts, (name, found, posts)
 
 
 class Rendering(NamedTuple):
@@ -235,10 +244,11 @@ def pixels_to_rays(cameras, cam_idx, x, y):
 
     cameras: `Cameras`; cam_idx, x, y: integer tensors of one shape `[...]`, a camera's index and
     pixel coordinates from the upper left corner, whose centre is at (0.5, 0.5).
-    Returns `Rays [...]`: `directions` have z = -1 in the camera (in NDC: see `coord.to_ndc`),
-    `viewdirs` are unit vectors in the world. The radius is the mean of the distances to the rays
-    of the right and lower neighbours times 2 / sqrt(12) (mip-NeRF, section 3.1), measured between
-    directions, or in NDC between origins; a neighbour may lie outside the image.
+    Returns `Rays [...]`: `directions` have z = -1 in the camera (a fisheye's are unit vectors; in
+    NDC see `coord.to_ndc`), `viewdirs` are unit vectors in the world. The radius is the mean of
+    the distances to the rays of the right and lower neighbours times 2 / sqrt(12) (mip-NeRF,
+    section 3.1), measured between directions, or in NDC between origins; a neighbour may lie
+    outside the image.
     """
     assert cam_idx.shape == x.shape == y.shape, (cam_idx.shape, x.shape, y.shape)
     dtype = cameras.camtoworlds.dtype
@@ -295,7 +305,8 @@ def undistort(distorted, coefficients):
     """Pinhole coordinates of distorted ones, by Newton's method (OpenCV's radial-tangential lens).
 
     distorted: `[..., 2]` normalized image coordinates, y down.
-    coefficients: `[..., 6]`, k1…k4 of the polynomial in r², then p1, p2. Returns `[..., 2]`.
+    coefficients: `[..., 6]`, k1…k4 of the polynomial in r², then p1, p2. Returns `[..., 2]`,
+    which mean nothing beyond the radius where the lens model folds back on itself.
     """
     k1, k2, k3, k4, p1, p2 = coefficients.unbind(-1)
     goal_x, goal_y = distorted.unbind(-1)
@@ -346,7 +357,7 @@ def sample_along_rays(near, far, num_samples, jitter=None, lindisp=False):
 
     near, far: `[..., 1]` in t. jitter: `[..., num_samples + 1]` in [0, 1) moves each post between
     the midpoints to its neighbours; None leaves them evenly spaced, in t, or with `lindisp` in
-    1 / t. Returns tdist `[..., num_samples + 1]`.
+    1 / t, for which near must be above 0. Returns tdist `[..., num_samples + 1]`.
     """
     s = torch.linspace(0, 1, num_samples + 1, dtype=near.dtype, device=near.device)
     if lindisp:
@@ -402,7 +413,8 @@ def cylinder_to_gaussian(directions, t0, t1, radii, diag=True):
 def _lift_gaussian(directions, t_mean, t_var, r_var, diag):
     """Moments along and across a ray `[..., S]` as Gaussians in space (mip-NeRF, eq. 8)."""
     means = directions[..., None, :] * t_mean[..., None]
-    norm_squared = (directions**2).sum(dim=-1, keepdim=True).clamp(min=1e-10)
+    smallest = torch.finfo(directions.dtype).tiny
+    norm_squared = (directions**2).sum(dim=-1, keepdim=True).clamp(min=smallest)
     if diag:
         along = directions**2
         across = 1 - along / norm_squared

@@ -40,7 +40,8 @@ def invert_cdf(u, t, cdf):
 def sorted_piecewise_constant_pdf(t, w, num_samples, jitter=None):
     """Sorted samples of a histogram by inverse CDF (mip-NeRF's official code).
 
-    t: `[..., S+1]` fence posts; w: `[..., S]` weights, not necessarily normalized.
+    t: `[..., S+1]` fence posts; w: `[..., S]` weights, not necessarily normalized, of the same
+        batch.
     jitter: `[..., num_samples]` in [0, 1), the place of each sample in its stratum of 1 /
         num_samples; None spreads them evenly over [0, 1).
     Returns `[..., num_samples]`.
@@ -59,7 +60,7 @@ def sorted_piecewise_constant_pdf(t, w, num_samples, jitter=None):
 
 
 def weighted_percentile(t, w, ps):
-    """The `ps`-th percentiles (numbers in 0–100) of a histogram whose weights sum to 1.
+    """The `ps`-th percentiles (above 0, below 100) of a histogram whose weights sum to 1.
 
     t: `[..., S+1]`; w: `[..., S]`; returns `[..., len(ps)]`.
     """

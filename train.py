@@ -25,7 +25,6 @@ from checkpoint import (
     load_checkpoint,
     save_checkpoint,
     write_config,
-    write_whole,
 )
 from config import (
     CONTINUABLE,
@@ -38,6 +37,7 @@ from config import (
 )
 from datasets import load_dataset
 from evaluate import evaluate, render_pictures, report, score_image
+from file_utils import write_whole
 from image_utils import contact_sheet, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, select_device
@@ -214,10 +214,11 @@ class RunLog:
 
         self.folder, self.config = folder, config
         self.pending, self.checked = [], first_step
-        self.begin = self.last_write = time.perf_counter()
+        before = drop_later_lines(folder / "metrics.jsonl", first_step)
+        self.last_write = time.perf_counter()
+        self.begin = self.last_write - before
         self.last_step = first_step
         self.bar = tqdm(total=config.max_steps, initial=first_step, disable=None, unit="step")
-        drop_later_lines(folder / "metrics.jsonl", first_step)
         self.metrics = open(folder / "metrics.jsonl", "a")
         self.tensorboard = SummaryWriter(folder, purge_step=first_step + 1)
 
@@ -283,7 +284,8 @@ class RunLog:
         self.tensorboard.add_image("validation", sheet, step, dataformats="HWC")
         (self.folder / "validation").mkdir(exist_ok=True)
         write_image(self.folder / "validation" / f"{step:08d}.png", sheet)
-        # Rendering is not training: the rate of rays leaves it out.
+        # Rendering is not training: the clock stood still.
+        self.begin += time.perf_counter() - begin
         self.last_write += time.perf_counter() - begin
 
     def _write_scalars(self, step, scalars):
@@ -302,17 +304,23 @@ def current_rate(config, step):
 
 
 def drop_later_lines(path, step):
-    """Keep the lines of `metrics.jsonl` up to a step: a continued run writes the others again."""
+    """Keep the lines of `metrics.jsonl` up to a step: a continued run writes the others again.
+
+    Returns the seconds of training that the kept lines tell.
+    """
     if not path.exists():
-        return
+        return 0.0
     kept = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            line = json.loads(text)
         except ValueError:  # A kill can leave the last line half written.
             continue
-    write_whole(path, lambda file: file.write("".join(kept).encode()))
+        if line["step"] <= step:
+            kept.append(line)
+    lines = "".join(json.dumps(line) + "\n" for line in kept)
+    write_whole(path, lambda file: file.write(lines.encode()))
+    return max((line["seconds"] for line in kept), default=0.0)
 
 
 def peak_memory():

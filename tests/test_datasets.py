@@ -261,7 +261,7 @@ def test_llff_caches_elsewhere_when_the_scene_cannot_be_written(tmp_path, monkey
         raise PermissionError(13, "Permission denied")
 
     # Root may write anywhere, so the refusal is played.
-    monkeypatch.setattr("datasets.tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("file_utils.tempfile.TemporaryFile", read_only)
     dataset = open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
     assert dataset.scene.cameras.sizes[0].tolist() == [12, 8]
     assert not (tmp_path / "scene" / "images_4").exists()
@@ -471,3 +471,10 @@ def test_scenes_are_found_by_name_in_both_places_and_by_path(tmp_path):
 
 def test_golden_file_is_small():
     assert GOLDEN_DATASETS.stat().st_size < 100_000
+
+
+def test_lindisp_refuses_a_near_of_zero(tmp_path):
+    write_llff(tmp_path / "scene")
+    with pytest.raises(UserError, match="--lindisp"):
+        open_scene(tmp_path / "scene", "llff", "train", "--lindisp")
+    assert len(open_scene(tmp_path / "scene", "llff", "train", "--lindisp", "--no-ndc")) == 7

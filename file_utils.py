@@ -1,0 +1,67 @@
+"""Writing files and folders whole or not at all, whatever interrupts it."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from config import UserError
+
+
+def write_whole(path, write):
+    """Call `write(file)` on a temporary file, sync it to the disk, and only then name it `path`.
+
+    Raises UserError when it cannot be written; what was at `path` is then as it was.
+    """
+    path = Path(path)
+    temporary = path.with_suffix(".partial")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
+                        "was. Free some space or set --log_dir to another disk.") from None
+
+
+@contextmanager
+def new_folder(path):
+    """A temporary folder that becomes `path` when the block ends well, and else is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as outer:
+        unfinished = Path(outer) / path.name
+        unfinished.mkdir()
+        yield unfinished
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if not path.exists():  # Else another process was first, with the same files.
+                raise
+
+
+def writable_folder(folder, name):
+    """`folder`, made when missing; where it cannot be written, `name` in the user's cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mipnerf" / name
+        cache.mkdir(parents=True, exist_ok=True)
+        return cache
+
+
+def _sync_folder(folder):
+    """Make the renaming itself outlive a power cut, where folders can be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

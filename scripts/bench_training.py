@@ -1,0 +1,80 @@
+"""Test PSNR against steps and seconds of training: a Markdown table from run folders.
+
+    python train.py --preset demo --scene lego --factor 2 --keep_checkpoints 100 --save_every 500
+    python scripts/bench_training.py log/blender_lego_mipnerf
+
+Scores the whole test split at every checkpoint that the folders hold, as `evaluate.py` does.
+Seconds are those of the training steps, as the run's `metrics.jsonl` counted them on its device.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from checkpoint import find_checkpoints, load_checkpoint  # noqa: E402
+from config import UserError, experiment_name, run_script  # noqa: E402
+from datasets import load_dataset  # noqa: E402
+from evaluate import evaluate  # noqa: E402
+from model import select_device  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument("--chunk", type=int, default=4096, help="rays rendered at once")
+    args = parser.parse_args()
+    tables = [score_run(folder, args) for folder in args.runs]
+    print("\n\n".join(tables))
+
+
+def score_run(folder, args):
+    """The table of one run folder."""
+    seconds = read_seconds(folder)
+    rows, scores = [], None
+    for path in reversed(find_checkpoints(folder)):
+        run = load_checkpoint(path, args.device)
+        config = run.config
+        config.chunk, config.save_images = args.chunk, False
+        dataset = load_dataset(config, "test", select_device(config))
+        scores = evaluate(run.model, dataset, config, run.step,
+                          folder / f"eval_test_{run.step:08d}")
+        rows.append(row(run.step, seconds.get(run.step), scores))
+        print(rows[-1], file=sys.stderr, flush=True)
+    if not rows:
+        raise UserError(f"{folder} holds no checkpoint; give run folders of train.py.")
+    scales = "".join(f" 1/{2**scale} dB |" for scale in scores["scales"])
+    title = (f"{config.scene if '/' not in config.scene else Path(config.scene).name} "
+             f"({config.dataset_name}, factor {config.factor}): {experiment_name(config)}, hidden "
+             f"{config.hidden} x {config.depth}, {config.num_samples} samples, batch "
+             f"{config.batch_size}, seed {config.seed}, {config.precision} on {scores['device']}, "
+             f"commit {scores['commit']}; blank picture {scores['blank_psnr']:.2f} dB")
+    return "\n".join([
+        title, "", f"| steps | seconds | PSNR dB | SSIM |{scales}",
+        "| --- | --- | --- | --- |" + " --- |" * len(scores["scales"]), *rows,
+    ])
+
+
+def row(step, seconds, scores):
+    """A line of the table."""
+    scales = "".join(f" {values['psnr']:.2f} |" for values in scores["scales"].values())
+    time = "" if seconds is None else f"{seconds:.0f}"
+    return f"| {step} | {time} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |{scales}"
+
+
+def read_seconds(folder):
+    """Seconds of training by step, from the run's scalars."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        raise UserError(f"{folder} holds no metrics.jsonl; give run folders of train.py.") from None
+    return {line["step"]: line["seconds"] for line in map(json.loads, lines)}
+
+
+if __name__ == "__main__":
+    run_script(main)
