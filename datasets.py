@@ -155,6 +155,20 @@ def read_json(path):
     return value
 
 
+def read_frames(meta, path):
+    """The image names and camera-to-world matrices that a Blender file lists, as they are there."""
+    frames = meta.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{path} lists no frames; a split needs at least one.")
+    try:
+        return ([Path(frame["file_path"]).as_posix() for frame in frames],
+                [frame["transform_matrix"] for frame in frames])
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} has a frame without {error}; file_path and transform_matrix are wanted."
+        ) from None
+
+
 def checked_poses(poses, path, names):
     """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
     try:
@@ -260,7 +274,7 @@ class Blender(NeRFDataset):
         config = self.config
         path = self._transforms(split)
         meta = read_json(path)
-        names, matrices = self._frames(meta, path)
+        names, matrices = read_frames(meta, path)
         files = [self.root / f"{name}.png" for name in names]
         camtoworlds = checked_poses(matrices, path, names)
         angle = checked_number(meta.get("camera_angle_x"), path, "camera_angle_x")
@@ -294,18 +308,6 @@ class Blender(NeRFDataset):
         if split == "val" and not path.exists():
             return self.root / "transforms_test.json"
         return path
-
-    def _frames(self, meta, path):
-        frames = meta.get("frames")
-        if not isinstance(frames, list) or not frames:
-            raise UserError(f"{path} lists no frames; a split needs at least one.")
-        try:
-            return ([Path(f["file_path"]).as_posix() for f in frames],
-                    [f["transform_matrix"] for f in frames])
-        except (TypeError, KeyError) as error:
-            raise UserError(
-                f"{path} has a frame without {error}; file_path and transform_matrix are wanted."
-            ) from None
 
 
 class Multicam(NeRFDataset):
@@ -358,7 +360,7 @@ class Multicam(NeRFDataset):
     def _split(self, meta, split, path):
         if split == "val" and "val" not in meta:
             split = "test"
-        if split not in meta:
+        if not isinstance(meta.get(split), dict):
             raise UserError(f"{path} has no split {split!r}; it holds {', '.join(meta) or 'none'}.")
         meta = meta[split]
         missing = [key for key in self.keys if not isinstance(meta.get(key), list)]
@@ -562,12 +564,13 @@ def convert_to_multiscale(blender_dir, out_dir, num_scales=4):
 
 
 def _convert_split(blender_dir, folder, split, num_scales):
-    transforms = read_json(blender_dir / f"transforms_{split}.json")
-    angle = checked_number(transforms.get("camera_angle_x"), blender_dir, "camera_angle_x")
+    path = blender_dir / f"transforms_{split}.json"
+    transforms = read_json(path)
+    angle = checked_number(transforms.get("camera_angle_x"), path, "camera_angle_x")
     meta = {key: [] for key in (*Multicam.keys, "focal")}
     (folder / f"images_{split}").mkdir()
-    for i, frame in enumerate(transforms["frames"]):
-        file = blender_dir / f"{frame['file_path']}.png"
+    for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
+        file = blender_dir / f"{source}.png"
         image = image_utils.read_image(file, 4).astype(np.float32) / 255
         focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
         for level in range(num_scales):
@@ -576,7 +579,7 @@ def _convert_split(blender_dir, folder, split, num_scales):
             image_utils.write_image(folder / name, np.uint8(image * 255))
             scaled = focal / 2**level
             row = {
-                "file_path": name, "cam2world": frame["transform_matrix"], "width": width,
+                "file_path": name, "cam2world": matrix, "width": width,
                 "height": height, "focal": scaled, "label": level, "near": 2.0, "far": 6.0,
                 "lossmult": 4.0**level,
                 "pix2cam": pixtocam(scaled, scaled, width, height).tolist(),

@@ -10,7 +10,7 @@ import coord
 
 
 class FieldOutput(NamedTuple):
-    """density: `[..., S]` at least 0, per world unit; rgb: `[..., S, 3]`, or None."""
+    """density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, 3]`, or None."""
 
     density: Tensor
     rgb: Tensor | None
@@ -20,8 +20,7 @@ class MLPField(nn.Module):
     """mip-NeRF's network: IPE, a trunk with a skip connection, and a view-dependent branch.
 
     hidden, depth: width and number of the trunk's layers; the encoding is concatenated again
-        after each layer whose index is a positive multiple of `skip` (mip-NeRF, section 5.1, as
-        in the official code).
+        after each layer whose index is a positive multiple of `skip`, as in the official code.
     view_hidden, view_depth: of the branch that sees the view direction; none without viewdirs.
     compute_dtype: of the linear layers alone. The arguments of the encoding, raw density and
         colour stay float32: rounding 2^15 x to 8 bits would leave noise of the angle.

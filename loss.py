@@ -8,12 +8,12 @@ import torch
 
 
 def fine_loss(model, outputs, batch):
-    """Squared error of the finest level's colours (mip-NeRF, eq. 19)."""
+    """Squared error of the finest level's colours (mip-NeRF, eq. 17)."""
     return colour_error(outputs[-1].rgb, batch)
 
 
 def coarse_loss(model, outputs, batch):
-    """Squared error of the coarser levels' colours, summed over levels (mip-NeRF, eq. 19)."""
+    """Squared error of the coarser levels' colours, summed over levels (mip-NeRF, eq. 17)."""
     errors = (colour_error(output.rgb, batch) for output in outputs[:-1])
     return sum(errors, batch.rgb.new_zeros(()))
 

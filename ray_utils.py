@@ -444,15 +444,17 @@ def cast_rays(tdist, origins, directions, radii, ray_shape, diag=True):
 
 
 def compute_weights(density, tdist, directions):
-    """How much each interval contributes to its pixel (mip-NeRF, eq. 10; NeRF, eq. 3).
+    """How much each interval contributes to its pixel (mip-NeRF, eq. 3; NeRF, eq. 3).
 
-    density: `[..., S]` per world unit; tdist: `[..., S+1]`; directions: `[..., 3]`, whose length
-    turns t into world units. Returns weights `[..., S]`, which sum to at most 1.
+    density: `[..., S]` per unit of the rays' coordinates; tdist: `[..., S+1]`; directions:
+    `[..., 3]`, whose length turns t into these units. Returns weights `[..., S]`, which sum to at
+    most 1.
     """
     length = (tdist[..., 1:] - tdist[..., :-1]) * directions.norm(dim=-1, keepdim=True)
-    depth = density * length
-    before = torch.cat([torch.zeros_like(depth[..., :1]), depth[..., :-1].cumsum(dim=-1)], dim=-1)
-    return -torch.expm1(-depth) * torch.exp(-before)
+    optical = density * length
+    passed = optical[..., :-1].cumsum(dim=-1)
+    before = torch.cat([torch.zeros_like(optical[..., :1]), passed], dim=-1)
+    return -torch.expm1(-optical) * torch.exp(-before)
 
 
 def volumetric_rendering(rgb, weights, tdist, bg_rgb):

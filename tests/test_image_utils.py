@@ -1,0 +1,150 @@
+"""Metrics against the official code's numbers, filters and files against arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from imageio.v3 import imread, imwrite
+
+import image_utils
+from config import UserError
+
+
+def slow_ssim(a, b):
+    """SSIM by its definition: an 11x11 Gaussian window at every place inside the image."""
+    x = np.arange(11) - 5
+    window = np.exp(-(x**2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    values = []
+    for channel in range(3):
+        for i in range(a.shape[0] - 10):
+            for j in range(a.shape[1] - 10):
+                p, q = (im[i : i + 11, j : j + 11, channel] for im in (a, b))
+                mp, mq = (window * p).sum(), (window * q).sum()
+                vp, vq = (window * p**2).sum() - mp**2, (window * q**2).sum() - mq**2
+                cov = (window * p * q).sum() - mp * mq
+                values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4)
+                              / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    return np.mean(values)
+
+
+def test_ssim_equals_its_definition():
+    rng = np.random.default_rng(0)
+    a = rng.random((14, 16, 3))
+    b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1)
+    assert image_utils.ssim(a, b) == pytest.approx(slow_ssim(a, b), abs=1e-6)
+    assert image_utils.ssim(torch.from_numpy(a), torch.from_numpy(b)) == image_utils.ssim(a, b)
+    assert image_utils.ssim(a, a) == pytest.approx(1)
+
+
+def test_ssim_of_images_smaller_than_its_window_is_nan():
+    assert math.isnan(image_utils.ssim(np.zeros((10, 20, 3)), np.zeros((10, 20, 3))))
+
+
+def test_psnr_by_hand():
+    a = np.zeros((2, 2, 3))
+    assert image_utils.psnr(a, a + 0.1) == pytest.approx(20)
+    assert image_utils.psnr(torch.from_numpy(a).float(), torch.full((2, 2, 3), 0.01)) == (
+        pytest.approx(40, abs=1e-4))
+    assert image_utils.psnr(a, a) == math.inf
+    assert float(image_utils.mse_to_psnr(torch.tensor(0.001))) == pytest.approx(30)
+
+
+@pytest.mark.parametrize("size,wanted", [((6, 4), (3, 2)), ((9, 6), (3, 2)), ((7, 5), (3, 2))])
+def test_area_filter_is_the_mean_over_each_pixels_area(size, wanted):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    found = image_utils.resize_area(image, *wanted)
+
+    def overlap(n, m):
+        edges = np.linspace(0, n, m + 1)
+        cover = [[max(0, min(edges[i + 1], k + 1) - max(edges[i], k)) for k in range(n)]
+                 for i in range(m)]
+        return np.array(cover) / (n / m)
+
+    exact = np.einsum("ik,jl,klc->ijc", overlap(size[1], wanted[1]), overlap(size[0], wanted[0]),
+                      image)
+    # Half a level of rounding; OpenCV's own weights are float32.
+    assert np.abs(found - exact).max() < 0.51
+
+
+def test_transparent_pixels_do_not_bleed():
+    image = np.zeros((2, 2, 4), np.uint8)
+    image[0, 0] = [80, 90, 100, 255]
+    image[1, 1] = [255, 255, 255, 0]
+    assert image_utils.resize_area(image, 1, 1).tolist() == [[[80, 90, 100, 64]]]
+
+
+def test_quantization_rounds():
+    values = np.array([[[0.0, 0.499 / 255, 0.501 / 255]], [[1.0, 1.5, -1.0]]])
+    assert image_utils.to_uint8(values).tolist() == [[[0, 0, 1]], [[255, 255, 0]]]
+
+
+def test_pictures_survive_a_round_trip(tmp_path):
+    rng = np.random.default_rng(2)
+    for channels in (3, 4):
+        image = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+        image_utils.write_image(tmp_path / "a.png", image)
+        assert np.array_equal(image_utils.read_image(tmp_path / "a.png", channels), image)
+        assert image_utils.image_size(tmp_path / "a.png") == (7, 5)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    image_utils.write_image(path, np.zeros((2, 2, 3)))
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("file_utils.os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        image_utils.write_image(path, np.ones((2, 2, 3)))
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "half"])
+def test_broken_pictures_are_one_sentence(content, tmp_path):
+    path = tmp_path / "a.png"
+    imwrite(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
+    with pytest.raises(UserError, match="a.png cannot be read"):
+        image_utils.read_image(path, 3)
+
+
+def test_colours_of_distances_go_from_warm_to_cold_and_fade_to_white():
+    distance = np.array([[1.0, 3.0, 2.0]])
+    acc = np.array([[1.0, 1.0, 0.0]])
+    near, far, empty = image_utils.visualize_distance(distance, acc, 1.0, 3.0)[0]
+    assert near[0] > near[2] and far[2] > far[0]
+    assert (empty == 1).all()
+
+
+def test_distance_range_ignores_empty_pixels():
+    distance = np.r_[np.linspace(2, 4, 101), 1e6][None]
+    acc = np.r_[np.ones(101), 0.0][None]
+    assert image_utils.distance_range(distance, acc) == pytest.approx((2.04, 3.96))
+    assert image_utils.distance_range(distance, np.zeros_like(acc)) == (0.0, 1.0)
+
+
+def test_colours_of_normals():
+    normals = np.array([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]])
+    found = image_utils.visualize_normals(normals, np.array([[1.0, 0.0]]))
+    np.testing.assert_allclose(found, [[[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]]])
+
+
+def test_contact_sheet_pads_smaller_pictures():
+    sheet = image_utils.contact_sheet([[np.zeros((4, 5, 3)), np.zeros((2, 3, 3))],
+                                       [np.zeros((4, 5, 3))]])
+    assert sheet.shape == (10, 12, 3)
+    assert sheet[0, 0, 0] == 0 and sheet[3, 8, 0] == 1 and sheet[8, 8, 0] == 1
+
+
+def test_files_listed_are_pictures_sorted_by_name(tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in image_utils.list_images(tmp_path)] == ["a.JPG", "b.png"]
+    imwrite(tmp_path / "b.png", np.zeros((2, 2, 3), np.uint8))
+    assert imread(tmp_path / "b.png").shape == (2, 2, 3)

@@ -1,0 +1,93 @@
+"""Poses: invariances, and the points that moving a world must leave in place."""
+
+import numpy as np
+import pytest
+
+import pose_utils
+from tests.scenes import look_at
+
+
+def random_poses(count, seed=0):
+    rng = np.random.default_rng(seed)
+    poses = []
+    for _ in range(count):
+        rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        rotation *= np.sign(np.linalg.det(rotation))
+        poses.append(np.c_[rotation, rng.normal(size=3)])
+    return np.stack(poses)
+
+
+def forward_poses(count, seed=0):
+    """Cameras that look roughly along -z of a random frame."""
+    rng = np.random.default_rng(seed)
+    return np.stack([look_at(np.array([4.0, 0.5, 1.0]) + 0.4 * rng.normal(size=3))[:3]
+                     for _ in range(count)])
+
+
+@pytest.mark.parametrize("move", [pose_utils.recentre, pose_utils.spherify])
+def test_moving_the_world_moves_cameras_and_points_alike(move):
+    poses = forward_poses(7)
+    moved, transform = move(poses)
+    assert all(pose_utils.pose_fault(pose) is None for pose in moved)
+    point = np.array([0.3, -0.2, 0.1, 1.0])
+    scale = np.cbrt(np.linalg.det(transform[:3, :3]))
+    for old, new in zip(poses, moved, strict=True):
+        before = old[:, :3].T @ (point[:3] - old[:, 3])
+        after = new[:, :3].T @ ((transform @ point)[:3] - new[:, 3])
+        np.testing.assert_allclose(after, scale * before, atol=1e-9)
+
+
+def test_recentring_makes_the_average_pose_the_identity():
+    moved, _ = pose_utils.recentre(forward_poses(9))
+    np.testing.assert_allclose(pose_utils.average_pose(moved), np.eye(4)[:3], atol=1e-9)
+
+
+def test_recentring_does_not_depend_on_the_worlds_frame():
+    poses = forward_poses(6)
+    frame = pose_utils.homogeneous(random_poses(1, seed=5)[0])
+    elsewhere = pose_utils.transform_poses(poses, frame)
+    np.testing.assert_allclose(pose_utils.recentre(poses)[0], pose_utils.recentre(elsewhere)[0],
+                               atol=1e-9)
+
+
+def test_focus_point_is_where_all_cameras_look():
+    poses = np.stack([look_at([3 * np.cos(a), 3 * np.sin(a), 1 + a])[:3] for a in range(5)])
+    target = np.array([0.5, -1.0, 2.0])
+    poses[:, :, 3] += target
+    np.testing.assert_allclose(pose_utils.focus_point(poses), target, atol=1e-9)
+
+
+def test_focus_point_of_parallel_cameras_is_finite():
+    poses = np.tile(np.eye(4)[:3], (3, 1, 1))
+    poses[:, 0, 3] = [-1, 0, 1]
+    assert np.isfinite(pose_utils.focus_point(poses)).all()
+
+
+def test_spherified_cameras_lie_about_the_origin_at_distance_1():
+    angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    poses = np.stack([look_at([5 * np.cos(a), 5 * np.sin(a), 2])[:3] for a in angles])
+    moved, _ = pose_utils.spherify(poses)
+    distances = np.linalg.norm(moved[:, :, 3], axis=-1)
+    assert np.sqrt(np.mean(distances**2)) == pytest.approx(1)
+    np.testing.assert_allclose(pose_utils.focus_point(moved), 0, atol=1e-9)
+    assert (moved[:, 2, 3] > 0).all()
+
+
+def test_similarities_scale_positions_and_keep_rotations():
+    poses = random_poses(3)
+    moved = pose_utils.transform_poses(poses, pose_utils.scaling(2.5))
+    np.testing.assert_allclose(moved[:, :, :3], poses[:, :, :3], atol=1e-12)
+    np.testing.assert_allclose(moved[:, :, 3], 2.5 * poses[:, :, 3])
+
+
+@pytest.mark.parametrize("change,words", [
+    (lambda p: p.__setitem__((0, 0), np.nan), "not finite"),
+    (lambda p: p.__setitem__((0, 3), np.inf), "not finite"),
+    (lambda p: p.__imul__(1.01), "no rotation"),
+    (lambda p: p.__setitem__((slice(None), 0), -p[:, 0]), "mirrored"),
+])
+def test_faults_of_poses_are_named(change, words):
+    pose = np.eye(4)[:3].copy()
+    assert pose_utils.pose_fault(pose) is None
+    change(pose)
+    assert words in pose_utils.pose_fault(pose)
