@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from config import UserError, get_config
+from config import UserError, first_line, get_config, saved_flags
 from file_utils import write_whole
 from model import build_model, select_device
 from ray_utils import Cameras, Scene
@@ -44,21 +44,40 @@ def save_checkpoint(folder, *, model, optimizer, step, config, scene, keep):
     content = {
         "format": FORMAT,
         "step": step,
-        "config": vars(config),
+        "config": saved_flags(config),
         "scene": {split: _plain(facts) for split, facts in scene.items()},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     write_whole(path, lambda file: torch.save(content, file))
-    for old in find_checkpoints(folder)[keep:]:
+    written = [p for p in find_checkpoints(folder) if step_of(p) <= step]
+    for old in written[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
+def step_of(path):
+    """The step that a checkpoint's name tells."""
+    return int(path.stem.removeprefix("checkpoint_"))
+
+
 def find_checkpoints(folder):
     """The checkpoints of a run folder, newest first, valid or not."""
-    found = [p for p in Path(folder).glob("checkpoint_*.pt") if re.fullmatch(r"\d+", p.stem[11:])]
-    return sorted(found, key=lambda p: int(p.stem[11:]), reverse=True)
+    found = [p for p in Path(folder).glob("*.pt") if re.fullmatch(r"checkpoint_\d+", p.stem)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def clear_leftovers(folder, step):
+    """Tidy a run folder before it goes on after `step`.
+
+    Half-written files of a kill go; checkpoints of later steps, which were found broken, are
+    renamed, so that they never stand for good ones.
+    """
+    for path in Path(folder).glob("*.partial"):
+        path.unlink()
+    for path in find_checkpoints(folder):
+        if step_of(path) > step:
+            path.rename(path.with_suffix(".broken"))
 
 
 def load_checkpoint(path, device="cpu"):
@@ -79,7 +98,8 @@ def load_checkpoint(path, device="cpu"):
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit this version's {config.model}: {error}") from None
+        raise UserError(f"{path} does not fit this version's {config.model}: "
+                        f"{first_line(error)}") from None
     return Checkpoint(
         model=model.eval(), config=config, step=content["step"], path=path,
         scene={split: _scene(facts) for split, facts in content["scene"].items()},
@@ -94,8 +114,7 @@ def read_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; --run wants a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is no whole checkpoint ({reason}).") from None
+        raise UserError(f"{path} is no whole checkpoint ({first_line(error)}).") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project (format {FORMAT} is wanted).")
     return content
@@ -113,7 +132,7 @@ def _newest_valid(folder):
 
 def write_config(folder, config):
     """The resolved config as `config.json`, for people and for `--config`."""
-    text = json.dumps(vars(config), indent=1, sort_keys=True)
+    text = json.dumps(saved_flags(config), indent=1, sort_keys=True)
     write_whole(Path(folder) / "config.json", lambda file: file.write(text.encode()))
 
 

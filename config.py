@@ -7,6 +7,7 @@ the values that would be used. Order: base < dataset < preset < `--config` file 
 import argparse
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ PRESETS = {
         "max_deg": 8,
         "batch_size": 128,
         "micro_batch": 128,
-        "max_steps": 8500,
+        "max_steps": 7500,
         "lr_init": 6e-3,
         "lr_final": 3e-4,
         "lr_delay_steps": 100,
@@ -73,11 +74,14 @@ PRESETS = {
 # The official Blender configuration draws each batch from a single image.
 PAPER_BLENDER_DEFAULTS = {"batching": "single_image"}
 
-# What a continued run may change; all else comes from its checkpoint.
-CONTINUABLE = {
-    "continue_training", "config", "preset", "run", "log_dir", "exp_name", "data_dir", "device",
-    "log_every", "eval_every", "save_every", "keep_checkpoints", "chunk", "max_steps",
-    "final_eval", "split", "lpips", "save_images",
+# Flags that say where a run lies and how it is called, and are no property of the run.
+PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_training"}
+
+# What the reader of a finished run may set, and what a continued run may change: where the data
+# lie now, the device, and how pictures are made. All else comes from the checkpoint.
+READER_FLAGS = {"data_dir", "scene", "device", "split", "chunk", "lpips", "save_images"}
+CONTINUABLE = READER_FLAGS | {
+    "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
 }
 
 # A full disk, a spent quota, a file grown beyond its limit.
@@ -86,6 +90,11 @@ NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 class UserError(Exception):
     """Input that cannot be used: one sentence saying what was found, wanted, and what to change."""
+
+
+def first_line(error):
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def run_script(main):
@@ -98,6 +107,8 @@ def run_script(main):
         if error.errno not in NO_ROOM:
             raise
         sentence = f"{error.strerror} ({error.filename or 'while writing'}); free some space."
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
 
@@ -116,6 +127,11 @@ def get_config(argv=None):
     early, _ = layers.parse_known_args(argv)
 
     from_file = _read_config_file(early.config, parser) if early.config else {}
+    for name in ("preset", "dataset_name"):
+        typed, read = getattr(early, name), from_file.get(name)
+        if early.config and typed not in (None, read):
+            parser.error(f"--{name} {typed} was given, but --config {early.config} holds the "
+                         f"settings of {read}; drop one of the two")
     dataset = early.dataset_name or from_file.get("dataset_name", "blender")
     preset = early.preset or from_file.get("preset")
     spherify = from_file.get("spherify") if early.spherify is None else early.spherify
@@ -126,7 +142,19 @@ def get_config(argv=None):
     if preset == "paper" and dataset == "blender":
         parser.set_defaults(**PAPER_BLENDER_DEFAULTS)
     parser.set_defaults(**from_file)
-    return parser.parse_args(argv)
+    config = parser.parse_args(argv)
+    _check_together(config, parser)
+    return config
+
+
+def _check_together(config, parser):
+    """End with status 2 where flags contradict one another."""
+    if config.min_deg >= config.max_deg:
+        parser.error(f"--min_deg {config.min_deg} must be below --max_deg {config.max_deg}")
+    if config.fine_loss_mult == 0 and config.coarse_loss_mult == 0:
+        parser.error("--fine_loss_mult and --coarse_loss_mult are both 0: nothing is learnt")
+    if config.spherify and config.ndc:
+        parser.error("--spherify and --ndc exclude each other: NDC is for forward-facing captures")
 
 
 def typed_flags(argv=None):
@@ -147,23 +175,45 @@ def default_config(**changes):
     return config
 
 
-def experiment_name(config):
-    """The run folder's name inside `--log_dir`."""
-    return config.exp_name or f"{config.dataset_name}_{Path(config.scene).name}_{config.model}"
-
-
 def run_folder(config):
-    """The run folder: `--run` when given, else `<log_dir>/<experiment name>`."""
-    return Path(config.run) if config.run else Path(config.log_dir) / experiment_name(config)
+    """The run folder: `--run`, or `--exp_name` in `--log_dir`, or <dataset>_<scene>_<model>."""
+    if config.run:
+        return Path(config.run)
+    if config.exp_name:
+        return Path(config.log_dir) / config.exp_name
+    name = Path(resolve_scene(config)).name
+    return Path(config.log_dir) / f"{config.dataset_name}_{name}_{config.model}"
 
 
 def resolve_scene(config):
-    """Fill in `scene` when it was not given: lego when it has been downloaded, else the demo."""
-    if config.scene is not None:
-        return config
-    lego = Path(config.data_dir) / "nerf_synthetic" / "lego"
-    config.scene = "lego" if config.dataset_name == "blender" and lego.is_dir() else "demo"
-    return config
+    """The scene's name or absolute path; where none was given, lego if downloaded, else the demo.
+
+    It is kept in `config.scene`, so that a run finds its data from any folder.
+    """
+    if config.scene is None:
+        lego = Path(config.data_dir) / "nerf_synthetic" / "lego"
+        config.scene = "lego" if config.dataset_name == "blender" and lego.is_dir() else "demo"
+    elif os.sep in config.scene or Path(config.scene).is_dir():
+        config.scene = str(Path(config.scene).absolute())
+    return config.scene
+
+
+def saved_flags(config):
+    """The flags that make a run what it is, as a `dict`: what checkpoints and config.json keep."""
+    return {name: value for name, value in vars(config).items() if name not in PLACE_FLAGS}
+
+
+def apply_typed_flags(config, flags, argv, changeable):
+    """Put the flags that were typed (`argv`) into a run's `config`.
+
+    Raises UserError for one outside `changeable` that differs from the run's.
+    """
+    for name in sorted(typed_flags(argv) - PLACE_FLAGS):
+        old, new = getattr(config, name), getattr(flags, name)
+        if old != new and name not in changeable:
+            raise UserError(f"--{name} {new} was given, but this run was started with {old} and "
+                            "keeps it; leave the flag out, or start a new run.")
+        setattr(config, name, new)
 
 
 def _read_config_file(path, parser):
@@ -181,13 +231,18 @@ def _read_config_file(path, parser):
             "the keys are the flags' names as `python train.py --help` lists them."
         )
     for action in parser._actions:
-        if values.get(action.dest) is not None:
+        if action.dest in values:
             _check_value(action, values[action.dest], path)
     return values
 
 
 def _check_value(action, value, path):
     """Hold a value of a config file to the rules of its flag."""
+    if value is None and action.default is None:
+        return
+    if isinstance(action, argparse.BooleanOptionalAction) != isinstance(value, bool):
+        raise UserError(f"--config {path} has {action.dest} = {value!r}; true and false are for "
+                        "switches, and for nothing else.")
     try:
         parsed = action.type(str(value)) if action.type else value
     except (ValueError, argparse.ArgumentTypeError) as error:
@@ -310,8 +365,9 @@ def _add_training_flags(group):
     flag = group.add_argument
     flag("--max_steps", type=_positive_int, default=200_000, help="optimisation steps")
     flag("--batch_size", type=_positive_int, default=2048, help="rays per step")
-    flag("--micro_batch", type=_positive_int, default=1024,
-         help="rays carried through the network at once; their gradients add up")
+    flag("--micro_batch", type=_positive_int,
+         help="rays carried through the network at once; their gradients add up (if not given: "
+         "128 on a CPU, where they stay in its cache, else 4096)")
     flag("--lr_init", type=_positive_float, default=5e-4, help="first learning rate")
     flag("--lr_final", type=_positive_float, default=5e-6, help="last learning rate")
     flag("--lr_delay_steps", type=_nonnegative_int, default=2500, help="steps of warm-up")

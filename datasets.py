@@ -7,7 +7,6 @@ they are needed, from the cameras; what is kept in memory is the pictures as the
 import hashlib
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -29,31 +28,33 @@ DEMO = "demo"
 SIZE_TOLERANCE = 0.01
 
 
-def load_dataset(config, split, device="cpu"):
-    """The dataset of a config's scene, with the pictures of `split` ("train", "val", "test") read.
+def load_dataset(config, split, device="cpu", read_pixels=True):
+    """The dataset of a config's scene, opened at `split` ("train", "val", "test").
 
-    Rays and colours arrive on `device`; the pictures stay on the CPU. Raises UserError for
+    Rays and colours arrive on `device`; the pictures stay on the CPU. Without `read_pixels` each
+    picture is read when it is asked for, and there are no random batches. Raises UserError for
     anything in the files that does not fit.
     """
     resolve_scene(config)
-    return DATASETS[config.dataset_name](config, split, device)
+    return DATASETS[config.dataset_name](config, split, device, read_pixels)
 
 
 class NeRFDataset(ABC):
     """Pictures with known cameras: random pixels for training, whole images for evaluation.
 
-    A subclass names the `folders` inside `--data_dir` where its scenes lie and defines
-    `load(split, read_pixels=True) -> Scene` and `splits()`. Nothing else is set outside of here.
+    A subclass names the `folders` inside `--data_dir` where its scenes lie and the `num_channels`
+    of their pictures, and defines `load(split, read_pixels=True) -> Scene` and `splits()`.
     """
 
     folders = ()
+    num_channels = 4
 
-    def __init__(self, config, split, device="cpu"):
+    def __init__(self, config, split, device="cpu", read_pixels=True):
         self.config = config
         self.device = torch.device(device)
         self.root = find_scene(config, self.folders, self.make_demo)
         self.split = split
-        self.scene = self.load(split)
+        self.scene = self.load(split, read_pixels)
         self.cameras = self.scene.cameras.to(self.device)
 
     @abstractmethod
@@ -70,7 +71,18 @@ class NeRFDataset(ABC):
 
     def facts(self):
         """Every split's scene without its pixels: `dict` of name to `Scene`."""
-        return {split: self.load(split, read_pixels=False) for split in self.splits()}
+        scenes = {split: self.load(split, read_pixels=False) for split in self.splits()}
+        return {split: replace(scene, files=()) for split, scene in scenes.items()}
+
+    def check_is(self, facts):
+        """Raise UserError unless `facts`, a run's `dict` of scenes, are of this very scene."""
+        known, found = facts.get(self.split), self.scene.cameras
+        if known is None or len(known.cameras) != len(found) or any(
+            not torch.allclose(getattr(known.cameras, name), getattr(found, name), atol=1e-5)
+            for name in ("camtoworlds", "pixtocams")
+        ):
+            raise UserError(f"the {self.split} cameras in {self.root} are not those of the run; "
+                            "set --data_dir or --scene to where its scene lies now.")
 
     def __len__(self):
         return len(self.scene.names)
@@ -87,20 +99,33 @@ class NeRFDataset(ABC):
         cam_idx = torch.searchsorted(offsets, index, right=True) - 1
         within = index - offsets[cam_idx]
         width = sizes[cam_idx, 0]
-        return self._batch_of(cam_idx, within % width, within // width, index)
+        return self._batch_of(cam_idx, within % width, within // width, self.scene.pixels[index])
 
     def image(self, index):
         """All pixels of one image, in rows: a `Batch` of shape `[h, w]`."""
         width, height = self.scene.cameras.sizes[index].tolist()
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixel_index = self.scene.offsets[index] + y * width + x
-        return self._batch_of(torch.full_like(x, index), x, y, pixel_index)
+        pixels = self._pixels_of(index).reshape(height, width, -1)
+        return self._batch_of(torch.full_like(x, index), x, y, pixels)
 
-    def _batch_of(self, cam_idx, x, y, pixel_index):
-        pixels = self.scene.pixels[pixel_index].to(self.device, non_blocking=True)
-        cam_idx, x, y = (v.to(self.device, non_blocking=True) for v in (cam_idx, x, y))
+    def _pixels_of(self, index):
+        """The pixels `[h * w, C]` of one image, from memory or from its file."""
+        offsets = self.scene.offsets[index : index + 2]
+        if self.scene.pixels is not None:
+            return self.scene.pixels[slice(*offsets.tolist())]
+        return read_pixels_of(self.scene.files[index : index + 1],
+                              self.scene.cameras.sizes[index : index + 1], self.num_channels)
+
+    def _batch_of(self, cam_idx, x, y, pixels):
+        cam_idx, x, y, pixels = (self._on_device(v) for v in (cam_idx, x, y, pixels))
         rays = pixels_to_rays(self.cameras, cam_idx, x, y)
         return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
+
+    def _on_device(self, tensor):
+        """Without waiting for the device, which CUDA does for pinned memory alone."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
 
 def composite(pixels, background):
@@ -118,7 +143,7 @@ def composite(pixels, background):
 def find_scene(config, folders, make_demo):
     """The folder of `--scene`; the demo scene is made by `make_demo(folder)` on first use."""
     data_dir = Path(config.data_dir)
-    if os.sep in str(config.scene) or Path(config.scene).is_dir():
+    if Path(config.scene).is_absolute():
         places = [Path(config.scene)]
     else:
         places = [data_dir / folder / config.scene for folder in folders]
@@ -200,24 +225,26 @@ def pixtocam(focal_x, focal_y, width, height):
     ])
 
 
-def read_pixels_of(files, sizes, num_channels, offsets):
+def read_pixels_of(files, sizes, num_channels):
     """All images, made `sizes [N, 2]` big by area averages, as uint8 `[P, num_channels]`."""
-    pixels = np.empty((int(offsets[-1]), num_channels), dtype=np.uint8)
-    for file, (width, height), first, last in zip(
-        files, sizes.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True
-    ):
+    pixels = np.empty((int(sizes.prod(dim=-1).sum()), num_channels), dtype=np.uint8)
+    first = 0
+    for file, (width, height) in zip(files, sizes.tolist(), strict=True):
         image = image_utils.read_image(file, num_channels)
         small = image_utils.resize_area(image, width, height)
-        pixels[first:last] = small.reshape(-1, num_channels)
+        pixels[first : first + width * height] = small.reshape(-1, num_channels)
+        first += width * height
     return torch.from_numpy(pixels)
 
 
 def make_scene(*, files, names, cameras, num_channels, read_pixels, **facts):
     """A `Scene` of images whose sizes the cameras tell."""
-    areas = cameras.sizes.prod(dim=-1)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), areas.cumsum(0)])
-    pixels = read_pixels_of(files, cameras.sizes, num_channels, offsets) if read_pixels else None
-    return Scene(pixels=pixels, offsets=offsets, cameras=cameras, names=tuple(names), **facts)
+    ends = cameras.sizes.prod(dim=-1).cumsum(0)
+    pixels = read_pixels_of(files, cameras.sizes, num_channels) if read_pixels else None
+    return Scene(
+        pixels=pixels, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
+        names=tuple(names), files=tuple(map(str, files)), **facts,
+    )
 
 
 def make_cameras(camtoworlds, pixtocams, sizes, **facts):
@@ -284,13 +311,15 @@ class Blender(NeRFDataset):
             if min(width, height) < config.factor:
                 raise UserError(f"{file} is {width}x{height}; --factor {config.factor} leaves "
                                 "no pixel.")
-            width, height = width // config.factor, height // config.factor
-            focal = 0.5 * width / math.tan(0.5 * angle)
-            sizes.append((width, height))
-            pixtocams.append(pixtocam(focal, focal, width, height))
+            small = width // config.factor, height // config.factor
+            focal = 0.5 * small[0] / math.tan(0.5 * angle)
+            # Where the factor leaves a rest, the two sides shrink by different amounts.
+            focal_y = focal * (width / small[0]) * (small[1] / height)
+            sizes.append(small)
+            pixtocams.append(pixtocam(focal, focal_y, *small))
         near, far = checked_range(config.near, config.far, config.lindisp)
         return make_scene(
-            files=files, names=names, num_channels=4, read_pixels=read_pixels,
+            files=files, names=names, num_channels=self.num_channels, read_pixels=read_pixels,
             cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
             background=float(config.white_bkgd), world_to_scene=torch.eye(4),
             box=cube(float(far - near) / 2),
@@ -343,8 +372,9 @@ class Multicam(NeRFDataset):
             near=near, far=far, lossmult=meta["lossmult"],
         )
         return make_scene(
-            files=files, names=names, num_channels=4, read_pixels=read_pixels, cameras=cameras,
-            labels=torch.as_tensor(meta["label"]).long(), background=float(self.config.white_bkgd),
+            files=files, names=names, num_channels=self.num_channels, read_pixels=read_pixels,
+            cameras=cameras, labels=torch.as_tensor(meta["label"]).long(),
+            background=float(self.config.white_bkgd),
             world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
         )
 
@@ -379,6 +409,7 @@ class LLFF(NeRFDataset):
     """`poses_bounds.npy` and `images[_factor]/`, as LLFF's forward-facing captures have them."""
 
     folders = ("nerf_llff_data",)
+    num_channels = 3
 
     def load(self, split, read_pixels=True):
         config = self.config
@@ -400,7 +431,8 @@ class LLFF(NeRFDataset):
         index = self._split_index(split, len(files), folder)
         return make_scene(
             files=[files[i] for i in index], names=[files[i].name for i in index],
-            cameras=everything[torch.as_tensor(index)], num_channels=3, read_pixels=read_pixels,
+            cameras=everything[torch.as_tensor(index)], num_channels=self.num_channels,
+            read_pixels=read_pixels,
             background=float(config.white_bkgd), box=box,
             world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
         )

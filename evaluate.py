@@ -19,7 +19,7 @@ from tqdm import tqdm
 import coord
 import image_utils
 from checkpoint import load_checkpoint
-from config import get_config, run_folder, run_script
+from config import READER_FLAGS, apply_typed_flags, get_config, run_folder, run_script, saved_flags
 from datasets import load_dataset
 from file_utils import write_whole
 from model import render_image, select_device
@@ -31,58 +31,64 @@ def main(argv=None):
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
     config = run.config
-    for name in ("split", "chunk", "lpips", "save_images", "data_dir"):
-        setattr(config, name, getattr(flags, name))
-    dataset = load_dataset(config, config.split, select_device(config))
-    folder = run.path.parent / f"eval_{config.split}_{run.step:08d}"
+    apply_typed_flags(config, flags, argv, READER_FLAGS)
+    dataset = load_dataset(config, config.split, select_device(config), read_pixels=False)
+    dataset.check_is(run.scene)
+    folder = evaluation_folder(run.path.parent, config.split, run.step)
     scores = evaluate(run.model, dataset, config, run.step, folder)
     print(report(scores))
-    print(f"written to {folder}")
+    print(f"scores and pictures: {folder}")
+
+
+def evaluation_folder(run_folder, split, step):
+    """Where the scores and pictures of a split at a step lie."""
+    return Path(run_folder) / f"eval_{split}_{step:08d}"
 
 
 def evaluate(model, dataset, config, step, folder):
-    """Score every image of `dataset` and write all of it to `folder`; returns the scores.
+    """Score every image of `dataset` and write scores and pictures to `folder`.
 
-    The result is a `dict` of means (psnr, ssim, lpips where asked, blank_psnr: that of a picture
-    of the background alone), `scales` (the same by scale, for Multicam), and `images`.
+    Returns a `dict` of means (psnr, ssim, lpips where asked, blank_psnr: that of a picture of the
+    background alone), `scales` (the same by scale, for Multicam), `images`, and their origin.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lpips = None if config.lpips == "none" else image_utils.make_lpips(config.lpips)
-    was_training = model.training
-    model.eval()
+    shown = np.linspace(0, len(dataset) - 1, min(SHEET_ROWS, len(dataset))).round()
     images, rows = [], []
     for index in tqdm(range(len(dataset)), desc=f"scoring {dataset.split}", disable=None):
-        pictures = render_pictures(model, dataset, index, config.chunk)
+        pictures = render_pictures(model, dataset, index, config.chunk, config.save_images)
         images.append(score_image(pictures, dataset, index, lpips))
         if config.save_images:
             for name in ("rgb", "depth", "normals"):
                 image_utils.write_image(folder / f"{index:03d}_{name}.png", pictures[name])
-            rows.append(list(pictures.values()))
-    model.train(was_training)
-    scores = summarize(images) | origin(config, step, dataset)
+            rows += [list(pictures.values())] if index in shown else []
+    scores = summarize(images) | origin(model, config, step, dataset)
     write_whole(folder / "scores.json", lambda f: f.write(json.dumps(scores, indent=1).encode()))
     write_whole(folder / "scores.csv", lambda f: f.write(as_csv(images).encode()))
     if rows:
-        shown = np.linspace(0, len(rows) - 1, min(SHEET_ROWS, len(rows))).round().astype(int)
-        image_utils.write_image(
-            folder / "sheet.png", image_utils.contact_sheet([rows[i] for i in shown])
-        )
+        image_utils.write_image(folder / "sheet.png", image_utils.contact_sheet(rows))
     return scores
 
 
-def render_pictures(model, dataset, index, chunk):
-    """Pictures of one view: `dict` of truth, rgb, depth, normals, float arrays `[h, w, 3]`."""
+def render_pictures(model, dataset, index, chunk, with_geometry=True):
+    """Pictures of one view: a `dict` of float arrays `[h, w, 3]`.
+
+    Its keys are truth, rgb, and, `with_geometry`, depth and normals. `model` is in eval mode.
+    """
     batch = dataset.image(index)
-    output = render_image(model, batch.rays, chunk, dataset.cameras)
-    distance = world_distance(dataset.cameras, batch.rays, output.distance_median)
-    near, far = image_utils.distance_range(distance, output.acc)
-    return {
-        "truth": image_utils.quantize(batch.rgb),
-        "rgb": image_utils.quantize(output.rgb),
-        "depth": image_utils.visualize_distance(distance, output.acc, near, far),
-        "normals": image_utils.visualize_normals(output.extras["normals"], output.acc),
+    cameras = dataset.cameras if with_geometry else None
+    output = render_image(model, batch.rays, chunk, cameras)
+    pictures = {
+        "truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
+    if with_geometry:
+        distance = world_distance(dataset.cameras, batch.rays, output.distance_median)
+        near, far = image_utils.distance_range(distance, output.acc)
+        pictures["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
+        normals = output.extras["normals"]
+        pictures["normals"] = image_utils.visualize_normals(normals, output.acc)
+    return pictures
 
 
 def world_distance(cameras, rays, distance):
@@ -123,15 +129,16 @@ def means(images):
     return {name: float(np.mean([image[name] for image in images])) for name in names}
 
 
-def origin(config, step, dataset):
+def origin(model, config, step, dataset):
     """Where scores come from: what anyone needs to get them again."""
     return {
         "split": dataset.split,
         "step": step,
         "commit": commit(),
         "device": str(dataset.device),
+        "precision": str(model.compute_dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "config": vars(config),
+        "config": saved_flags(config),
     }
 
 

@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from config import UserError
+from config import UserError, first_line
 
 
 def write_whole(path, write):
@@ -24,9 +24,9 @@ def write_whole(path, write):
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
-                        "was. Free some space or set --log_dir to another disk.") from None
+                        "was. Free some space or choose another disk.") from None
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def writable_folder(folder, name):
 
 def _sync_folder(folder):
     """Make the renaming itself outlive a power cut, where folders can be synced."""
-    if hasattr(os, "O_DIRECTORY"):
+    with suppress(OSError, AttributeError):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

@@ -10,7 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from config import UserError
+from config import UserError, first_line
 from file_utils import write_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -18,7 +18,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 def list_images(folder):
     """The image files of a folder, sorted by name."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
+    return sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def image_size(path):
@@ -51,8 +52,8 @@ def _guarded(path, read):
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though the scene's files name it.") from None
     except Exception as error:  # Pillow raises many kinds for broken files.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace it.") from None
+        raise UserError(f"{path} cannot be read as an image ({first_line(error)}); replace it."
+                        ) from None
 
 
 def resize_area(image, width, height):
@@ -128,10 +129,9 @@ def make_lpips(net):
 
         metric = lpips.LPIPS(net=net, verbose=False)
     except Exception as error:  # Missing package, torchvision that does not fit, no network.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"LPIPS ({net}) is not available: {reason}. It wants `pip install lpips` and, once, a "
-            "network to fetch its weights; drop --lpips to do without."
+            f"LPIPS ({net}) is not available: {first_line(error)}. It wants `pip install lpips` "
+            "and, once, a network to fetch its weights; drop --lpips to do without."
         ) from None
 
     def distance(a, b):

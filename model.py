@@ -28,6 +28,7 @@ class MipNeRF(nn.Module):
 
     def __init__(self, config, compute_dtype=torch.float32):
         super().__init__()
+        self.compute_dtype = compute_dtype
         self.num_levels, self.num_samples = config.num_levels, config.num_samples
         self.ray_shape, self.lindisp = config.ray_shape, config.lindisp
         self.resample_padding = config.resample_padding

@@ -115,8 +115,9 @@ class Scene(TensorRecord):
     pixels: uint8 `[P, C]`, all images one after another, row by row; C = 4 keeps straight alpha.
         None where the pictures were not read.
     offsets: `[N+1]`, where each image begins in `pixels`.
-    cameras: `Cameras` of the N images; names: their names; labels: `[N]` the scale of a Multicam
-        image (0 is the finest), or None.
+    cameras: `Cameras` of the N images; names: their names; files: where they lie, empty in the
+        facts that a checkpoint keeps; labels: `[N]` the scale of a Multicam image (0 is the
+        finest), or None.
     background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
@@ -126,6 +127,7 @@ class Scene(TensorRecord):
     offsets: Tensor
     cameras: Cameras
     names: tuple
+    files: tuple = ()
     labels: Tensor | None = None
     background: float
     world_to_scene: Tensor
@@ -252,9 +254,9 @@ def pixels_to_rays(cameras, cam_idx, x, y):
     """
     assert cam_idx.shape == x.shape == y.shape, (cam_idx.shape, x.shape, y.shape)
     dtype = cameras.camtoworlds.dtype
-    # A pixel, its right and its lower neighbour: [..., 3, 2].
-    steps = torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]], dtype=dtype, device=x.device)
-    pixels = torch.stack([x, y], dim=-1)[..., None, :] + steps
+    # The centres of a pixel, its right and its lower neighbour: [..., 3, 2].
+    columns, rows = torch.stack([x, x + 1, x], dim=-1), torch.stack([y, y, y + 1], dim=-1)
+    pixels = torch.stack([columns, rows], dim=-1).to(dtype) + 0.5
     pose = cameras.camtoworlds[cam_idx]
     camera_dirs = _camera_directions(cameras, cam_idx, pixels)
     directions = _rotate(pose[..., None, :, :3], camera_dirs)
@@ -284,12 +286,11 @@ def _camera_directions(cameras, cam_idx, pixels):
     if cameras.distortion is None and cameras.fisheye is None:
         return directions
     # Lens models are written for OpenCV's axes, where y points down.
-    down = directions.new_tensor([1.0, -1.0])
-    distorted = directions[..., :2] * down
+    distorted = _flip_y(directions[..., :2])
     coefficients = (directions.new_zeros(*cam_idx.shape, 6) if cameras.distortion is None
                     else cameras.distortion[cam_idx])[..., None, :]
     pinhole = torch.cat(
-        [undistort(distorted, coefficients) * down, -torch.ones_like(distorted[..., :1])], dim=-1
+        [_flip_y(undistort(distorted, coefficients)), -torch.ones_like(distorted[..., :1])], dim=-1
     )
     if cameras.fisheye is None:
         return pinhole
@@ -297,8 +298,13 @@ def _camera_directions(cameras, cam_idx, pixels):
     ring = angles.norm(dim=-1, keepdim=True)
     # sinc keeps the centre, where the ring has radius 0, free of a division by zero.
     sine_over_angle = torch.sinc(ring / math.pi)
-    curved = torch.cat([sine_over_angle * angles * down, -ring.cos()], dim=-1)
+    curved = torch.cat([sine_over_angle * _flip_y(angles), -ring.cos()], dim=-1)
     return torch.where(cameras.fisheye[cam_idx][..., None, None], curved, pinhole)
+
+
+def _flip_y(xy):
+    """`[..., 2]` with the sign of y changed."""
+    return torch.stack([xy[..., 0], -xy[..., 1]], dim=-1)
 
 
 def undistort(distorted, coefficients):

@@ -20,18 +20,17 @@ def learning_rate(step, lr_init, lr_final, max_steps, lr_delay_steps=0, lr_delay
     return rate
 
 
-def make_scheduler(optimizer, config, step=0):
-    """A PyTorch scheduler that sets `learning_rate` for the config's flags, from `step` on.
+def scheduled_rate(config, step):
+    """The learning rate of a step by the config's flags."""
+    return learning_rate(
+        step, config.lr_init, config.lr_final, config.max_steps,
+        config.lr_delay_steps, config.lr_delay_mult,
+    )
 
-    """
+
+def make_scheduler(optimizer, config, step=0):
+    """A PyTorch scheduler that sets `learning_rate` for the config's flags, from `step` on."""
     # LambdaLR multiplies the rate that it finds under this name.
     for group in optimizer.param_groups:
         group["initial_lr"] = 1.0
-    return LambdaLR(
-        optimizer,
-        lambda k: learning_rate(
-            k, config.lr_init, config.lr_final, config.max_steps,
-            config.lr_delay_steps, config.lr_delay_mult,
-        ),
-        last_epoch=step - 1,
-    )
+    return LambdaLR(optimizer, lambda k: scheduled_rate(config, k), last_epoch=step - 1)

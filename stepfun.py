@@ -64,7 +64,8 @@ def weighted_percentile(t, w, ps):
 
     t: `[..., S+1]`; w: `[..., S]`; returns `[..., len(ps)]`.
     """
-    u = torch.as_tensor(ps, dtype=t.dtype, device=t.device) / 100
+    # Filled on the device: a copy from the host would wait for it.
+    u = torch.stack([torch.full((), p / 100, dtype=t.dtype, device=t.device) for p in ps])
     return invert_cdf(u.expand(*w.shape[:-1], u.shape[-1]), t, integrate_weights(w))
 
 

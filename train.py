@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import (
+    clear_leftovers,
     find_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -29,38 +30,49 @@ from checkpoint import (
 from config import (
     CONTINUABLE,
     UserError,
+    apply_typed_flags,
     get_config,
     resolve_scene,
     run_folder,
     run_script,
-    typed_flags,
 )
 from datasets import load_dataset
-from evaluate import evaluate, render_pictures, report, score_image
+from evaluate import evaluate, evaluation_folder, render_pictures, report, score_image
 from file_utils import write_whole
 from image_utils import contact_sheet, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
-from model import build_model, select_device
-from scheduler import learning_rate, make_scheduler
+from model import build_model, render_image, select_device
+from scheduler import make_scheduler, scheduled_rate
 
 # Rays of the trial that tells how long a training on a CPU will take.
 TRIAL_RAYS = 256
 
+# Rays carried through the network at once: what stays in a CPU's cache, what fills a GPU.
+MICRO_BATCH = {"cpu": 128, "cuda": 4096}
+
 
 def main(argv=None):
     config = get_config(argv)
-    scene_was_given = config.scene is not None
-    resolve_scene(config)
+    if config.scene is None and not config.continue_training:
+        print(f"No --scene given: training on {resolve_scene(config)!r}.")
     folder = run_folder(config)
     start = continue_run(config, folder, argv) if config.continue_training else None
     config = start.config if start else config
     if not start:
         refuse_to_overwrite(folder)
-        if not scene_was_given:
-            print(f"No --scene given: training on {config.scene!r}.")
     device = select_device(config)
     dataset = load_dataset(config, "train", device)
-    validation = load_dataset(config, "val", device) if config.eval_every else None
+    if start:
+        dataset.check_is(start.scene)
+    facts = dataset.facts()
+    # The pictures of these two are read one at a time, when they are looked at.
+    validation = test = None
+    if config.eval_every:
+        validation = load_dataset(config, "val", device, read_pixels=False)
+    if config.final_eval:
+        test = load_dataset(config, config.split, device, read_pixels=False)
+    config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
+
     model = start.model if start else build_model(config, device)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.999), eps=1e-8)
@@ -68,49 +80,50 @@ def main(argv=None):
         optimizer.load_state_dict(start.optimizer)
     first_step = start.step if start else 0
     schedule = make_scheduler(optimizer, config, first_step)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
-    facts = dataset.facts()
 
     def save(step):
         save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
                         scene=facts, keep=config.keep_checkpoints)
 
-    print(f"{config.model} on {config.dataset_name} {config.scene}: {len(dataset)} views, "
-          f"{len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
-          f"{config.batch_size:,} rays on {device}, into {folder}")
-    if device.type == "cpu":
-        print_expected_time(model, dataset, config, config.max_steps - first_step)
+    with StopSignals() as stop:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder, first_step)
+        write_config(folder, config)
+        if not start:
+            save(0)  # From here on --continue_training works, whenever the run is killed.
+        describe(config, model, dataset, folder)
+        if device.type == "cpu" and first_step < config.max_steps:
+            print_expected_time(model, dataset, validation, test, config, first_step)
 
-    with RunLog(folder, first_step, config) as log, StopSignals() as stop:
-        for step in range(first_step, config.max_steps):
-            pixels_seed, model_seed = step_seeds(config.seed, step)
-            batch = dataset.batch(config.batch_size, torch.Generator().manual_seed(pixels_seed))
-            generator = torch.Generator(device).manual_seed(model_seed)
-            log.add(compute_gradients(model, batch, config, step / config.max_steps, generator))
-            optimizer.step()
-            schedule.step()
+        with RunLog(folder, first_step, config, device) as log:
+            for step in range(first_step, config.max_steps):
+                pixels_seed, model_seed = step_seeds(config.seed, step)
+                batch = dataset.batch(config.batch_size, torch.Generator().manual_seed(pixels_seed))
+                generator = torch.Generator(device).manual_seed(model_seed)
+                log.add(compute_gradients(model, batch, config, step / config.max_steps, generator))
+                optimizer.step()
+                schedule.step()
 
-            done = step + 1
-            last = done == config.max_steps
-            if done % config.log_every == 0 or last:
-                log.write(done)
-            if config.eval_every and (done % config.eval_every == 0 or last):
-                log.write_pictures(done, model, validation)
-            if done % config.save_every == 0 or last or stop.received:
-                log.check_finite()
-                save(done)
-            if stop.received:
-                print(f"Stopped by {stop.received.name} after step {done}; saved. Go on with "
-                      "--continue_training.")
-                return 128 + stop.received
+                done, last = step + 1, step + 1 == config.max_steps
+                stopped = stop.received
+                if done % config.log_every == 0 or last:
+                    log.write(done)
+                if validation and (done % config.eval_every == 0 or last):
+                    log.write_pictures(done, model, validation)
+                if done % config.save_every == 0 or last or stopped:
+                    log.check_finite()
+                    save(done)
+                if stopped:
+                    print(f"Stopped by {stopped.name} after step {done}; saved. Go on with "
+                          "--continue_training.")
+                    return 128 + stopped
 
-    if config.final_eval:
-        test = load_dataset(config, config.split, device)
-        results = evaluate(model, test, config, config.max_steps,
-                           folder / f"eval_{config.split}_{config.max_steps:08d}")
-        print(report(results))
-        print(f"pictures and scores: {folder / f'eval_{config.split}_{config.max_steps:08d}'}")
+    if test:
+        results = evaluation_folder(folder, config.split, config.max_steps)
+        scores = evaluate(model.eval(), test, config, config.max_steps, results)
+        print(report(scores))
+        print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
+        print(f"Scores and pictures: {results} (all at a glance: {results / 'sheet.png'})")
     return 0
 
 
@@ -139,7 +152,7 @@ def step_seeds(seed, step):
 
 def refuse_to_overwrite(folder):
     """Raise UserError where a run lies in `folder` already."""
-    if (folder / "config.json").exists() or find_checkpoints(folder):
+    if find_checkpoints(folder):
         raise UserError(f"{folder} holds a run already; go on with it by --continue_training, or "
                         "give this one another --exp_name.")
 
@@ -150,39 +163,57 @@ def continue_run(flags, folder, argv):
     Raises UserError for a typed flag that would make it another run.
     """
     start = load_checkpoint(folder, select_device(flags))
-    config, typed = start.config, typed_flags(argv)
-    for name in sorted(typed - CONTINUABLE):
-        old, new = getattr(config, name), getattr(flags, name)
-        if old != new:
-            raise UserError(f"--{name} {new} was given, but the run in {folder} was started with "
-                            f"{old}; a continued run keeps it. Use another --exp_name for a new "
-                            "run.")
-    if "max_steps" in typed and flags.max_steps != config.max_steps:
-        if flags.max_steps < start.step:
-            raise UserError(f"--max_steps {flags.max_steps} was given, but the run in {folder} "
-                            f"stands at step {start.step}.")
-        print(f"--max_steps {config.max_steps} becomes {flags.max_steps}: the learning rate "
-              "follows the new length from here on.")
-    for name in typed & CONTINUABLE:
-        setattr(config, name, getattr(flags, name))
-    config.device = flags.device
+    config, old_length = start.config, start.config.max_steps
+    apply_typed_flags(config, flags, argv, CONTINUABLE)
+    if config.max_steps < old_length:
+        raise UserError(f"--max_steps {config.max_steps} was given, but the run in {folder} was "
+                        f"started with {old_length}; only a larger number can be given.")
+    if config.max_steps > old_length:
+        print(f"--max_steps {old_length} becomes {config.max_steps}: the learning rate follows "
+              "the new length from here on.")
     print(f"Continuing {start.path} after step {start.step}.")
     return start
 
 
-def print_expected_time(model, dataset, config, num_steps):
-    """Time a few rays through a step and say how long all steps will take."""
-    rays = min(TRIAL_RAYS, config.batch_size)
-    batch = dataset.batch(rays, torch.Generator().manual_seed(0))
-    for _ in range(2):  # The first pass also pays for memory and code that later ones reuse.
-        begin = time.perf_counter()
-        compute_gradients(model, batch, config, 0.0, torch.Generator().manual_seed(0))
-        seconds = (time.perf_counter() - begin) / rays
+def describe(config, model, dataset, folder):
+    """Say what is trained, on what, where, and for how long."""
+    precision = str(model.compute_dtype).removeprefix("torch.")
+    print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
+          f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
+          f"{config.batch_size:,} rays on {dataset.device}, into {folder}", flush=True)
+
+
+def print_expected_time(model, dataset, validation, test, config, first_step):
+    """Time a few rays and say how long the training and its pictures will take."""
+    num_steps = config.max_steps - first_step
+    batch = dataset.batch(min(TRIAL_RAYS, config.batch_size), torch.Generator().manual_seed(0))
+    per_trained = seconds_per_ray(batch, lambda: compute_gradients(
+        model, batch, config, 0.0, torch.Generator().manual_seed(0)))
     model.zero_grad(set_to_none=True)
-    hours = seconds * config.batch_size * num_steps / 3600
-    text = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.0f} minutes"
-    print(f"Expected time on this CPU: about {text} ({1 / seconds:,.0f} rays/s). "
-          "`--preset demo` trains a small network in minutes.", flush=True)
+    model.eval()
+    per_rendered = seconds_per_ray(batch, lambda: render_image(
+        model, batch.rays, config.chunk, dataset.cameras))
+    model.train()
+    pictures = int(test.scene.offsets[-1]) if test else 0
+    if validation:
+        pictures += int(validation.scene.offsets[1]) * (num_steps // config.eval_every)
+    training, drawing = per_trained * config.batch_size * num_steps, per_rendered * pictures
+    print(f"Expected on this CPU: about {duration(training)} of training ({1 / per_trained:,.0f} "
+          f"rays/s) and {duration(drawing)} for pictures and scores. `--preset demo` trains a "
+          "small network; --factor makes pictures smaller.", flush=True)
+
+
+def seconds_per_ray(batch, call):
+    """The time of the second of two calls: the first also pays for memory that later ones reuse."""
+    call()
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) / len(batch.rays)
+
+
+def duration(seconds):
+    """A time in words."""
+    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
 
 
 class StopSignals:
@@ -209,11 +240,11 @@ class RunLog:
     Scalars stay on the device until they are written, so that no step waits for it.
     """
 
-    def __init__(self, folder, first_step, config):
+    def __init__(self, folder, first_step, config, device):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.config = folder, config
-        self.pending, self.checked = [], first_step
+        self.folder, self.config, self.device = folder, config, device
+        self.pending = []
         before = drop_later_lines(folder / "metrics.jsonl", first_step)
         self.last_write = time.perf_counter()
         self.begin = self.last_write - before
@@ -258,10 +289,10 @@ class RunLog:
         levels = mse_to_psnr(means.pop("errors")).tolist()
         scalars = {name: float(value) for name, value in means.items()}
         scalars |= {f"psnr/level_{i}": value for i, value in enumerate(levels)}
-        scalars["learning_rate"] = current_rate(self.config, step)
+        scalars["learning_rate"] = scheduled_rate(self.config, step)
         rays = len(self.pending) * self.config.batch_size
         scalars["rays_per_second"] = rays / (now - self.last_write)
-        scalars["memory_gb"] = peak_memory() / 1e9
+        scalars["memory_gb"] = peak_memory(self.device) / 1e9
         self._write_scalars(step, scalars)
         text = f"psnr {levels[-1]:.2f} dB, {scalars['rays_per_second']:,.0f} rays/s"
         self.bar.set_postfix_str(text)
@@ -279,14 +310,15 @@ class RunLog:
         pictures = render_pictures(model, dataset, index, self.config.chunk)
         model.train()
         scores = score_image(pictures, dataset, index)
-        self._write_scalars(step, {f"validation/{k}": scores[k] for k in ("psnr", "ssim")})
         sheet = contact_sheet([list(pictures.values())])
         self.tensorboard.add_image("validation", sheet, step, dataformats="HWC")
         (self.folder / "validation").mkdir(exist_ok=True)
         write_image(self.folder / "validation" / f"{step:08d}.png", sheet)
-        # Rendering is not training: the clock stood still.
-        self.begin += time.perf_counter() - begin
-        self.last_write += time.perf_counter() - begin
+        # Rendering is not training: its clock stood still.
+        rendering = time.perf_counter() - begin
+        self.begin += rendering
+        self.last_write += rendering
+        self._write_scalars(step, {f"validation/{k}": scores[k] for k in ("psnr", "ssim")})
 
     def _write_scalars(self, step, scalars):
         for name, value in scalars.items():
@@ -295,12 +327,6 @@ class RunLog:
         line = {"step": step, "seconds": round(seconds, 2)} | scalars
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
-
-
-def current_rate(config, step):
-    """The learning rate of a step, of a config's schedule."""
-    return learning_rate(step, config.lr_init, config.lr_final, config.max_steps,
-                         config.lr_delay_steps, config.lr_delay_mult)
 
 
 def drop_later_lines(path, step):
@@ -323,10 +349,10 @@ def drop_later_lines(path, step):
     return max((line["seconds"] for line in kept), default=0.0)
 
 
-def peak_memory():
+def peak_memory(device):
     """Bytes: the most that CUDA has allocated, else the most that the process has held."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows has no such counter in the standard library.

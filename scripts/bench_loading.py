@@ -24,6 +24,8 @@ from datasets import load_dataset  # noqa: E402
 from image_utils import write_image  # noqa: E402
 from train import peak_memory  # noqa: E402
 
+CPU = torch.device("cpu")
+
 
 def main():
     parser = argparse.ArgumentParser(
@@ -67,7 +69,7 @@ def write_scene(folder, views, size):
 
 def open_scene(folder):
     """What opening costs this process."""
-    imports = peak_memory() / 1e9
+    imports = peak_memory(CPU) / 1e9
     begin = time.perf_counter()
     dataset = load_dataset(default_config(scene=str(folder)), "train")
     seconds = time.perf_counter() - begin
@@ -75,7 +77,7 @@ def open_scene(folder):
     begin = time.perf_counter()
     for _ in range(20):
         dataset.batch(4096, torch.Generator().manual_seed(0))
-    return {"seconds": seconds, "imports": imports, "memory": peak_memory() / 1e9,
+    return {"seconds": seconds, "imports": imports, "memory": peak_memory(CPU) / 1e9,
             "batch": (time.perf_counter() - begin) / 20}
 
 

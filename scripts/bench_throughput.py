@@ -85,7 +85,7 @@ def measure(args):
         render_image(model.eval(), batch.rays, args.micro_batch)
 
     trained = rays_per_second(train_step, rays, device)
-    memory = peak_memory() / 1e9
+    memory = peak_memory(device) / 1e9
     rendered = rays_per_second(render, rays, device)
     train_products, render_products = products(model, config, device)
     return {

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from checkpoint import find_checkpoints, load_checkpoint  # noqa: E402
-from config import UserError, experiment_name, run_script  # noqa: E402
+from config import UserError, run_script  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from model import select_device  # noqa: E402
@@ -39,21 +39,22 @@ def score_run(folder, args):
     rows, scores = [], None
     for path in reversed(find_checkpoints(folder)):
         run = load_checkpoint(path, args.device)
+        if run.step == 0:
+            continue
         config = run.config
         config.chunk, config.save_images = args.chunk, False
-        dataset = load_dataset(config, "test", select_device(config))
-        scores = evaluate(run.model, dataset, config, run.step,
-                          folder / f"eval_test_{run.step:08d}")
+        dataset = load_dataset(config, "test", select_device(config), read_pixels=False)
+        scores = evaluate(run.model, dataset, config, run.step, folder / f"bench_{run.step:08d}")
         rows.append(row(run.step, seconds.get(run.step), scores))
         print(rows[-1], file=sys.stderr, flush=True)
     if not rows:
         raise UserError(f"{folder} holds no checkpoint; give run folders of train.py.")
     scales = "".join(f" 1/{2**scale} dB |" for scale in scores["scales"])
-    title = (f"{config.scene if '/' not in config.scene else Path(config.scene).name} "
-             f"({config.dataset_name}, factor {config.factor}): {experiment_name(config)}, hidden "
-             f"{config.hidden} x {config.depth}, {config.num_samples} samples, batch "
-             f"{config.batch_size}, seed {config.seed}, {config.precision} on {scores['device']}, "
-             f"commit {scores['commit']}; blank picture {scores['blank_psnr']:.2f} dB")
+    title = (f"{Path(config.scene).name} ({config.dataset_name}, factor {config.factor}): network "
+             f"{config.depth} x {config.hidden}, {config.num_levels} x {config.num_samples} "
+             f"samples, batch {config.batch_size}, seed {config.seed}, {scores['precision']} on "
+             f"{scores['device']}, commit {scores['commit']}; a blank picture has "
+             f"{scores['blank_psnr']:.2f} dB")
     return "\n".join([
         title, "", f"| steps | seconds | PSNR dB | SSIM |{scales}",
         "| --- | --- | --- | --- |" + " --- |" * len(scores["scales"]), *rows,

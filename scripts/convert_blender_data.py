@@ -23,9 +23,14 @@ def main(argv=None):
     )
     parser.add_argument("--blender_dir", type=Path, required=True, help="a scene, or many")
     parser.add_argument("--out_dir", type=Path, required=True, help="where to write; must be new")
-    parser.add_argument("--num_scales", type=int, default=4, help="1, 1/2, 1/4 … of the size")
+    parser.add_argument("--num_scales", type=int, choices=range(1, 9), default=4,
+                        help="1, 1/2, 1/4 … of the size")
     args = parser.parse_args(argv)
-    for source, target in scenes(args.blender_dir, args.out_dir):
+    found = scenes(args.blender_dir, args.out_dir)
+    for source, target in found:
+        if len(found) > 1 and target.exists():
+            print(f"{target} is there already and stays as it is")
+            continue
         convert_to_multiscale(source, target, args.num_scales)
         print(f"{source} -> {target}")
 

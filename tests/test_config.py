@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from config import DATASET_DEFAULTS, PRESETS, UserError, _build_parser, get_config, typed_flags
+from config import (
+    DATASET_DEFAULTS,
+    PRESETS,
+    UserError,
+    _build_parser,
+    get_config,
+    run_folder,
+    typed_flags,
+)
+from datasets import DATASETS
+from loss import LOSSES
+from model import MODELS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "config.py"]
@@ -105,13 +116,57 @@ def test_saved_config_reproduces_itself(tmp_path):
     assert vars(again) | {"config": None} == vars(config)
 
 
+@pytest.mark.parametrize("content,words", [
+    ({"white_bkgd": "no"}, "true and false"), ({"max_steps": None}, "max_steps"),
+    ({"max_steps": True}, "true and false"), ({"batch_size": 0}, "batch_size"),
+    ({"ray_shape": "cube"}, "cone, cylinder"), ({"hidden": [1]}, "hidden"),
+])
+def test_wrong_values_in_a_config_file_are_one_sentence(content, words, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        get_config(["--config", str(path)])
+
+
+@pytest.mark.parametrize("flags", [["--preset", "paper"], ["--dataset_name", "blender"]])
+def test_a_config_file_and_a_typed_preset_or_dataset_contradict(flags, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"dataset_name": "llff", "max_steps": 9}))
+    with pytest.raises(SystemExit) as error:
+        get_config(["--config", str(path), *flags])
+    assert error.value.code == 2 and "drop one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [
+    ["--min_deg", "5", "--max_deg", "5"], ["--fine_loss_mult", "0", "--coarse_loss_mult", "0"],
+    ["--dataset_name", "llff", "--spherify", "--ndc"],
+])
+def test_flags_that_contradict_one_another_end_with_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as error:
+        get_config(flags)
+    assert error.value.code == 2
+
+
+def test_run_folder_follows_from_the_flags(tmp_path):
+    def folder(*flags):
+        return run_folder(get_config(["--data_dir", str(tmp_path), *flags])).as_posix()
+
+    assert folder() == "log/blender_demo_mipnerf"
+    assert folder("--scene", "a/b/fox", "--log_dir", "x") == "x/blender_fox_mipnerf"
+    assert folder("--exp_name", "y") == "log/y"
+    assert folder("--exp_name", "y", "--run", "z/run") == "z/run"
+    (tmp_path / "nerf_synthetic" / "lego").mkdir(parents=True)
+    assert folder() == "log/blender_lego_mipnerf"
+    assert folder("--dataset_name", "llff") == "log/llff_demo_mipnerf"
+
+
 def test_typed_flags_are_those_on_the_command_line():
     assert typed_flags(["--preset", "debug", "--no-ndc"]) == {"preset", "ndc"}
 
 
 def test_every_flag_is_read_and_every_read_is_a_flag():
     flags = {action.dest for action in _build_parser()._actions} - {"help"}
-    read, named = set(), set()
+    read = set()
     for path in SCRIPTS:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -120,14 +175,16 @@ def test_every_flag_is_read_and_every_read_is_a_flag():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
                 if node.value.attr == "config":
                     read.add(node.attr)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named.add(node.value)
     assert read <= flags, read - flags
-    # Read by config.py itself, or by name (`getattr`) elsewhere.
-    by_itself = {"preset", "config", "run", "log_dir", "exp_name"}
-    by_loss = {f"{name}_loss_mult" for name in ("fine", "coarse")}
-    unread = flags - read - by_itself - by_loss - named
-    assert not unread, unread
+    by_config_itself = {"preset", "config", "run", "log_dir", "exp_name"}
+    by_loss = {f"{name}_loss_mult" for name in LOSSES}
+    assert not flags - read - by_config_itself - by_loss
+
+
+def test_choices_of_the_command_line_are_the_tables_of_the_code():
+    choices = {action.dest: action.choices for action in _build_parser()._actions}
+    assert set(choices["model"]) == set(MODELS)
+    assert set(choices["dataset_name"]) == set(DATASETS) == set(DATASET_DEFAULTS)
 
 
 def test_config_imports_the_standard_library_only():

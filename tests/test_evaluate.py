@@ -21,7 +21,8 @@ from tests.scenes import write_blender, write_llff, write_multicam
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     write_multicam(folder / "scene", num_views=2)
-    train.main(["--preset", "debug", "--precision", "fp32", "--dataset_name", "multicam",
+    train.main(["--preset", "debug", "--device", "cpu", "--precision", "fp32",
+                "--dataset_name", "multicam",
                 "--scene", str(folder / "scene"), "--log_dir", str(folder), "--exp_name", "run",
                 "--max_steps", "3", "--eval_every", "0", "--no-final_eval"])
     return folder / "run"
@@ -45,6 +46,10 @@ def test_scores_do_not_depend_on_the_chunk(run, tmp_path):
 def test_scores_do_not_depend_on_the_chunk_in_bf16(run, tmp_path):
     loaded = load_checkpoint(run)
     loaded.model.field.compute_dtype = torch.bfloat16
+    # Weights as large as those of a trained network: pictures with contrast.
+    with torch.no_grad():
+        for layer in loaded.model.field.layers():
+            layer.weight.mul_(2)
     dataset = load_dataset(loaded.config, "test")
     found = []
     for chunk in (7, 64):
@@ -157,6 +162,31 @@ def test_the_script_scores_a_run_folder(run, capsys):
     evaluate.main(["--run", str(run), "--split", "train", "--no-save_images"])
     assert (run / "eval_train_00000003" / "scores.csv").exists()
     assert not (run / "eval_train_00000003" / "sheet.png").exists()
+
+
+def test_the_script_keeps_the_runs_settings_and_refuses_others(run, capsys):
+    from config import UserError
+
+    with pytest.raises(UserError, match="--hidden 99 .*started with"):
+        evaluate.main(["--run", str(run), "--hidden", "99"])
+    evaluate.main(["--run", str(run), "--chunk", "50", "--no-save_images"])
+
+
+def test_the_script_refuses_a_scene_that_is_not_the_runs(run, tmp_path):
+    from config import UserError
+
+    write_multicam(tmp_path / "other", num_views=3)
+    with pytest.raises(UserError, match="not those of the run"):
+        evaluate.main(["--run", str(run), "--scene", str(tmp_path / "other")])
+
+
+def test_pictures_read_one_at_a_time_are_those_read_at_once(run):
+    config = load_checkpoint(run).config
+    at_once = load_dataset(config, "test")
+    singly = load_dataset(config, "test", read_pixels=False)
+    assert singly.scene.pixels is None
+    for i in range(len(at_once)):
+        assert torch.equal(at_once.image(i).rgb, singly.image(i).rgb)
 
 
 def test_lpips_says_plainly_when_it_cannot_be_had(run, tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""The demo scene through every loader, by the scripts, as a newcomer runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from imageio.v3 import imread
+
+from datasets import DATASETS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Where the demo scene is made, once for all formats."""
+    return tmp_path_factory.mktemp("data")
+
+
+def run(*words):
+    result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("dataset_name", sorted(DATASETS))
+def test_scripts_train_and_score_the_demo_scene(dataset_name, data_dir, tmp_path):
+    flags = ["--dataset_name", dataset_name, "--scene", "demo", "--data_dir", str(data_dir),
+             "--log_dir", str(tmp_path)]
+    out = run("train.py", *flags, "--preset", "debug", "--max_steps", "60")
+    folder = tmp_path / f"{dataset_name}_demo_mipnerf"
+    assert "a blank picture has" in out and str(folder) in out
+    scores = json.loads((folder / "eval_test_00000060" / "scores.json").read_text())
+    assert scores["psnr"] > scores["blank_psnr"] + 2
+    assert len(scores["scales"]) == (3 if dataset_name == "multicam" else 0)
+    sheet = imread(folder / "eval_test_00000060" / "sheet.png")
+    assert sheet.std() > 20
+    assert "mean" in run("evaluate.py", *flags, "--no-save_images", "--split", "val")
+
+
+def test_without_arguments_the_demo_scene_is_trained_and_said(data_dir, tmp_path):
+    out = run("train.py", "--preset", "debug", "--max_steps", "1", "--no-final_eval",
+              "--eval_every", "0", "--data_dir", str(data_dir), "--log_dir", str(tmp_path))
+    assert "training on 'demo'" in out
+    assert "Expected on this CPU" in out or "cuda" in out
+
+
+def test_converter_takes_a_scene_or_a_folder_of_scenes(data_dir, tmp_path):
+    source = data_dir / "nerf_synthetic"
+    run("scripts/convert_blender_data.py", "--blender_dir", str(source / "demo"), "--out_dir",
+        str(tmp_path / "one"), "--num_scales", "2")
+    run("scripts/convert_blender_data.py", "--blender_dir", str(source), "--out_dir",
+        str(tmp_path / "many"), "--num_scales", "2")
+    one, many = (json.loads((tmp_path / p / "metadata.json").read_text())
+                 for p in ("one", "many/demo"))
+    assert one == many and max(one["train"]["label"]) == 1
