@@ -367,7 +367,7 @@ def _add_training_flags(group):
     flag("--batch_size", type=_positive_int, default=2048, help="rays per step")
     flag("--micro_batch", type=_positive_int,
          help="rays carried through the network at once; their gradients add up (if not given: "
-         "128 on a CPU, where they stay in its cache, else 4096)")
+         "128 on a CPU, where they stay in its cache, else 2048)")
     flag("--lr_init", type=_positive_float, default=5e-4, help="first learning rate")
     flag("--lr_final", type=_positive_float, default=5e-6, help="last learning rate")
     flag("--lr_delay_steps", type=_nonnegative_int, default=2500, help="steps of warm-up")

@@ -48,7 +48,7 @@ from scheduler import make_scheduler, scheduled_rate
 TRIAL_RAYS = 256
 
 # Rays carried through the network at once: what stays in a CPU's cache, what fills a GPU.
-MICRO_BATCH = {"cpu": 128, "cuda": 4096}
+MICRO_BATCH = {"cpu": 128, "cuda": 2048}
 
 
 def main(argv=None):
@@ -119,11 +119,7 @@ def main(argv=None):
                     return 128 + stopped
 
     if test:
-        results = evaluation_folder(folder, config.split, config.max_steps)
-        scores = evaluate(model.eval(), test, config, config.max_steps, results)
-        print(report(scores))
-        print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
-        print(f"Scores and pictures: {results} (all at a glance: {results / 'sheet.png'})")
+        print_scores(model.eval(), test, config, folder)
     return 0
 
 
@@ -214,6 +210,15 @@ def seconds_per_ray(batch, call):
 def duration(seconds):
     """A time in words."""
     return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def print_scores(model, test, config, folder):
+    """Score the trained model, and say how well it did and where its pictures lie."""
+    results = evaluation_folder(folder, config.split, config.max_steps)
+    scores = evaluate(model, test, config, config.max_steps, results)
+    print(report(scores))
+    print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
+    print(f"Scores and pictures: {results}, all at a glance in sheet.png")
 
 
 class StopSignals:

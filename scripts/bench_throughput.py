@@ -51,7 +51,8 @@ def parse_args():
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--micro_batch", type=int, default=128)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"],
-                        default=["fp32", "bf16"])
+                        default=["fp32", "bf16"], help="bf16 takes very long without hardware "
+                        "for it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--case", action="store_true", help=argparse.SUPPRESS)
