@@ -194,6 +194,11 @@ def read_frames(meta, path):
         ) from None
 
 
+def png_file(folder, name):
+    """The file of a Blender frame, which is named with or without its ending."""
+    return folder / (name if name.lower().endswith(".png") else f"{name}.png")
+
+
 def checked_poses(poses, path, names):
     """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
     try:
@@ -302,7 +307,7 @@ class Blender(NeRFDataset):
         path = self._transforms(split)
         meta = read_json(path)
         names, matrices = read_frames(meta, path)
-        files = [self.root / f"{name}.png" for name in names]
+        files = [png_file(self.root, name) for name in names]
         camtoworlds = checked_poses(matrices, path, names)
         angle = checked_number(meta.get("camera_angle_x"), path, "camera_angle_x")
         sizes, pixtocams = [], []
@@ -602,7 +607,7 @@ def _convert_split(blender_dir, folder, split, num_scales):
     meta = {key: [] for key in (*Multicam.keys, "focal")}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
-        file = blender_dir / f"{source}.png"
+        file = png_file(blender_dir, source)
         image = image_utils.read_image(file, 4).astype(np.float32) / 255
         focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
         for level in range(num_scales):

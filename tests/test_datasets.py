@@ -213,6 +213,23 @@ def test_backgrounds(white, background, tmp_path):
     assert (dataset.image(0).rgb == background).all()
 
 
+def test_blender_frames_may_be_named_with_their_ending(tmp_path):
+    write_blender(tmp_path / "scene")
+    before = open_scene(tmp_path / "scene", "blender").scene.pixels
+    change_json(tmp_path / "scene" / "transforms_train.json", lambda v: [
+        frame.update(file_path=frame["file_path"] + ".png") for frame in v["frames"]])
+    assert torch.equal(open_scene(tmp_path / "scene", "blender").scene.pixels, before)
+
+
+def test_blender_keeps_the_vertical_field_of_view_at_uneven_factors(tmp_path):
+    write_blender(tmp_path / "scene", size=(13, 9))
+    whole, small = (open_scene(tmp_path / "scene", "blender", "train", "--factor", factor)
+                    for factor in ("1", "4"))
+    # The upper border of the picture is the same ray at both sizes.
+    top = [d.cameras.pixtocams[0] @ torch.tensor([0.0, 0.0, 1.0]) for d in (whole, small)]
+    torch.testing.assert_close(top[0], top[1])
+
+
 def test_composite_is_alpha_blending_in_float():
     pixel = torch.tensor([[255, 0, 51, 51]], dtype=torch.uint8)
     wanted = torch.tensor([[0.2 + 0.8, 0.8, 0.04 + 0.8]])

@@ -104,7 +104,7 @@ def test_documents_name_only_flags_and_files_that_exist(document):
     flags = {option for action in _build_parser()._actions for option in action.option_strings}
     scripts = "".join(path.read_text() for path in ROOT.glob("scripts/*.py"))
     foreign = {"--upgrade", "--logdir"}
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", text)) - foreign:
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts or flag == "--", flag
     for name in set(re.findall(r"`((?:scripts/|misc/|tests/)?\w+\.(?:py|sh|yml|md|txt))", text)):
         assert (ROOT / name).exists(), name
