@@ -57,9 +57,8 @@ def test_pure_maths_knows_no_config_and_no_file():
                                                  "stepfun"}
 
 
-@pytest.mark.parametrize("name", sorted(LAYERS))
-def test_importing_a_file_prints_and_parses_nothing(name):
-    code = f"import sys; sys.argv = ['x', '--nonsense']; import {name}"
+def test_importing_the_files_prints_and_parses_nothing():
+    code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(sorted(LAYERS))}"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
