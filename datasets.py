@@ -31,6 +31,8 @@ SIZE_TOLERANCE = 0.01
 def load_dataset(config, split, device="cpu", read_pixels=True):
     """The dataset of a config's scene, opened at `split` ("train", "val", "test").
 
+    Where there is no "val", it is "test" that is opened, and the dataset's `split` says so.
+
     Rays and colours arrive on `device`; the pictures stay on the CPU. Without `read_pixels` each
     picture is read when it is asked for, and there are no random batches. Raises UserError for
     anything in the files that does not fit.
@@ -53,8 +55,9 @@ class NeRFDataset(ABC):
         self.config = config
         self.device = torch.device(device)
         self.root = find_scene(config, self.folders, self.make_demo)
-        self.split = split
-        self.scene = self.load(split, read_pixels)
+        # The test views serve as validation where there are none for it.
+        self.split = "test" if split == "val" and "val" not in self.splits() else split
+        self.scene = self.load(self.split, read_pixels)
         self.cameras = self.scene.cameras.to(self.device)
 
     @abstractmethod
@@ -304,7 +307,7 @@ class Blender(NeRFDataset):
 
     def load(self, split, read_pixels=True):
         config = self.config
-        path = self._transforms(split)
+        path = self.root / f"transforms_{split}.json"
         meta = read_json(path)
         names, matrices = read_frames(meta, path)
         files = [png_file(self.root, name) for name in names]
@@ -335,13 +338,6 @@ class Blender(NeRFDataset):
 
     def make_demo(self, folder):
         demo_scene.write_blender(folder)
-
-    def _transforms(self, split):
-        """The split's file; the test views serve as validation where there are none for it."""
-        path = self.root / f"transforms_{split}.json"
-        if split == "val" and not path.exists():
-            return self.root / "transforms_test.json"
-        return path
 
 
 class Multicam(NeRFDataset):
@@ -393,8 +389,6 @@ class Multicam(NeRFDataset):
         convert_to_multiscale(blender, folder, num_scales=3)
 
     def _split(self, meta, split, path):
-        if split == "val" and "val" not in meta:
-            split = "test"
         if not isinstance(meta.get(split), dict):
             raise UserError(f"{path} has no split {split!r}; it holds {', '.join(meta) or 'none'}.")
         meta = meta[split]

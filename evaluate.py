@@ -34,7 +34,7 @@ def main(argv=None):
     apply_typed_flags(config, flags, argv, READER_FLAGS)
     dataset = load_dataset(config, config.split, select_device(config), read_pixels=False)
     dataset.check_is(run.scene)
-    folder = evaluation_folder(run.path.parent, config.split, run.step)
+    folder = evaluation_folder(run.path.parent, dataset.split, run.step)
     scores = evaluate(run.model, dataset, config, run.step, folder)
     print(report(scores))
     print(f"scores and pictures: {folder}")

@@ -214,7 +214,7 @@ def duration(seconds):
 
 def print_scores(model, test, config, folder):
     """Score the trained model, and say how well it did and where its pictures lie."""
-    results = evaluation_folder(folder, config.split, config.max_steps)
+    results = evaluation_folder(folder, test.split, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
     print(report(scores))
     print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
