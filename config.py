@@ -42,7 +42,7 @@ PRESETS = {
         "depth": 4,
         "skip": 2,
         "view_hidden": 64,
-        "max_deg": 8,
+        "max_deg": 10,
         "batch_size": 128,
         "micro_batch": 128,
         "max_steps": 7500,
