@@ -7,6 +7,7 @@ pixels, so that every later tool needs a run folder and nothing else.
 import argparse
 import json
 import re
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from model import build_model, select_device
 from ray_utils import Cameras, Scene
 
 FORMAT = 1
+KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
 NAME = "checkpoint_{step:08d}.pt"
 
 
@@ -110,12 +112,17 @@ def load_checkpoint(path, device="cpu"):
 def read_checkpoint(path):
     """The content of a checkpoint file, on the CPU; raises UserError where it is not whole."""
     try:
+        # torch.load does not compare the checksums that the archive holds.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; --run wants a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
         raise UserError(f"{path} is no whole checkpoint ({first_line(error)}).") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or not KEYS <= set(content) or content["format"] != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project (format {FORMAT} is wanted).")
     return content
 
@@ -126,8 +133,8 @@ def _newest_valid(folder):
             return read_checkpoint(path), path
         except UserError as error:
             print(f"passed over: {error}", flush=True)
-    raise UserError(f"{folder} holds no valid checkpoint; train first, or set --run, --log_dir or "
-                    "--exp_name.")
+    raise UserError(f"{folder} holds no valid checkpoint; train first, set --run, --log_dir or "
+                    "--exp_name to another folder, or remove this one if its files are broken.")
 
 
 def write_config(folder, config):

@@ -99,14 +99,18 @@ def first_line(error):
 
 def run_script(main):
     """Exit with what `main()` returns; what a user can mend is one sentence and status 2."""
+    # A terminal that cannot show a letter of a path shows a question mark.
+    sys.stdout.reconfigure(errors="replace")
+    sys.stderr.reconfigure(errors="replace")
     try:
         sys.exit(main())
     except UserError as error:
         sentence = str(error)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM and error.filename is None:
             raise
-        sentence = f"{error.strerror} ({error.filename or 'while writing'}); free some space."
+        advice = "free some space" if error.errno in NO_ROOM else "choose another place"
+        sentence = f"{error.filename or 'a file'}: {error.strerror}; {advice}."
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"error: {sentence}", file=sys.stderr)
@@ -151,8 +155,10 @@ def _check_together(config, parser):
     """End with status 2 where flags contradict one another."""
     if config.min_deg >= config.max_deg:
         parser.error(f"--min_deg {config.min_deg} must be below --max_deg {config.max_deg}")
-    if config.fine_loss_mult == 0 and config.coarse_loss_mult == 0:
-        parser.error("--fine_loss_mult and --coarse_loss_mult are both 0: nothing is learnt")
+    if config.fine_loss_mult == 0 and (config.coarse_loss_mult == 0 or config.num_levels == 1):
+        parser.error("no colour loss has a weight above 0: nothing is learnt; set --fine_loss_mult")
+    if config.dataset_name != "llff" and (config.ndc or config.spherify):
+        parser.error("--ndc and --spherify are for --dataset_name llff")
     if config.spherify and config.ndc:
         parser.error("--spherify and --ndc exclude each other: NDC is for forward-facing captures")
 
@@ -243,6 +249,8 @@ def _check_value(action, value, path):
     if isinstance(action, argparse.BooleanOptionalAction) != isinstance(value, bool):
         raise UserError(f"--config {path} has {action.dest} = {value!r}; true and false are for "
                         "switches, and for nothing else.")
+    if action.type is None and not isinstance(value, bool | str):
+        raise UserError(f"--config {path} has {action.dest} = {value!r}; a text is wanted.")
     try:
         parsed = action.type(str(value)) if action.type else value
     except (ValueError, argparse.ArgumentTypeError) as error:
@@ -291,6 +299,20 @@ def _nonnegative(kind):
     return parse
 
 
+def _seed(text):
+    value = _nonnegative_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} was given, a number below 2^63 is wanted")
+    return value
+
+
+def _finite_float(text):
+    value = float(text)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} was given, a finite number is wanted")
+    return value
+
+
 _nonnegative_int = _nonnegative(int)
 _nonnegative_float = _nonnegative(float)
 
@@ -305,7 +327,7 @@ def _add_run_flags(group):
     flag("--run", metavar="FOLDER", help="an existing run folder, for the scripts that read one")
     flag("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
          help="'auto' takes CUDA, then Apple's MPS, then the CPU")
-    flag("--seed", type=_nonnegative_int, default=0,
+    flag("--seed", type=_seed, default=0,
          help="weights, pixels drawn, jitter and noise all follow from it")
     flag("--precision", choices=["auto", "fp32", "bf16"], default="auto",
          help="of the linear layers; 'auto' is bf16 where the device has instructions for it")
@@ -354,7 +376,8 @@ def _add_model_flags(group):
          help="coarse samples linear in disparity (otherwise in distance)")
     flag("--resample_padding", type=_nonnegative_float, default=0.01,
          help="added to the blurred weights before the fine samples are drawn")
-    flag("--density_bias", type=float, default=-1.0, help="added to raw density before softplus")
+    flag("--density_bias", type=_finite_float, default=-1.0,
+         help="added to raw density before softplus")
     flag("--density_noise", type=_nonnegative_float, default=0.0,
          help="standard deviation of normal noise on raw density while training")
     flag("--rgb_padding", type=_nonnegative_float, default=0.001,

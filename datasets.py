@@ -17,7 +17,7 @@ import torch
 import demo_scene
 import image_utils
 import pose_utils
-from config import UserError, resolve_scene
+from config import UserError, first_line, resolve_scene
 from file_utils import new_folder, writable_folder
 from ray_utils import Batch, Cameras, Scene, pixels_to_rays
 
@@ -157,7 +157,7 @@ def find_scene(config, folders, make_demo):
     if config.scene == DEMO:
         folder = writable_folder(data_dir / folders[0], folders[0]) / DEMO
         if not folder.is_dir():
-            print(f"Making the demo scene in {folder} …", flush=True)
+            print(f"Making the demo scene in {folder} ...", flush=True)
             make_demo(folder)
         return folder
     looked = " or ".join(str(place) for place in places)
@@ -176,8 +176,8 @@ def read_json(path):
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is wanted.")
     return value
@@ -206,7 +206,7 @@ def checked_poses(poses, path, names):
     """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
     try:
         poses = np.asarray(poses, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         poses = np.empty(0)
     if poses.ndim != 3 or poses.shape[1] not in (3, 4) or poses.shape[2] != 4:
         raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
@@ -217,11 +217,12 @@ def checked_poses(poses, path, names):
     return poses[:, :3]
 
 
-def checked_number(value, path, key):
-    """A finite number above 0 from a file."""
-    if isinstance(value, (int, float)) and 0 < value < math.inf:
+def checked_angle(meta, path):
+    """The horizontal field of view of a Blender file, in radians."""
+    value = meta.get("camera_angle_x")
+    if type(value) in (int, float) and 0 < value < math.pi:
         return float(value)
-    raise UserError(f"{path} has {key} = {value!r}; a number above 0 is wanted.")
+    raise UserError(f"{path} has camera_angle_x = {value!r}; radians between 0 and pi are wanted.")
 
 
 def pixtocam(focal_x, focal_y, width, height):
@@ -312,7 +313,7 @@ class Blender(NeRFDataset):
         names, matrices = read_frames(meta, path)
         files = [png_file(self.root, name) for name in names]
         camtoworlds = checked_poses(matrices, path, names)
-        angle = checked_number(meta.get("camera_angle_x"), path, "camera_angle_x")
+        angle = checked_angle(meta, path)
         sizes, pixtocams = [], []
         for file in files:
             width, height = image_utils.image_size(file)
@@ -452,13 +453,16 @@ class LLFF(NeRFDataset):
         """Poses, bounds `[N, 2]`, full sizes `[N, 2]` and focal lengths `[N]` as in the file."""
         path = self.root / "poses_bounds.npy"
         try:
-            table = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                table = np.lib.format.read_array(file, allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is not a NumPy array ({error}).") from None
-        if table.ndim != 2 or table.shape[1] != 17 or not np.issubdtype(table.dtype, np.number):
-            raise UserError(f"{path} has shape {table.shape}; [N, 17] numbers are wanted.")
+        except Exception as error:  # A damaged header fails in many ways.
+            raise UserError(f"{path} is not a NumPy array ({first_line(error)}).") from None
+        rows_fit = table.ndim == 2 and table.shape[1] == 17 and len(table) > 0
+        if not rows_fit or table.dtype.kind not in "fiu":
+            raise UserError(f"{path} has {table.dtype} numbers of shape {table.shape}; real ones "
+                            "of shape [N, 17] are wanted.")
         if len(table) != num_images:
             raise UserError(f"{path} has {len(table)} poses but {folder} has {num_images} images.")
         table = table.astype(np.float64)
@@ -475,12 +479,16 @@ class LLFF(NeRFDataset):
 
     def _aligned(self, poses, scaling):
         """The scaled world, recentred over all views, and spherified when asked."""
-        poses = pose_utils.transform_poses(poses, scaling)
-        poses, transform = pose_utils.recentre(poses)
-        transform = transform @ scaling
-        if self.config.spherify:
-            poses, to_sphere = pose_utils.spherify(poses)
-            transform = to_sphere @ transform
+        with np.errstate(all="ignore"):
+            poses = pose_utils.transform_poses(poses, scaling)
+            poses, transform = pose_utils.recentre(poses)
+            transform = transform @ scaling
+            if self.config.spherify and np.isfinite(poses).all():
+                poses, to_sphere = pose_utils.spherify(poses)
+                transform = to_sphere @ transform
+        if not np.isfinite(poses).all():
+            raise UserError(f"the cameras in {self.root / 'poses_bounds.npy'} have no mean "
+                            "direction or lie in one point, so they cannot be aligned.")
         return poses, transform
 
     def _range(self, bounds):
@@ -534,7 +542,7 @@ class LLFF(NeRFDataset):
 
     def _make_smaller(self, source, target, ratio):
         files = image_utils.list_images(source)
-        print(f"Making {len(files)} images at --factor {self.config.factor} in {target} …")
+        print(f"Making {len(files)} images at --factor {self.config.factor} in {target} ...")
         with new_folder(target) as folder:
             for file in files:
                 image = image_utils.read_image(file, 3)
@@ -564,7 +572,7 @@ def checked_array(values, shape, path, key):
     """A list of finite `shape`d numbers from a file, lossmult above 0, as float64 `[N, *shape]`."""
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         array = np.empty(0)
     if array.shape[1:] != shape or len(array) != len(values) or not np.isfinite(array).all():
         raise UserError(f"{path} has entries of {key} that are no finite numbers of shape {shape}.")
@@ -597,7 +605,7 @@ def convert_to_multiscale(blender_dir, out_dir, num_scales=4):
 def _convert_split(blender_dir, folder, split, num_scales):
     path = blender_dir / f"transforms_{split}.json"
     transforms = read_json(path)
-    angle = checked_number(transforms.get("camera_angle_x"), path, "camera_angle_x")
+    angle = checked_angle(transforms, path)
     meta = {key: [] for key in (*Multicam.keys, "focal")}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):

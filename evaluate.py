@@ -37,7 +37,7 @@ def main(argv=None):
     folder = evaluation_folder(run.path.parent, dataset.split, run.step)
     scores = evaluate(run.model, dataset, config, run.step, folder)
     print(report(scores))
-    print(f"scores and pictures: {folder}")
+    print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
 
 
 def evaluation_folder(run_folder, split, step):
@@ -53,7 +53,7 @@ def evaluate(model, dataset, config, step, folder):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lpips = None if config.lpips == "none" else image_utils.make_lpips(config.lpips)
+    lpips = image_utils.make_lpips(config.lpips)
     shown = np.linspace(0, len(dataset) - 1, min(SHEET_ROWS, len(dataset))).round()
     images, rows = [], []
     for index in tqdm(range(len(dataset)), desc=f"scoring {dataset.split}", disable=None):

@@ -30,6 +30,29 @@ def write_whole(path, write):
 
 
 @contextmanager
+def sole_writer(folder):
+    """Make `folder` and keep other processes that ask likewise out of it until the block ends.
+
+    Raises UserError while another one is inside. The system forgets the claim of a killed process;
+    where it has no such locks (Windows), nothing is claimed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or give this "
+                            "run another --exp_name.") from None
+        yield
+
+
+@contextmanager
 def new_folder(path):
     """A temporary folder that becomes `path` when the block ends well, and else is removed."""
     path = Path(path)

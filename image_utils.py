@@ -36,6 +36,9 @@ def read_image(path, num_channels):
 
     Raises UserError where the file is missing, broken, not of 8 bits, or has too few channels.
     """
+    mode = _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"])
+    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise UserError(f"{path} holds {mode} colours; RGB is wanted.")
     image = _guarded(path, lambda: iio.imread(path, plugin="pillow"))
     if image.dtype != np.uint8:
         raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are wanted.")
@@ -122,8 +125,10 @@ def ssim(a, b):
 def make_lpips(net):
     """A function of two images `[h, w, 3]` in [0, 1] that gives LPIPS with backbone `net`.
 
-    Raises UserError where the package or its weights cannot be had.
+    None for "none". Raises UserError where the package or its weights cannot be had.
     """
+    if net == "none":
+        return None
     try:
         import lpips
 

@@ -38,8 +38,8 @@ from config import (
 )
 from datasets import load_dataset
 from evaluate import evaluate, evaluation_folder, render_pictures, report, score_image
-from file_utils import write_whole
-from image_utils import contact_sheet, mse_to_psnr, write_image
+from file_utils import sole_writer, write_whole
+from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, render_image, select_device
 from scheduler import make_scheduler, scheduled_rate
@@ -71,6 +71,7 @@ def main(argv=None):
         validation = load_dataset(config, "val", device, read_pixels=False)
     if config.final_eval:
         test = load_dataset(config, config.split, device, read_pixels=False)
+        make_lpips(config.lpips)  # What cannot be had is better said before the training.
     config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
 
     model = start.model if start else build_model(config, device)
@@ -85,12 +86,13 @@ def main(argv=None):
         save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
                         scene=facts, keep=config.keep_checkpoints)
 
-    with StopSignals() as stop:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder, first_step)
-        write_config(folder, config)
-        if not start:
+    with StopSignals() as stop, sole_writer(folder):
+        if start:
+            clear_leftovers(folder, first_step)
+        else:
+            refuse_to_overwrite(folder)
             save(0)  # From here on --continue_training works, whenever the run is killed.
+        write_config(folder, config)
         describe(config, model, dataset, folder)
         if device.type == "cpu" and first_step < config.max_steps:
             print_expected_time(model, dataset, validation, test, config, first_step)
@@ -105,11 +107,11 @@ def main(argv=None):
                 schedule.step()
 
                 done, last = step + 1, step + 1 == config.max_steps
-                stopped = stop.received
                 if done % config.log_every == 0 or last:
                     log.write(done)
                 if validation and (done % config.eval_every == 0 or last):
                     log.write_pictures(done, model, validation)
+                stopped = stop.received
                 if done % config.save_every == 0 or last or stopped:
                     log.check_finite()
                     save(done)
@@ -117,6 +119,8 @@ def main(argv=None):
                     print(f"Stopped by {stopped.name} after step {done}; saved. Go on with "
                           "--continue_training.")
                     return 128 + stopped
+        if stop.received:
+            return 128 + stop.received
 
     if test:
         print_scores(model.eval(), test, config, folder)
@@ -218,7 +222,8 @@ def print_scores(model, test, config, folder):
     scores = evaluate(model, test, config, config.max_steps, results)
     print(report(scores))
     print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
-    print(f"Scores and pictures: {results}, all at a glance in sheet.png")
+    what = "Scores and pictures, all at a glance in sheet.png" if config.save_images else "Scores"
+    print(f"{what}: {results}")
 
 
 class StopSignals:
@@ -342,13 +347,13 @@ def drop_later_lines(path, step):
     if not path.exists():
         return 0.0
     kept = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # A kill can leave the last line half written.
+            if line["step"] <= step and line["seconds"] >= 0:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):  # A kill can leave a line half written.
             continue
-        if line["step"] <= step:
-            kept.append(line)
     lines = "".join(json.dumps(line) + "\n" for line in kept)
     write_whole(path, lambda file: file.write(lines.encode()))
     return max((line["seconds"] for line in kept), default=0.0)

@@ -79,7 +79,8 @@ def test_shortened_or_unknown_flags_end_with_status_2(flag, capsys):
 
 @pytest.mark.parametrize("flag,value", [
     ("--batch_size", "0"), ("--max_steps", "-1"), ("--lr_init", "nan"), ("--lr_init", "0"),
-    ("--density_noise", "-1"), ("--seed", "-1"), ("--factor", "2.5"),
+    ("--density_noise", "-1"), ("--seed", "-1"), ("--seed", "99999999999999999999999"),
+    ("--density_bias", "nan"), ("--factor", "2.5"),
 ])
 def test_numbers_out_of_range_end_with_status_2(flag, value, capsys):
     with pytest.raises(SystemExit) as error:
@@ -119,6 +120,7 @@ def test_saved_config_reproduces_itself(tmp_path):
 @pytest.mark.parametrize("content,words", [
     ({"white_bkgd": "no"}, "true and false"), ({"max_steps": None}, "max_steps"),
     ({"max_steps": True}, "true and false"), ({"batch_size": 0}, "batch_size"),
+    ({"scene": 5}, "text is wanted"), ({"data_dir": None}, "text is wanted"),
     ({"ray_shape": "cube"}, "cone, cylinder"), ({"hidden": [1]}, "hidden"),
 ])
 def test_wrong_values_in_a_config_file_are_one_sentence(content, words, tmp_path):
@@ -139,7 +141,8 @@ def test_a_config_file_and_a_typed_preset_or_dataset_contradict(flags, tmp_path,
 
 @pytest.mark.parametrize("flags", [
     ["--min_deg", "5", "--max_deg", "5"], ["--fine_loss_mult", "0", "--coarse_loss_mult", "0"],
-    ["--dataset_name", "llff", "--spherify", "--ndc"],
+    ["--dataset_name", "llff", "--spherify", "--ndc"], ["--ndc"],
+    ["--num_levels", "1", "--fine_loss_mult", "0"],
 ])
 def test_flags_that_contradict_one_another_end_with_status_2(flags, capsys):
     with pytest.raises(SystemExit) as error:

@@ -369,6 +369,7 @@ def damage_blender(folder, kind):
             "no frames": lambda v: v.update(frames=[]),
             "no angle": lambda v: v.pop("camera_angle_x"),
             "angle of 0": lambda v: v.update(camera_angle_x=0),
+            "angle in degrees": lambda v: v.update(camera_angle_x=40.0),
             "no file_path": lambda v: v["frames"][0].pop("file_path"),
             "nan pose": lambda v: v["frames"][0]["transform_matrix"][0].__setitem__(3, np.nan),
             "skewed pose": lambda v: v["frames"][0]["transform_matrix"][0].__setitem__(0, 3.0),
@@ -387,6 +388,7 @@ def damage_blender(folder, kind):
     ("no alpha", "r_0.png has 3 channel"),
     ("16 bit", "r_0.png has uint16"),
     ("no angle", "camera_angle_x"),
+    ("angle in degrees", "camera_angle_x = 40"),
     ("angle of 0", "camera_angle_x"),
     ("no file_path", "file_path"),
     ("nan pose", "r_0 .*not finite"),
@@ -410,6 +412,23 @@ def damage_llff(folder, kind):
         path.unlink()
     elif kind == "no array":
         path.write_bytes(b"nonsense")
+    elif kind == "no cameras":
+        np.save(path, table[:0])
+    elif kind == "archive":
+        np.savez(path.with_suffix(""), table)
+        path.with_suffix(".npz").rename(path)
+    elif kind == "opposite directions":
+        table[:, 3] = np.linspace(-3, 3, len(table))
+        table[1::2, [0, 5, 10]] *= -1  # down
+        table[1::2, [2, 7, 12]] *= -1  # backwards
+        np.save(path, table[: len(table) // 2 * 2])
+        sorted((folder / "images_4").iterdir())[-1].unlink()
+    elif kind == "cmyk":
+        from PIL import Image
+
+        image = sorted((folder / "images_4").iterdir())[1]
+        Image.new("CMYK", (12, 8)).save(image.with_suffix(".jpg"))
+        image.unlink()
     elif kind == "too few poses":
         np.save(path, table[:-1])
     elif kind == "wrong shape":
@@ -435,6 +454,10 @@ def damage_llff(folder, kind):
     ("no poses", "poses_bounds.npy is missing"),
     ("no array", "poses_bounds.npy is not a NumPy array"),
     ("pickled", "poses_bounds.npy is not a NumPy array"),
+    ("archive", "poses_bounds.npy is not a NumPy array"),
+    ("no cameras", r"\(0, 17\)"),
+    ("opposite directions", "no mean direction"),
+    ("cmyk", "CMYK"),
     ("too few poses", "8 poses but .*images_4 has 9 images"),
     ("wrong shape", r"\(9, 15\)"),
     ("truncated image", "cannot be read"),
