@@ -163,6 +163,14 @@ def _check_together(config, parser):
         parser.error("--spherify and --ndc exclude each other: NDC is for forward-facing captures")
 
 
+def check_flags():
+    """Answer --help and a wrong command line at once, before a script imports what is heavy."""
+    try:
+        get_config()
+    except UserError:
+        pass  # The script says it, when it reads its flags.
+
+
 def typed_flags(argv=None):
     """Names of the flags that stand on the command line itself, presets and files left out."""
     parser = _build_parser()

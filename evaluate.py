@@ -12,6 +12,19 @@ import json
 import subprocess
 from pathlib import Path
 
+from config import (
+    READER_FLAGS,
+    apply_typed_flags,
+    check_flags,
+    get_config,
+    run_folder,
+    run_script,
+    saved_flags,
+)
+
+if __name__ == "__main__":
+    check_flags()
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -19,7 +32,6 @@ from tqdm import tqdm
 import coord
 import image_utils
 from checkpoint import load_checkpoint
-from config import READER_FLAGS, apply_typed_flags, get_config, run_folder, run_script, saved_flags
 from datasets import load_dataset
 from file_utils import write_whole
 from model import render_image, select_device

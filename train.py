@@ -16,6 +16,20 @@ import signal
 import sys
 import time
 
+from config import (
+    CONTINUABLE,
+    UserError,
+    apply_typed_flags,
+    check_flags,
+    get_config,
+    resolve_scene,
+    run_folder,
+    run_script,
+)
+
+if __name__ == "__main__":
+    check_flags()
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -26,15 +40,6 @@ from checkpoint import (
     load_checkpoint,
     save_checkpoint,
     write_config,
-)
-from config import (
-    CONTINUABLE,
-    UserError,
-    apply_typed_flags,
-    get_config,
-    resolve_scene,
-    run_folder,
-    run_script,
 )
 from datasets import load_dataset
 from evaluate import evaluate, evaluation_folder, render_pictures, report, score_image

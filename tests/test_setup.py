@@ -63,6 +63,16 @@ def test_importing_the_files_prints_and_parses_nothing():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize("flags,status", [(["--help"], 0), (["--no_such_flag"], 2)])
+def test_help_and_wrong_flags_are_answered_without_importing_torch(script, flags, status):
+    result = subprocess.run([sys.executable, "-X", "importtime", script, *flags], cwd=ROOT,
+                            capture_output=True, text=True)
+    assert result.returncode == status
+    assert "usage:" in result.stdout + result.stderr
+    assert not re.search(r"\| +torch$", result.stderr, re.M)
+
+
 def test_every_imported_package_is_required_and_pinned():
     paths = [*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")]
     standard, own = set(sys.stdlib_module_names), set(LAYERS)
