@@ -174,15 +174,17 @@ def visualize_normals(normals, acc):
 
 
 def contact_sheet(rows, gap=2):
-    """Rows of float images `[h, w, 3]` on one white sheet; smaller images are padded."""
-    height = max(image.shape[0] for row in rows for image in row)
+    """Rows of float images `[h, w, 3]` on one white sheet, each row as high as its highest."""
+    heights = [max(image.shape[0] for image in row) for row in rows]
     width = max(image.shape[1] for row in rows for image in row)
     num_columns = max(len(row) for row in rows)
-    sheet = np.ones((len(rows) * (height + gap) - gap, num_columns * (width + gap) - gap, 3))
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            top, left = i * (height + gap), j * (width + gap)
+    sheet = np.ones((sum(heights) + gap * (len(rows) - 1), num_columns * (width + gap) - gap, 3))
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, image in enumerate(row):
+            left = column * (width + gap)
             sheet[top : top + image.shape[0], left : left + image.shape[1]] = _array(image)
+        top += height + gap
     return sheet.astype(np.float32)
 
 

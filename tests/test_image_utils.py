@@ -140,6 +140,8 @@ def test_contact_sheet_pads_smaller_pictures():
                                        [np.zeros((4, 5, 3))]])
     assert sheet.shape == (10, 12, 3)
     assert sheet[0, 0, 0] == 0 and sheet[3, 8, 0] == 1 and sheet[8, 8, 0] == 1
+    lower = image_utils.contact_sheet([[np.zeros((4, 5, 3))], [np.zeros((2, 3, 3))]])
+    assert lower.shape == (8, 5, 3) and lower[7, 2, 0] == 0 and lower[7, 3, 0] == 1
 
 
 def test_files_listed_are_pictures_sorted_by_name(tmp_path):
