@@ -513,6 +513,17 @@ def test_golden_file_is_small():
     assert GOLDEN_DATASETS.stat().st_size < 100_000
 
 
+@pytest.mark.parametrize("flag", ["--no-ndc", "--spherify"])
+def test_llff_without_ndc_sees_from_nine_tenths_of_the_nearest_to_the_far_bound(flag, tmp_path):
+    """The files' bounds are 2 and 9, in a world that is scaled as the cameras are."""
+    write_llff(tmp_path / "scene", poses=np.stack(
+        [look_at([4 + 0.1 * i, 0.3 * np.sin(i), 1 + 0.2 * np.cos(i)]) for i in range(9)]))
+    scene = open_scene(tmp_path / "scene", "llff", "train", flag).scene
+    scale = float(torch.linalg.det(scene.world_to_scene[:3, :3].double())) ** (1 / 3)
+    assert float(scene.cameras.near[0]) == pytest.approx(0.9 * 2 * scale, rel=1e-4)
+    assert float(scene.cameras.far[0]) == pytest.approx(9 * scale, rel=1e-4)
+
+
 def test_lindisp_refuses_a_near_of_zero(tmp_path):
     write_llff(tmp_path / "scene")
     with pytest.raises(UserError, match="--lindisp"):
