@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import coord
 import image_utils
 from checkpoint import load_checkpoint
 from datasets import load_dataset
 from file_utils import write_whole
 from model import render_image, select_device
+from ray_utils import world_points
 
 SHEET_ROWS = 8
 
@@ -89,8 +89,7 @@ def render_pictures(model, dataset, index, chunk, with_geometry=True):
     Its keys are truth, rgb, and, `with_geometry`, depth and normals. `model` is in eval mode.
     """
     batch = dataset.image(index)
-    cameras = dataset.cameras if with_geometry else None
-    output = render_image(model, batch.rays, chunk, cameras)
+    output = render_image(model, batch.rays, chunk)
     pictures = {
         "truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
@@ -98,18 +97,15 @@ def render_pictures(model, dataset, index, chunk, with_geometry=True):
         distance = world_distance(dataset.cameras, batch.rays, output.distance_median)
         near, far = image_utils.distance_range(distance, output.acc)
         pictures["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
-        normals = output.extras["normals"]
+        normals = image_utils.surface_normals(distance, batch.rays.viewdirs, output.acc)
         pictures["normals"] = image_utils.visualize_normals(normals, output.acc)
     return pictures
 
 
 def world_distance(cameras, rays, distance):
     """How far from the camera, in world units, the points at `distance [...]` in t are."""
-    points = rays.origins + distance[..., None] * rays.directions
-    if cameras.ndc is not None:
-        points = coord.from_ndc(points, *cameras.ndc)
     positions = cameras.camtoworlds[rays.cam_idx[..., 0], :, 3]
-    return (points - positions).norm(dim=-1)
+    return (world_points(cameras, rays, distance) - positions).norm(dim=-1)
 
 
 def score_image(pictures, dataset, index, lpips=None):

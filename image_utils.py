@@ -15,6 +15,11 @@ from file_utils import write_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
+# A normal is that of a plane through a pixel's neighbours up to this many pixels away; first those
+# count that are within some pixel widths along the ray, then those that near a first plane.
+NORMAL_WINDOW = 3
+NORMAL_REACHES = (2.0, 1.0)
+
 
 def list_images(folder):
     """The image files of a folder, sorted by name."""
@@ -150,9 +155,11 @@ def make_lpips(net):
 def visualize_distance(distance, acc, near, far):
     """A distance map `[h, w]` in colour `[h, w, 3]`: near is warm, far is cold, empty is white.
 
-    near, far: the ends of the colour scale, in the units of `distance`.
+    near, far: the ends of the colour scale, in the units of `distance`. The scale is logarithmic,
+    so that a background far behind does not leave one colour for all that is near.
     """
-    scale = np.clip((far - _array(distance)) / max(far - near, 1e-9), 0, 1)
+    distance = np.maximum(_array(distance), 1e-9)
+    scale = np.clip(np.log(far / distance) / np.log(far / near), 0, 1)
     colours = cv2.applyColorMap(to_uint8(scale), cv2.COLORMAP_TURBO)[..., ::-1] / 255.0
     acc = np.clip(_array(acc), 0, 1)[..., None]
     return (colours * acc + (1 - acc)).astype(np.float32)
@@ -162,9 +169,54 @@ def distance_range(distance, acc):
     """A colour scale's ends: the 2nd and 98th percentiles of the distances that meet something."""
     solid = _array(distance)[_array(acc) > 0.5]
     if solid.size == 0:
-        return 0.0, 1.0
-    near, far = np.percentile(solid, [2, 98])
-    return float(near), float(max(far, near + 1e-6))
+        return 1.0, 2.0
+    near, far = np.maximum(np.percentile(solid, [2, 98]), 1e-6)
+    return float(near), float(max(far, 1.01 * near))
+
+
+def surface_normals(distance, viewdirs, acc):
+    """World normals `[h, w, 3]` of the surface that a distance map shows; 0 where it is empty.
+
+    distance: `[h, w]` from the camera in world units along the unit vectors `viewdirs [h, w, 3]`;
+    acc: `[h, w]` opacity. All are tensors. Each normal is that of the plane which fits the points
+    of the neighbouring pixels best: what is drawn is the geometry that is seen, where a gradient
+    of the density also shows its noise inside the surface.
+    """
+    points = distance[..., None] * viewdirs
+    solid = (acc > 0.5).to(points)
+    across = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
+    pixel_width = distance * torch.nan_to_num(torch.cat(across).mean(), nan=1.0)
+    normals = -viewdirs
+    for reach in NORMAL_REACHES:
+        normals = _fitted_normals(points, solid, normals, reach * pixel_width, viewdirs)
+    return normals * solid[..., None]
+
+
+def _fitted_normals(points, solid, guess, reach, viewdirs):
+    """Normals of planes through the neighbours that lie within `reach` of the planes of `guess`."""
+    size, (height, width) = NORMAL_WINDOW, solid.shape
+    margin = torch.nn.functional.pad(
+        torch.cat([points, solid[..., None]], dim=-1), (0, 0, size, size, size, size)
+    )
+    total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
+    # Where neighbours do not span a plane, a little of this turns it towards the camera.
+    facing = torch.eye(3).to(points) - viewdirs[..., :, None] * viewdirs[..., None, :]
+    second = 0.01 * (reach**2)[..., None, None] * facing
+    for dy in range(-size, size + 1):
+        for dx in range(-size, size + 1):
+            there = margin[size + dy : size + dy + height, size + dx : size + dx + width]
+            offset = there[..., :3] - points
+            distance = (offset * guess).sum(dim=-1) / reach.clamp(min=1e-12)
+            nearness = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * size) ** 2)
+            weight = (there[..., 3] * torch.exp(nearness))[..., None]
+            total = total + weight
+            first = first + weight * offset
+            second = second + (weight * offset)[..., :, None] * offset[..., None, :]
+    mean = first / total.clamp(min=1e-12)
+    covariance = second - mean[..., :, None] * first[..., None, :]
+    normals = torch.linalg.eigh(covariance).eigenvectors[..., 0]
+    behind = (normals * viewdirs).sum(dim=-1, keepdim=True) > 0
+    return torch.where(behind, -normals, normals)
 
 
 def visualize_normals(normals, acc):

@@ -16,9 +16,6 @@ from ray_utils import (
     volumetric_rendering,
 )
 
-# Samples that weigh less do not show in a normal that is averaged over a ray.
-NORMAL_WEIGHT_MIN = 1e-3
-
 
 class MipNeRF(nn.Module):
     """mip-NeRF (Barron et al., ICCV 2021): one network, sampled coarse to fine.
@@ -148,47 +145,24 @@ def has_fast_bf16(device):
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def render_image(model, rays, chunk, cameras=None):
+def render_image(model, rays, chunk):
     """Render rays of any batch shape, `chunk` at a time, without gradient: a `RenderOutput`.
 
-    Only the finest level's per-ray quantities are kept. With `cameras` (`Cameras` that made the
-    rays) `extras` gains `normals [..., 3]`, unit vectors in the world, 0 where a ray is empty.
+    Only the finest level's per-ray quantities are kept.
     """
     shape = rays.shape
     flat = rays.flatten()
-    parts = [render_chunk(model, flat[i : i + chunk], cameras) for i in range(0, len(flat), chunk)]
+    parts = [render_chunk(model, flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
     if not parts:
-        parts = [render_chunk(model, flat, cameras)]
+        parts = [render_chunk(model, flat)]
     return concatenate(parts).map(lambda x: x.reshape(*shape, *x.shape[1:]))
 
 
-def render_chunk(model, rays, cameras=None):
-    """The finest level's per-ray quantities of a flat `Rays`, as `render_image` describes."""
-    with torch.no_grad():
-        output = model(rays)[-1]
-    extras = {} if cameras is None else {"normals": ray_normals(model, rays, output, cameras.ndc)}
+@torch.no_grad()
+def render_chunk(model, rays):
+    """The finest level's per-ray quantities of a flat `Rays`."""
+    output = model(rays)[-1]
     return RenderOutput(
         rgb=output.rgb, acc=output.acc, distance_mean=output.distance_mean,
-        distance_median=output.distance_median, extras=output.extras | extras,
+        distance_median=output.distance_median, extras=output.extras,
     )
-
-
-def ray_normals(model, rays, output, ndc):
-    """World normals `[R, 3]` of flat rays: minus the density's gradient, averaged by weight.
-
-    ndc: (focal, width, height) where the rays are in NDC, else None; then the gradient is taken
-    with respect to world points, through the map to NDC.
-    """
-    gaussians = cast_rays(output.tdist, rays.origins, rays.directions, rays.radii, model.ray_shape)
-    ray_index, sample_index = torch.nonzero(output.weights > NORMAL_WEIGHT_MIN, as_tuple=True)
-    means, covs = (x[ray_index, sample_index] for x in gaussians)
-    points = means if ndc is None else coord.from_ndc(means, *ndc)
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        means = points if ndc is None else coord.points_to_ndc(points, *ndc)
-        density = model.density(means[:, None], covs[:, None]).sum()
-        gradient = torch.autograd.grad(density, points)[0]
-    weights = output.weights[ray_index, sample_index, None]
-    summed = torch.zeros_like(rays.origins)
-    summed.index_add_(0, ray_index, -weights * nn.functional.normalize(gradient, dim=-1))
-    return nn.functional.normalize(summed, dim=-1)

@@ -204,7 +204,7 @@ class RenderOutput(TensorRecord):
     rgb: `[..., 3]`; acc: `[...]` opacity; distance_mean, distance_median: `[...]` in t.
     sdist, tdist: `[..., S+1]` fence posts in [0, 1] and in t; weights: `[..., S]`. These three are
     None in whole pictures, which keep what a pixel has one of.
-    extras: named quantities per ray, such as `normals [..., 3]`.
+    extras: named quantities per ray.
     """
 
     rgb: Tensor
@@ -353,6 +353,12 @@ def undistort_fisheye(distorted, coefficients):
 def _rotate(matrices, vectors):
     """Matrix products `[..., 3, 3] x [..., 3]`, elementwise: no device rounds them to TF32."""
     return (matrices * vectors[..., None, :]).sum(dim=-1)
+
+
+def world_points(cameras, rays, distance):
+    """World points `[..., 3]` at `distance [...]` in t along rays of `cameras`, also in NDC."""
+    points = rays.origins + distance[..., None] * rays.directions
+    return points if cameras.ndc is None else coord.from_ndc(points, *cameras.ndc)
 
 
 # Along a ray.

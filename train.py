@@ -196,8 +196,7 @@ def print_expected_time(model, dataset, validation, test, config, first_step):
         model, batch, config, 0.0, torch.Generator().manual_seed(0)))
     model.zero_grad(set_to_none=True)
     model.eval()
-    per_rendered = seconds_per_ray(batch, lambda: render_image(
-        model, batch.rays, config.chunk, dataset.cameras))
+    per_rendered = seconds_per_ray(batch, lambda: render_image(model, batch.rays, config.chunk))
     model.train()
     pictures = int(test.scene.offsets[-1]) if test else 0
     if validation:

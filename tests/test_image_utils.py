@@ -126,7 +126,61 @@ def test_distance_range_ignores_empty_pixels():
     distance = np.r_[np.linspace(2, 4, 101), 1e6][None]
     acc = np.r_[np.ones(101), 0.0][None]
     assert image_utils.distance_range(distance, acc) == pytest.approx((2.04, 3.96))
-    assert image_utils.distance_range(distance, np.zeros_like(acc)) == (0.0, 1.0)
+    assert image_utils.distance_range(distance, np.zeros_like(acc)) == (1.0, 2.0)
+
+
+def camera_rays(size=40, width=0.6):
+    """Unit view directions `[size, size, 3]` of a camera that looks along -z."""
+    at = (torch.arange(size) + 0.5) / size - 0.5
+    y, x = torch.meshgrid(-width * at, width * at, indexing="ij")
+    return torch.nn.functional.normalize(torch.stack([x, y, -torch.ones_like(x)], -1), dim=-1)
+
+
+def degrees_between(a, b):
+    return torch.rad2deg(torch.acos((a * b).sum(-1).clamp(-1, 1)))
+
+
+@pytest.mark.parametrize("normal", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (-0.3, 0.5, 0.8)])
+def test_normals_of_a_plane_are_exact(normal):
+    viewdirs = camera_rays()
+    normal = torch.nn.functional.normalize(torch.tensor(normal), dim=0)
+    distance = -4 / (viewdirs @ normal)
+    found = image_utils.surface_normals(distance, viewdirs, torch.ones_like(distance))
+    assert degrees_between(found, normal).max() < 0.1
+
+
+def test_normals_of_a_noisy_sphere_are_smooth_and_its_empty_surroundings_have_none():
+    viewdirs = camera_rays(60)
+    to_centre = torch.tensor([0.0, 0.0, -4.0])
+    along = viewdirs @ to_centre
+    room = 1 - (to_centre.norm() ** 2 - along**2)
+    hit = room > 0
+    exact = along - room.clamp(min=0).sqrt()
+    # Noise of half a pixel's width along the ray would tilt normals of finite differences by 30.
+    distance = torch.where(hit, exact + 0.02 * torch.randn(60, 60), 9.0)
+    found = image_utils.surface_normals(distance, viewdirs, hit.float())
+    wanted = exact[..., None] * viewdirs - to_centre
+    assert degrees_between(found, wanted)[hit & (room > 0.2)].mean() < 7
+    assert (found[~hit] == 0).all()
+
+
+def test_normals_keep_the_edge_between_two_surfaces():
+    viewdirs = camera_rays()
+    left = torch.arange(40) < 20
+    slanted = torch.nn.functional.normalize(torch.tensor([0.8, 0.0, 0.6]), dim=0)
+    # A slanted plane in front of an upright one, far enough behind not to touch it.
+    distance = torch.where(left, -3 / (viewdirs @ slanted), -6 / viewdirs[..., 2])
+    found = image_utils.surface_normals(distance, viewdirs, torch.ones_like(distance))
+    assert degrees_between(found[:, :20], slanted).max() < 1
+    assert degrees_between(found[:, 20:], torch.tensor([0.0, 0.0, 1.0])).max() < 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
+def test_normals_of_tiny_pictures_face_the_camera(size):
+    viewdirs = camera_rays(60)[: size[0], : size[1]]
+    found = image_utils.surface_normals(torch.full(size, 2.0), viewdirs, torch.ones(size))
+    assert torch.isfinite(found).all()
+    assert degrees_between(found, -viewdirs).max() < 25
 
 
 def test_colours_of_normals():

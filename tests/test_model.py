@@ -9,8 +9,8 @@ import torch
 import coord
 from config import default_config
 from coord import Gaussians
-from model import MODELS, build_model, ray_normals, render_image
-from ray_utils import Cameras, Rays, pixels_to_rays
+from model import MODELS, build_model, render_image
+from ray_utils import Rays
 from stepfun import sorted_piecewise_constant_pdf
 
 # All sizes differ, so that none can stand in for another.
@@ -254,54 +254,3 @@ def test_pictures_do_not_depend_on_the_chunk(chunk):
                                atol=1e-6, rtol=1e-6)
     one = render_image(model, rays[2], chunk=5)
     torch.testing.assert_close(one.rgb, whole.rgb[2], atol=1e-6, rtol=1e-6)
-
-
-class SphereModel:
-    """A soft sphere of radius 1 about `centre` in the world, seen through a map to NDC or not."""
-
-    ray_shape = "cylinder"
-
-    def __init__(self, centre, ndc=None):
-        self.centre, self.ndc = torch.tensor(centre), ndc
-
-    def density(self, means, covs):
-        points = means if self.ndc is None else coord.from_ndc(means, *self.ndc)
-        return 50 * torch.sigmoid(20 * (1 - (points - self.centre).norm(dim=-1)))
-
-
-@pytest.mark.parametrize("ndc", [None, (20.0, 16, 16)])
-def test_normals_are_the_spheres_also_through_ndc(ndc):
-    centre = [0.3, -0.2, -5.0]
-    cameras = Cameras(
-        camtoworlds=torch.eye(4)[None, :3], near=0.0 if ndc else 1.0, far=1.0 if ndc else 9.0,
-        pixtocams=torch.tensor([[[1 / 20, 0, -0.4], [0, -1 / 20, 0.4], [0, 0, -1]]]),
-        sizes=torch.tensor([[16, 16]]), ndc=ndc,
-    )
-    y, x = torch.meshgrid(torch.arange(5, 12), torch.arange(6, 12), indexing="ij")
-    rays = pixels_to_rays(cameras, torch.zeros_like(x), x, y).flatten()
-    model = SphereModel(centre, ndc)
-    output = _render_analytic(model, rays)
-    normals = ray_normals(model, rays, output, ndc)
-    points = rays.origins + output.distance_median[:, None] * rays.directions
-    points = points if ndc is None else coord.from_ndc(points, *ndc)
-    wanted = torch.nn.functional.normalize(points - torch.tensor(centre), dim=-1)
-    hit = output.acc > 0.99
-    assert hit.sum() > 20
-    assert ((normals * wanted).sum(-1)[hit] > math.cos(math.radians(6))).all()
-
-
-def _render_analytic(model, rays):
-    from ray_utils import (
-        RenderOutput,
-        cast_rays,
-        compute_weights,
-        sample_along_rays,
-        volumetric_rendering,
-    )
-
-    tdist = sample_along_rays(rays.near, rays.far, 800)
-    means, covs = cast_rays(tdist, rays.origins, rays.directions, rays.radii, model.ray_shape)
-    # In NDC, density is per unit of NDC; a steep wall is a wall in both.
-    weights = compute_weights(40 * model.density(means, covs), tdist, rays.directions)
-    rendering = volumetric_rendering(torch.zeros(*weights.shape, 3), weights, tdist, 0.0)
-    return RenderOutput(**rendering._asdict(), sdist=tdist, tdist=tdist, weights=weights)
