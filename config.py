@@ -79,7 +79,13 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 
 # What the reader of a finished run may set, and what a continued run may change: where the data
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
-READER_FLAGS = {"data_dir", "scene", "device", "split", "chunk", "lpips", "save_images"}
+READER_FLAGS = {
+    "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
+    "path", "frames", "fps", "width", "height", "zoom", "dolly", "visualize_depth",
+    "visualize_normals",
+    "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
+    "min_component",
+}
 CONTINUABLE = READER_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
 }
@@ -280,6 +286,8 @@ def _build_parser():
     _add_training_flags(parser.add_argument_group("training"))
     _add_logging_flags(parser.add_argument_group("logging and checkpoints"))
     _add_evaluation_flags(parser.add_argument_group("evaluation"))
+    _add_video_flags(parser.add_argument_group("videos"))
+    _add_mesh_flags(parser.add_argument_group("meshes"))
     return parser
 
 
@@ -311,6 +319,20 @@ def _seed(text):
     value = _nonnegative_int(text)
     if value >= 2**63:
         raise argparse.ArgumentTypeError(f"{text} was given, a number below 2^63 is wanted")
+    return value
+
+
+def _zoom_factor(text):
+    value = _positive_float(text)
+    if value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} was given, a number above 1 is wanted")
+    return value
+
+
+def _grid_size(text):
+    value = _positive_int(text)
+    if value < 8:
+        raise argparse.ArgumentTypeError(f"{text} was given, a number of at least 8 is wanted")
     return value
 
 
@@ -431,3 +453,40 @@ def _add_evaluation_flags(group):
          help="also LPIPS with this backbone (pip install lpips; fetches weights)")
     flag("--save_images", action=argparse.BooleanOptionalAction, default=True,
          help="write rgb, depth and normal pictures and a contact sheet")
+
+
+def _add_video_flags(group):
+    flag = group.add_argument
+    flag("--path", choices=["spherical", "spiral", "zoom"], default="spherical",
+         help="a circle about the scene (an arc for cameras that look one way); a helix from its "
+         "equator to its pole (LLFF's spiral); or standing still and zooming")
+    flag("--frames", type=_positive_int, default=120, help="frames of the video")
+    flag("--fps", type=_positive_int, default=30, help="frames per second")
+    flag("--width", type=_positive_int, help="of the frames in pixels (in proportion to --height, "
+         "or the training pictures' own, if not given)")
+    flag("--height", type=_positive_int, help="of the frames in pixels (likewise)")
+    flag("--zoom", type=_zoom_factor, default=2.0,
+         help="the zoom path goes from 1 / this to this times the focal length")
+    flag("--dolly", action=argparse.BooleanOptionalAction, default=False,
+         help="on the zoom path move the camera instead of changing the focal length")
+    flag("--visualize_depth", action=argparse.BooleanOptionalAction, default=False,
+         help="also a video of distances")
+    flag("--visualize_normals", action=argparse.BooleanOptionalAction, default=False,
+         help="also a video of world normals")
+
+
+def _add_mesh_flags(group):
+    flag = group.add_argument
+    flag("--grid_size", type=_grid_size, default=256,
+         help="grid points along the longest side of the box")
+    flag("--sigma_threshold", type=_positive_float,
+         help="density of the surface (if not given: that at which the training rays end)")
+    for axis in "xyz":
+        flag(f"--{axis}_range", type=_finite_float, nargs=2, metavar=("FROM", "TO"),
+             help=f"{axis} of the box, in the coordinates of rays, which are NDC for NDC scenes "
+             "(if not given: what the training views see)")
+    flag("--mesh_format", choices=["ply", "obj", "glb"], default="ply", help="file format")
+    flag("--keep_unseen", action=argparse.BooleanOptionalAction, default=False,
+         help="keep surfaces that no training view sees")
+    flag("--min_component", type=_nonnegative_float, default=0.01,
+         help="pieces with less than this share of the largest one's faces are dropped")

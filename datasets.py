@@ -19,7 +19,7 @@ import image_utils
 import pose_utils
 from config import UserError, first_line, resolve_scene
 from file_utils import new_folder, writable_folder
-from ray_utils import Batch, Cameras, Scene, pixels_to_rays
+from ray_utils import Batch, Cameras, Scene, corner_rays, image_rays, pixels_to_rays
 
 SPLITS = ("train", "val", "test")
 DEMO = "demo"
@@ -102,14 +102,17 @@ class NeRFDataset(ABC):
         cam_idx = torch.searchsorted(offsets, index, right=True) - 1
         within = index - offsets[cam_idx]
         width = sizes[cam_idx, 0]
-        return self._batch_of(cam_idx, within % width, within // width, self.scene.pixels[index])
+        drawn = cam_idx, within % width, within // width, self.scene.pixels[index]
+        cam_idx, x, y, pixels = map(self._on_device, drawn)
+        rays = pixels_to_rays(self.cameras, cam_idx, x, y)
+        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
 
     def image(self, index):
         """All pixels of one image, in rows: a `Batch` of shape `[h, w]`."""
         width, height = self.scene.cameras.sizes[index].tolist()
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixels = self._pixels_of(index).reshape(height, width, -1)
-        return self._batch_of(torch.full_like(x, index), x, y, pixels)
+        pixels = self._on_device(self._pixels_of(index)).reshape(height, width, -1)
+        rays = image_rays(self.cameras, index)
+        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
 
     def _pixels_of(self, index):
         """The pixels `[h * w, C]` of one image, from memory or from its file."""
@@ -118,11 +121,6 @@ class NeRFDataset(ABC):
             return self.scene.pixels[slice(*offsets.tolist())]
         return read_pixels_of(self.scene.files[index : index + 1],
                               self.scene.cameras.sizes[index : index + 1], self.num_channels)
-
-    def _batch_of(self, cam_idx, x, y, pixels):
-        cam_idx, x, y, pixels = (self._on_device(v) for v in (cam_idx, x, y, pixels))
-        rays = pixels_to_rays(self.cameras, cam_idx, x, y)
-        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
 
     def _on_device(self, tensor):
         """Without waiting for the device, which CUDA does for pinned memory alone."""
@@ -269,13 +267,6 @@ def make_cameras(camtoworlds, pixtocams, sizes, **facts):
 def cube(half_width):
     """The corners `[2, 3]` of a cube about the origin."""
     return torch.tensor([[-half_width] * 3, [half_width] * 3])
-
-
-def corner_rays(cameras):
-    """The `Rays [N, 4]` of each image's corner pixels."""
-    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
-    index = torch.arange(len(cameras))[:, None].expand(-1, 4)
-    return pixels_to_rays(cameras, index, *(corners * (cameras.sizes[:, None] - 1)).unbind(-1))
 
 
 def check_forward_facing(cameras, files):

@@ -8,17 +8,17 @@ from pathlib import Path
 from config import UserError, first_line
 
 
-def write_whole(path, write):
-    """Call `write(file)` on a temporary file, sync it to the disk, and only then name it `path`.
+@contextmanager
+def whole_file(path):
+    """The name of a temporary file that is synced and renamed to `path` when the block ends well.
 
     Raises UserError when it cannot be written; what was at `path` is then as it was.
     """
     path = Path(path)
     temporary = path.with_suffix(".partial")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -27,6 +27,12 @@ def write_whole(path, write):
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
                         "was. Free some space or choose another disk.") from None
+
+
+def write_whole(path, write):
+    """Call `write(file)` on a temporary file that then becomes `path`, as `whole_file` does it."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
 
 @contextmanager

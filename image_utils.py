@@ -174,6 +174,26 @@ def distance_range(distance, acc):
     return float(near), float(max(far, 1.01 * near))
 
 
+def distance_legend(height, near, far):
+    """A uint8 bar `[height, w, 3]` with the colours of `visualize_distance` and the distances they mean.
+
+    It is drawn larger where `height` has no room for letters, and made smaller.
+    """
+    drawn = max(height, 96)
+    bar, margin, width = 10, 8, 64
+    legend = np.full((drawn, width, 3), 255, dtype=np.uint8)
+    position = np.clip((np.arange(drawn) + 0.5 - margin) / (drawn - 2 * margin), 0, 1)
+    distance = far * (near / far) ** position
+    colours = visualize_distance(distance[:, None], np.ones((drawn, 1)), near, far)
+    legend[margin:-margin, :bar] = to_uint8(colours)[margin:-margin]
+    for share in np.linspace(0, 1, max(2, min(5, drawn // 40))):
+        y = margin + share * (drawn - 2 * margin)
+        text = f"{far * (near / far) ** share:.3g}"
+        cv2.putText(legend, text, (bar + 4, round(y) + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.38,
+                    (30, 30, 30), 1, cv2.LINE_AA)
+    return resize_area(legend, max(1, width * height // drawn), height)
+
+
 def surface_normals(distance, viewdirs, acc):
     """World normals `[h, w, 3]` of the surface that a distance map shows; 0 where it is empty.
 

@@ -1,4 +1,4 @@
-"""Camera poses in float64 NumPy: averages, recentring, spherifying.
+"""Camera poses in float64 NumPy: averages, recentring, spherifying, orbits.
 
 `camtoworlds` are `[N, 3, 4]` with OpenGL axes (x right, y up, looking along -z). A function that
 moves the world returns the moved poses and the similarity `[4, 4]` that moves points likewise.
@@ -73,6 +73,49 @@ def spherify(camtoworlds):
     factor = 1 / np.sqrt(np.mean(np.sum(moved[:, :, 3] ** 2, axis=-1)))
     transform = scaling(factor) @ to_frame
     return transform_poses(camtoworlds, transform), transform
+
+
+def ahead_of(camtoworld, depth):
+    """The point `[3]` on the optical axis of a pose `[3, 4]` at a depth."""
+    return camtoworld[:, 3] - depth * camtoworld[:, 2]
+
+
+def up_direction(camtoworlds):
+    """The unit vector `[3]` that upright cameras agree on: their x axes are horizontal.
+
+    Where they do not tell (one camera, or all in a row), their mean upward axis.
+    """
+    mean_up = normalize(camtoworlds[:, :, 1].mean(axis=0))
+    spread, axes = np.linalg.eigh(camtoworlds[:, :, 0].T @ camtoworlds[:, :, 0] / len(camtoworlds))
+    if spread[1] < 0.05:
+        return mean_up
+    return axes[:, 0] * (1 if axes[:, 0] @ mean_up > 0 else -1)
+
+
+def horizontal_axes(up):
+    """Two unit vectors `[2, 3]` that make a right-handed frame with `up [3]`."""
+    helper = np.eye(3)[np.argmin(np.abs(up))]
+    first = normalize(np.cross(helper, up))
+    return np.stack([first, np.cross(up, first)])
+
+
+def angles_about(camtoworlds, centre, up):
+    """Azimuths and elevations `[N]` in radians of cameras about a point."""
+    outward = camtoworlds[:, :, 3] - centre
+    x, y = horizontal_axes(up) @ outward.T
+    return np.arctan2(y, x), np.arctan2(outward @ up, np.hypot(x, y))
+
+
+def orbit(centre, up, radius, azimuths, elevations):
+    """Poses `[F, 3, 4]` on a sphere that look at its centre; angles `[F]` in radians.
+
+    The horizontal axis is the sphere's tangent, so that the poles are no special case.
+    """
+    x, y = horizontal_axes(up)
+    outward_flat = np.cos(azimuths)[:, None] * x + np.sin(azimuths)[:, None] * y
+    right = np.cos(azimuths)[:, None] * y - np.sin(azimuths)[:, None] * x
+    outward = np.cos(elevations)[:, None] * outward_flat + np.sin(elevations)[:, None] * up
+    return np.stack([right, np.cross(outward, right), outward, centre + radius * outward], axis=2)
 
 
 def pose_fault(camtoworld):

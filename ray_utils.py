@@ -142,6 +142,11 @@ class Scene(TensorRecord):
         if self.pixels is not None:
             assert len(self.pixels) == int(self.offsets[-1]), (self.pixels.shape, self.offsets[-1])
 
+    @property
+    def scale(self):
+        """How many units of the cameras' world one unit of the scene's files is."""
+        return float(torch.linalg.det(self.world_to_scene[:3, :3].double())) ** (1 / 3)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rays(TensorRecord):
@@ -353,6 +358,21 @@ def undistort_fisheye(distorted, coefficients):
 def _rotate(matrices, vectors):
     """Matrix products `[..., 3, 3] x [..., 3]`, elementwise: no device rounds them to TF32."""
     return (matrices * vectors[..., None, :]).sum(dim=-1)
+
+
+def image_rays(cameras, index):
+    """The `Rays [h, w]` of all pixels of one camera."""
+    width, height = cameras.sizes[index].tolist()
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = (v.to(cameras.camtoworlds.device) for v in (y, x))
+    return pixels_to_rays(cameras, torch.full_like(x, index), x, y)
+
+
+def corner_rays(cameras):
+    """The `Rays [N, 4]` of each image's corner pixels."""
+    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=cameras.sizes.device)
+    index = torch.arange(len(cameras), device=corners.device)[:, None].expand(-1, 4)
+    return pixels_to_rays(cameras, index, *(corners * (cameras.sizes[:, None] - 1)).unbind(-1))
 
 
 def world_points(cameras, rays, distance):

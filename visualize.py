@@ -1,0 +1,203 @@
+"""Render a video of a trained scene: colours, distances, normals.
+
+    python visualize.py --run log/blender_lego_mipnerf                      a circle about the scene
+    python visualize.py --scene lego --visualize_depth --visualize_normals  all three, side by side
+    python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
+    python visualize.py --dataset_name multicam --scene lego --path zoom    from half to twice
+
+Needs a run folder and nothing else. Frames are kept as they are rendered, so a video that was
+interrupted goes on where it stopped; the same command does it.
+"""
+
+import json
+import time
+import zlib
+from typing import NamedTuple
+
+from config import (
+    READER_FLAGS,
+    UserError,
+    apply_typed_flags,
+    check_flags,
+    get_config,
+    run_folder,
+    run_script,
+)
+
+if __name__ == "__main__":
+    check_flags()
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import image_utils
+from camera_paths import path_cameras
+from checkpoint import load_checkpoint
+from evaluate import world_distance
+from file_utils import write_whole
+from model import render_image, select_device
+from ray_utils import image_rays
+from video_utils import find_encoder, write_preview, write_video
+
+# The colour scale of distances is fixed from this many small frames before the first is drawn.
+SCALE_FRAMES = 8
+SCALE_SIDE = 48
+
+
+def main(argv=None):
+    flags = get_config(argv)
+    run = load_checkpoint(run_folder(flags), flags.device)
+    config = run.config
+    apply_typed_flags(config, flags, argv, READER_FLAGS)
+    scene, device = run.scene["train"], select_device(config)
+    cameras = cameras_of(scene, config, config.width, config.height).to(device)
+    width, height = cameras.sizes[0].tolist()
+    kinds = ["rgb"] + ["depth"] * config.visualize_depth + ["normals"] * config.visualize_normals
+
+    encoder = find_encoder(width, height, config.fps)
+    if encoder.note:
+        print(encoder.note)
+    folder = open_folder(run, config, width, height)
+    print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into {folder}",
+          flush=True)
+    scale = None
+    if config.visualize_depth:
+        scale = distance_scale(folder, run.model, scene, config, width, height)
+    render_frames(folder, run.model, cameras, kinds, scale, scene.scale, config.chunk)
+    for path in write_videos(folder, kinds, scale, config.fps, encoder):
+        print(path)
+    return 0
+
+
+def cameras_of(scene, config, width, height):
+    """The cameras of the video that the flags ask for, with frames of some size."""
+    return path_cameras(scene.cameras, config.path, config.frames, width=width, height=height,
+                        zoom=config.zoom, dolly=config.dolly)
+
+
+def open_folder(run, config, width, height):
+    """The folder of this very video: one that was begun is gone on with.
+
+    Raises UserError where it holds frames of another model.
+    """
+    kind = config.path
+    if kind == "zoom":
+        kind = f"{'dolly' if config.dolly else 'zoom'}{config.zoom:g}"
+    name = f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}"
+    folder = run.path.parent / name
+    weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
+    made_of = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
+    note = folder / "video.json"
+    if note.exists() and json.loads(note.read_text()) != made_of:
+        raise UserError(f"{folder} holds frames of another model of that step; remove or rename "
+                        "it, and they are rendered again.")
+    (folder / "frames").mkdir(parents=True, exist_ok=True)
+    write_whole(note, lambda file: file.write(json.dumps(made_of).encode()))
+    return folder
+
+
+def distance_scale(folder, model, scene, config, width, height):
+    """The ends (near, far) of the whole video's colour scale, in the units of the scene's files.
+
+    Taken from a few small frames along the path, and kept for when the video is gone on with.
+    """
+    path = folder / "depth_scale.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        return kept["near"], kept["far"]
+    shrink = SCALE_SIDE / max(width, height, SCALE_SIDE)
+    small = [max(1, round(shrink * side)) for side in (width, height)]
+    cameras = cameras_of(scene, config, *small).to(select_device(config))
+    chosen = np.linspace(0, len(cameras) - 1, min(SCALE_FRAMES, len(cameras))).round().astype(int)
+    seen = [look(model, cameras, int(i), scene.scale, config.chunk) for i in chosen]
+    near, far = image_utils.distance_range(
+        torch.stack([view.distance for view in seen]), torch.stack([view.acc for view in seen])
+    )
+    scale = json.dumps({"near": near, "far": far, "unit": "as in the scene's files"})
+    write_whole(path, lambda file: file.write(scale.encode()))
+    return near, far
+
+
+class View(NamedTuple):
+    """What a camera sees: rgb, viewdirs `[h, w, 3]`; acc, distance `[h, w]` in the files' units."""
+
+    rgb: torch.Tensor
+    viewdirs: torch.Tensor
+    acc: torch.Tensor
+    distance: torch.Tensor
+
+
+def look(model, cameras, index, units, chunk):
+    """The `View` of one camera; `units` of the scene are one of its files."""
+    rays = image_rays(cameras, index)
+    output = render_image(model, rays, chunk)
+    distance = world_distance(cameras, rays, output.distance_median) / units
+    return View(output.rgb, rays.viewdirs, output.acc, distance)
+
+
+def draw(view, kind, scale):
+    """A picture `[h, w, 3]` of one kind: rgb, depth or normals."""
+    if kind == "rgb":
+        return view.rgb
+    if kind == "depth":
+        return image_utils.visualize_distance(view.distance, view.acc, *scale)
+    normals = image_utils.surface_normals(view.distance, view.viewdirs, view.acc)
+    return image_utils.visualize_normals(normals, view.acc)
+
+
+def render_frames(folder, model, cameras, kinds, scale, units, chunk):
+    """Write the frames that are not there yet, each as soon as it is rendered."""
+    missing = {i: [kind for kind in kinds if not frame_file(folder, kind, i).exists()]
+               for i in range(len(cameras))}
+    todo = [i for i in missing if missing[i]]
+    if len(todo) < len(cameras):
+        print(f"{len(cameras) - len(todo)} frames are there already.")
+    begin = time.perf_counter()
+    for done, i in enumerate(tqdm(todo, desc="rendering", unit="frame", disable=None)):
+        view = look(model, cameras, i, units, chunk)
+        for kind in missing[i]:
+            image_utils.write_image(frame_file(folder, kind, i), draw(view, kind, scale))
+        if done == 0:
+            seconds = time.perf_counter() - begin
+            print(f"{seconds:.1f} s for the first frame: about {seconds * len(todo) / 60:.1f} "
+                  "minutes for all. What is done is kept if this is interrupted.", flush=True)
+
+
+def frame_file(folder, kind, index):
+    """Where a frame lies."""
+    return folder / "frames" / f"{kind}_{index:05d}.png"
+
+
+def write_videos(folder, kinds, scale, fps, encoder):
+    """One video of each kind, one with all side by side, and a small GIF; returns their files."""
+    count = len(list((folder / "frames").glob("rgb_*.png")))
+
+    def frames(kind):
+        legend = None
+        for i in range(count):
+            frame = image_utils.read_image(frame_file(folder, kind, i), 3)
+            if kind == "depth":
+                if legend is None:
+                    legend = image_utils.distance_legend(frame.shape[0], *scale)
+                frame = np.concatenate([frame, legend], axis=1)
+            yield frame
+
+    def all_kinds():
+        for row in zip(*map(frames, kinds), strict=True):
+            yield np.concatenate(row, axis=1)
+
+    files = []
+    for kind in kinds:
+        files.append(folder / f"{kind}{encoder.suffix}")
+        write_video(files[-1], frames(kind), fps, encoder)
+    if len(kinds) > 1:
+        files.append(folder / f"side_by_side{encoder.suffix}")
+        write_video(files[-1], all_kinds(), fps, encoder)
+    files.append(folder / "preview.gif")
+    write_preview(files[-1], list(all_kinds()), fps)
+    return files
+
+
+if __name__ == "__main__":
+    run_script(main)
