@@ -175,9 +175,9 @@ def distance_range(distance, acc):
 
 
 def distance_legend(height, near, far):
-    """A uint8 bar `[height, w, 3]` with the colours of `visualize_distance` and the distances they mean.
+    """A uint8 bar `[height, w, 3]`: the colours of `visualize_distance`, and what they mean.
 
-    It is drawn larger where `height` has no room for letters, and made smaller.
+    Where `height` has no room for letters it is drawn larger and made smaller.
     """
     drawn = max(height, 96)
     bar, margin, width = 10, 8, 64

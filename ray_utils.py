@@ -312,6 +312,50 @@ def _flip_y(xy):
     return torch.stack([xy[..., 0], -xy[..., 1]], dim=-1)
 
 
+def points_to_pixels(cameras, cam_idx, points):
+    """Where cameras see points: the inverse of `pixels_to_rays`.
+
+    cam_idx: integers `[...]`; points: `[..., 3]` in the world. Returns continuous pixel coordinates
+    `[..., 2]` (the centre of the first pixel is (0.5, 0.5)) and depths `[...]` along the optical
+    axis; where a depth is not above 0, a pinhole does not see the point.
+    """
+    pose = cameras.camtoworlds[cam_idx]
+    offset = points - pose[..., :, 3]
+    x, y, z = (pose[..., :, :3] * offset[..., :, None]).sum(dim=-2).unbind(-1)
+    depth = -z
+    # Lens models are written for OpenCV's axes, where y points down.
+    plane = torch.stack([x, -y], dim=-1)
+    image = plane / depth.where(depth.abs() > 1e-12, 1e-12)[..., None]
+    if cameras.distortion is not None or cameras.fisheye is not None:
+        image = _distorted(cameras, cam_idx, plane, depth, image)
+    directions = torch.cat([_flip_y(image), -torch.ones_like(image[..., :1])], dim=-1)
+    pixels = _rotate(torch.linalg.inv(cameras.pixtocams)[cam_idx], directions)
+    return pixels[..., :2], depth
+
+
+def _distorted(cameras, cam_idx, plane, depth, image):
+    """The lens models that `_camera_directions` inverts."""
+    k1, k2, k3, k4, p1, p2 = (
+        plane.new_zeros(*cam_idx.shape, 6) if cameras.distortion is None
+        else cameras.distortion[cam_idx]
+    ).unbind(-1)
+    x, y = image.unbind(-1)
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+    pinhole = torch.stack([
+        x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+        y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
+    ], dim=-1)
+    if cameras.fisheye is None:
+        return pinhole
+    ring = plane.norm(dim=-1)
+    angle = torch.atan2(ring, depth)
+    a2 = angle * angle
+    stretched = angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
+    curved = plane * (stretched / ring.clamp(min=1e-12))[..., None]
+    return torch.where(cameras.fisheye[cam_idx][..., None], curved, pinhole)
+
+
 def undistort(distorted, coefficients):
     """Pinhole coordinates of distorted ones, by Newton's method (OpenCV's radial-tangential lens).
 
