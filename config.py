@@ -487,6 +487,6 @@ def _add_mesh_flags(group):
              "(if not given: what the training views see)")
     flag("--mesh_format", choices=["ply", "obj", "glb"], default="ply", help="file format")
     flag("--keep_unseen", action=argparse.BooleanOptionalAction, default=False,
-         help="keep surfaces that no training view sees")
+         help="keep surfaces that no training view sees, or tells from the background")
     flag("--min_component", type=_nonnegative_float, default=0.01,
          help="pieces with less than this share of the largest one's faces are dropped")

@@ -57,6 +57,9 @@ SLACK = 2.0
 # Half the length, in grid steps, of the rays that colour the vertices.
 COLOUR_REACH = 2.0
 
+# A piece shows when some corner of it differs by more than this from the background, in [0, 1].
+CONTRAST = 0.1
+
 # The picture of the mesh is drawn so many times as large, and made smaller.
 OVERSAMPLING = 3
 
@@ -92,6 +95,8 @@ def main(argv=None):
         check_not_empty(mesh, surface, "no training view sees the surface", threshold)
     mesh = without_small_pieces(mesh, config.min_component)
     mesh = coloured(mesh, model, survey, scene, config.chunk)
+    if not config.keep_unseen:
+        mesh = without_background(mesh, scene.background)
     print(f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, after "
           f"{time.perf_counter() - begin:.0f} s.", flush=True)
 
@@ -154,9 +159,12 @@ def look_around(model, cameras, chunk):
 
 
 def choose_box(config, survey, scene_box):
-    """The corners `[3]`, `[3]` of the box: what the survey met, unless flags say otherwise."""
+    """The corners `[3]`, `[3]` of the box: what the survey met, unless flags say otherwise.
+
+    With `--keep_unseen` it is the whole scene's, since what was never seen may be anywhere.
+    """
     points = survey.points.double().cpu().numpy()
-    if len(points):
+    if len(points) and not config.keep_unseen:
         low, high = np.percentile(points, [BOX_PERCENTILE, 100 - BOX_PERCENTILE], axis=0)
         margin = BOX_MARGIN * (high - low).max()
         low = np.maximum(low - margin, scene_box[0].numpy())
@@ -215,6 +223,12 @@ class Mesh(NamedTuple):
     steps: np.ndarray
     colours: np.ndarray | None = None
 
+    def select(self, keep):
+        """The chosen faces `[F]` and the vertices that they use."""
+        faces, used = mesh_utils.select_faces(self.faces, keep)
+        colours = None if self.colours is None else self.colours[used]
+        return Mesh(self.vertices[used], faces, self.steps[used], colours)
+
 
 def in_world(surface, step, ndc):
     """An `Isosurface` as a `Mesh`."""
@@ -236,8 +250,7 @@ def to_world(points, step, ndc):
 def without_unseen(mesh, survey):
     """The faces of which some training view sees a corner."""
     seen = is_seen(survey, mesh.vertices, SLACK * mesh.steps)
-    keep = seen[mesh.faces].any(axis=1)
-    return Mesh(*mesh_utils.select_faces(mesh.vertices, mesh.faces, keep, mesh.steps))
+    return mesh.select(seen[mesh.faces].any(axis=1))
 
 
 def is_seen(survey, points, slack):
@@ -265,8 +278,23 @@ def pixel_width(cameras, index):
 
 
 def without_small_pieces(mesh, smallest):
-    keep = mesh_utils.large_components(mesh.vertices, mesh.faces, smallest)
-    return Mesh(*mesh_utils.select_faces(mesh.vertices, mesh.faces, keep, mesh.steps))
+    """The pieces with at least `smallest` times as many faces as the largest."""
+    piece = mesh_utils.pieces(len(mesh.vertices), mesh.faces)
+    sizes = np.bincount(piece)
+    return mesh.select(sizes[piece] >= smallest * sizes.max())
+
+
+def without_background(mesh, background):
+    """The pieces that are not all of the background's colour: no picture tells these from nothing.
+
+    A mesh that is nothing else is left as it is.
+    """
+    piece = mesh_utils.pieces(len(mesh.vertices), mesh.faces)
+    contrast = np.abs(mesh.colours[mesh.faces] - background).max(axis=(1, 2))
+    strongest = np.zeros(piece.max() + 1)
+    np.maximum.at(strongest, piece, contrast)
+    keep = strongest[piece] > CONTRAST
+    return mesh.select(keep) if keep.any() else mesh
 
 
 def check_not_empty(mesh, surface, what, threshold):

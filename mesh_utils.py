@@ -11,9 +11,6 @@ import numpy as np
 # Cells along a block's side. The surface is followed from block to block.
 BLOCK = 4
 
-# Blocks are also sought on a lattice that takes every n-th grid point.
-COARSE = 4
-
 
 class Grid(NamedTuple):
     """A lattice of `shape` points with cubic cells of side `step`, from the corner `low [3]`."""
@@ -49,16 +46,16 @@ def isosurface(density, grid, threshold, seeds, visible=None):
     density: a function of points `[M, 3]` that gives `[M]`; no point is asked for twice. seeds:
     points `[K, 3]` near the surface. visible: a function of points `[M, 3]` and a distance that
     tells `[M]` whether anything that near is wanted; None wants all.
-    Blocks of the grid that hold seeds, or where a coarse lattice shows a crossing, are evaluated,
-    then the neighbours into which the surface goes on, and so forth: every wanted piece that a seed
-    or the lattice meets is found whole.
+    Blocks of the grid that hold seeds, or whose corners show a crossing, are evaluated, then the
+    neighbours into which the surface goes on, and so forth: every wanted piece that a seed or a
+    corner meets is found whole.
     """
     import mcubes
 
     values = np.full(grid.shape, np.nan, dtype=np.float32)
     blocks = np.array([-(-(n - 1) // BLOCK) for n in grid.shape])
     done = np.zeros(blocks, dtype=bool)
-    wave = np.concatenate([_coarse_crossings(density, grid, threshold, values, blocks),
+    wave = np.concatenate([_crossed_at_corners(density, grid, threshold, values, blocks),
                            _blocks_of(seeds, grid, blocks)])
     while len(wave):
         wave = np.unique(wave, axis=0)
@@ -75,23 +72,21 @@ def isosurface(density, grid, threshold, seeds, visible=None):
     vertices, faces = mcubes.marching_cubes(np.where(known, values, np.float32(0)), threshold)
     ends = np.floor(vertices).astype(int), np.ceil(vertices).astype(int)
     real = known[tuple(ends[0].T)] & known[tuple(ends[1].T)]
-    vertices, faces = select_faces(vertices, faces, real[faces].all(axis=1))
-    return Isosurface(grid.points(vertices), faces, (float(met.min()), float(met.max())), len(met))
+    faces, used = select_faces(faces, real[faces].all(axis=1))
+    density_range = float(met.min()), float(met.max())
+    return Isosurface(grid.points(vertices[used]), faces, density_range, len(met))
 
 
-def _coarse_crossings(density, grid, threshold, values, blocks):
-    """Blocks `[K, 3]` in or beside which a coarse lattice is partly above the threshold."""
-    axes = [np.unique(np.append(np.arange(0, n, COARSE), n - 1)) for n in grid.shape]
-    lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    _evaluate(density, grid, values, lattice)
-    above = values[tuple(lattice.T)] > threshold
-    some, every = np.zeros(blocks, dtype=bool), np.ones(blocks, dtype=bool)
-    # A lattice point on a border belongs to the blocks on both sides.
-    for side in np.ndindex(2, 2, 2):
-        block = np.clip((lattice - side) // BLOCK, 0, blocks - 1)
-        some[tuple(block[above].T)] = True
-        every[tuple(block[~above].T)] = False
-    return np.argwhere(some & ~every)
+def _crossed_at_corners(density, grid, threshold, values, blocks):
+    """Blocks `[K, 3]` some but not all of whose corners are above the threshold."""
+    axes = [np.minimum(np.arange(b + 1) * BLOCK, n - 1)
+            for b, n in zip(blocks, grid.shape, strict=True)]
+    corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    _evaluate(density, grid, values, corners.reshape(-1, 3))
+    above = values[np.ix_(*axes)] > threshold
+    around = np.stack([above[tuple(slice(a, a + b) for a, b in zip(corner, blocks, strict=True))]
+                       for corner in np.ndindex(2, 2, 2)])
+    return np.argwhere(around.any(axis=0) & ~around.all(axis=0))
 
 
 def _blocks_of(points, grid, blocks):
@@ -128,24 +123,22 @@ def _neighbours(wave, values, threshold, blocks):
     return found[((found >= 0) & (found < blocks)).all(axis=1)]
 
 
-def select_faces(vertices, faces, keep, *per_vertex):
-    """The chosen faces, the vertices they use, and what belongs to these vertices."""
-    faces = faces[keep]
-    used, renumbered = np.unique(faces, return_inverse=True)
-    return vertices[used], renumbered.reshape(-1, 3), *(values[used] for values in per_vertex)
+def select_faces(faces, keep):
+    """The chosen faces, numbered anew, and the old numbers of the vertices that they use."""
+    used, renumbered = np.unique(faces[keep], return_inverse=True)
+    return renumbered.reshape(-1, 3), used
 
 
-def large_components(vertices, faces, smallest):
-    """Which faces `[F]` belong to pieces with at least `smallest` times the largest one's faces."""
+def pieces(num_vertices, faces):
+    """The number `[F]` of the connected piece to which each face belongs, from 0 on."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    links = coo_array((np.ones(len(edges), dtype=bool), edges.T), shape=[len(vertices)] * 2)
-    _, piece_of_vertex = connected_components(links, directed=False)
-    piece = piece_of_vertex[faces[:, 0]]
-    sizes = np.bincount(piece)
-    return sizes[piece] >= smallest * sizes.max()
+    shape = num_vertices, num_vertices
+    links = coo_array((np.ones(len(edges), dtype=bool), edges.T), shape=shape)
+    _, of_vertex = connected_components(links, directed=False)
+    return np.unique(of_vertex[faces[:, 0]], return_inverse=True)[1]
 
 
 # Looking at a mesh.

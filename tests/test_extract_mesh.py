@@ -1,0 +1,245 @@
+"""Meshes of scenes that are known, in the world's coordinates; and the script as users run it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from imageio.v3 import imread
+
+import extract_mesh
+import train
+from checkpoint import Checkpoint
+from config import UserError, default_config
+from datasets import load_dataset
+from tests.analytic import AnalyticModel, ball, brick, union
+from tests.scenes import write_blender, write_llff
+
+RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.8)
+
+
+def colour_by_side(points):
+    """Red where x > 0, blue elsewhere: colours that tell left from right."""
+    red, blue = (points.new_tensor(c) for c in (RED, BLUE))
+    return torch.where(points[..., :1] > 0, red, blue)
+
+
+def analytic_run(folder, model, dataset_name="blender", **flags):
+    """A finished run whose model is analytic, with the cameras of the scene in `folder`."""
+    config = default_config(dataset_name=dataset_name, scene=str(folder), near=2.0, far=6.0,
+                            device="cpu", grid_size=64, chunk=2048, **flags)
+    if dataset_name == "llff":
+        config.near = config.far = None
+    facts = load_dataset(config, "train").facts()
+    return Checkpoint(model=model, config=config, step=7, scene=facts, optimizer={},
+                      path=folder.parent / "log" / "checkpoint_00000007.pt")
+
+
+@pytest.fixture
+def blender_scene(tmp_path):
+    write_blender(tmp_path / "scene", num_views=12, size=(48, 40))
+    return tmp_path / "scene"
+
+
+def extract(monkeypatch, run, *flags):
+    """The mesh that the script writes for a run, and the folder where it lies."""
+    run.path.parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(extract_mesh, "load_checkpoint", lambda path, device: run)
+    assert extract_mesh.main(["--run", "unused", *flags]) == 0
+    folder = max(run.path.parent.glob("mesh_*"), key=lambda p: p.stat().st_mtime_ns)
+    file = next(p for p in folder.glob("mesh.*") if p.suffix != ".json")
+    return trimesh.load(file, process=False, force="mesh"), folder
+
+
+def test_a_ball_comes_back_with_its_place_size_and_colours(monkeypatch, blender_scene):
+    centre = np.array([0.2, -0.1, 0.15])
+    run = analytic_run(blender_scene, AnalyticModel(ball(centre, 0.7), colour_by_side))
+    mesh, folder = extract(monkeypatch, run)
+    step = 1.4 / 63
+    radii = np.linalg.norm(mesh.vertices - centre, axis=1)
+    assert np.abs(radii - 0.7).mean() < 0.5 * step and np.abs(radii - 0.7).max() < 1.5 * step
+    # The cameras stand at 23 degrees of elevation and never see the underside.
+    assert mesh.vertices[:, 2].max() > centre[2] + 0.69
+    assert mesh.vertices[:, 2].min() > centre[2] - 0.7 + 0.1
+    assert (mesh.face_normals * (mesh.triangles_center - centre)).sum(axis=1).min() > 0
+    colours = mesh.visual.vertex_colors[:, :3] / 255
+    right, left = mesh.vertices[:, 0] > 0.05, mesh.vertices[:, 0] < -0.05
+    np.testing.assert_allclose(colours[right], np.tile(RED, (right.sum(), 1)), atol=0.02)
+    np.testing.assert_allclose(colours[left], np.tile(BLUE, (left.sum(), 1)), atol=0.02)
+    facts = json.loads((folder / "mesh.json").read_text())
+    assert facts["faces"] == len(mesh.faces) and facts["vertices"] == len(mesh.vertices)
+
+
+def test_the_underside_that_no_camera_sees_is_kept_when_asked(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+    mesh, _ = extract(monkeypatch, run, "--keep_unseen", "--sigma_threshold", "100")
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.7**3, rel=0.03)
+
+
+def test_only_what_is_seen_is_evaluated(monkeypatch, blender_scene):
+    """A hollow ball inside a ball costs nothing: no block inside is looked at."""
+    hollow = lambda p: torch.maximum(ball([0, 0, 0], 0.8)(p), -ball([0, 0, 0], 0.5)(p))  # noqa: E731
+    run = analytic_run(blender_scene, AnalyticModel(hollow, colour_by_side))
+    box = [word for axis in "xyz" for word in (f"--{axis}_range", "-1", "1")]
+    mesh, folder = extract(monkeypatch, run, *box)
+    assert np.linalg.norm(mesh.vertices, axis=1).min() > 0.75
+    seen = json.loads((folder / "mesh.json").read_text())["evaluated"]
+    mesh, folder = extract(monkeypatch, run, *box, "--keep_unseen", "--min_component", "0")
+    assert np.linalg.norm(mesh.vertices, axis=1).min() < 0.52
+    assert json.loads((folder / "mesh.json").read_text())["evaluated"] > 1.15 * seen
+
+
+def test_small_pieces_and_pieces_of_the_backgrounds_colour_are_dropped(monkeypatch, blender_scene):
+    shapes = union(ball([0, 0, 0], 0.5), ball([0, 0.9, 0.3], 0.06), ball([0.9, 0, 0.2], 0.25))
+
+    def colour(points):
+        white = points[..., :1] > 0.6
+        return torch.where(white, 1.0, colour_by_side(points))
+
+    run = analytic_run(blender_scene, AnalyticModel(shapes, colour))
+    mesh, _ = extract(monkeypatch, run, "--min_component", "0.1")
+    assert np.linalg.norm(mesh.vertices, axis=1).max() < 0.55
+    mesh, _ = extract(monkeypatch, run, "--min_component", "0", "--keep_unseen")
+    assert mesh.body_count == 3
+
+
+def test_flags_override_the_box_and_the_density(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(
+        ball([0, 0, 0], 0.7), colour_by_side, peak=100.0, softness=0.05))
+    mesh, folder = extract(monkeypatch, run, "--x_range", "0.1", "2", "--sigma_threshold", "20",
+                           "--keep_unseen")
+    assert folder.name == "mesh_00000007_64_sigma20_x0.1to2_unseen"
+    assert mesh.vertices[:, 0].min() == pytest.approx(0.1, abs=1e-5)
+    # 100 * sigmoid(-d / 0.05) = 20 lies outside the middle of the soft edge.
+    wanted = 0.7 + 0.05 * np.log(4)
+    assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["ply", "obj", "glb"])
+def test_every_format_keeps_vertices_faces_and_colours(monkeypatch, blender_scene, suffix):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0.3, 0, 0], 0.6), colour_by_side))
+    mesh, folder = extract(monkeypatch, run, "--mesh_format", suffix)
+    assert (folder / f"mesh.{suffix}").exists()
+    radii = np.linalg.norm(mesh.vertices - [0.3, 0, 0], axis=1)
+    assert np.abs(radii - 0.6).max() < 0.04
+    colours = mesh.visual.vertex_colors[mesh.vertices[:, 0] > 0.1][:, :3] / 255
+    np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.03)
+
+
+def test_ndc_scenes_come_back_in_the_coordinates_of_their_files(monkeypatch, tmp_path):
+    poses = np.tile(np.eye(4), (9, 1, 1))
+    poses[:, 0, 3] = np.linspace(-0.8, 0.8, 9)
+    poses[:, 1, 3] = 0.3 * np.cos(np.arange(9))
+    turn = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # The files' axes are not the cameras'.
+    moved = poses.copy()
+    moved[:, :3] = turn @ poses[:, :3]
+    moved[:, :3, 3] += [5, 6, 7]
+    write_llff(tmp_path / "scene", poses=moved, size=(60, 44))
+    config = default_config(dataset_name="llff", scene=str(tmp_path / "scene"), ndc=True,
+                            ray_shape="cylinder", white_bkgd=False, factor=4)
+    scene = load_dataset(config, "train").scene
+    in_files = turn @ [0.2, -0.1, -4.0] + [5, 6, 7]
+    to_scene = scene.world_to_scene.numpy()
+    centre = to_scene[:3, :3] @ in_files + to_scene[:3, 3]
+    model = AnalyticModel(ball(centre, 0.8 * scene.scale), colour_by_side, ndc=scene.cameras.ndc,
+                          peak=700.0, bg_rgb=0.0)
+    run = analytic_run(tmp_path / "scene", model, "llff", ndc=True, ray_shape="cylinder",
+                       white_bkgd=False, factor=4)
+    mesh, _ = extract(monkeypatch, run, "--grid_size", "100")
+    radii = np.linalg.norm(mesh.vertices - in_files, axis=1)
+    assert np.abs(radii - 0.8).mean() < 0.02
+    outward = mesh.vertices[mesh.faces].mean(axis=1) - in_files
+    assert (mesh.face_normals * outward).sum(axis=1).min() >= 0
+    # Only the half that faces the cameras, which look along the files' turned -z.
+    assert ((mesh.vertices - in_files) @ (turn @ [0, 0, 1])).min() > -0.4
+    right = (mesh.vertices - in_files) @ (turn @ [1.0, 0, 0]) + 0.2 > 0.05
+    colours = mesh.visual.vertex_colors[right][:, :3] / 255
+    np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.05)
+
+
+def test_the_picture_shows_the_mesh_where_the_photograph_has_it(monkeypatch, tmp_path):
+    """A brick photographed by its own model: colours agree pixel by pixel."""
+    model = AnalyticModel(brick([-0.6, -0.3, -0.4], [0.5, 0.7, 0.2]), colour_by_side)
+    write_blender(tmp_path / "scene", num_views=8, size=(40, 40))
+    run = analytic_run(tmp_path / "scene", model)
+    cameras = run.scene["train"].cameras
+    pictures = [extract_mesh.render_image(model, extract_mesh.image_rays(cameras, i), 4096)
+                for i in range(8)]
+    images = []
+    for output in pictures:
+        alpha = output.acc[..., None].clamp(1e-3, 1)
+        rgb = ((output.rgb - (1 - alpha)) / alpha).clamp(0, 1)
+        images.append((torch.cat([rgb, alpha], -1) * 255).round().byte().numpy())
+    write_blender(tmp_path / "photographed", images=images)
+    run.config.scene = str(tmp_path / "photographed")
+    _, folder = extract(monkeypatch, run)
+    view = imread(folder / "view.png") / 255.0
+    photograph, drawn = view[:, :40], view[:, 42:82]
+    assert np.abs(photograph - drawn).mean() < 0.03
+    assert (np.abs(photograph - drawn).max(axis=-1) > 0.2).mean() < 0.05
+
+
+def test_without_the_data_a_rendering_stands_beside_the_mesh(monkeypatch, blender_scene, capsys):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+    blender_scene.rename(blender_scene.with_name("gone"))
+    _, folder = extract(monkeypatch, run)
+    assert "has a rendering beside it" in capsys.readouterr().out
+    view = imread(folder / "view.png") / 255.0
+    assert np.abs(view[:, :48] - view[:, 50:98]).mean() < 0.03
+
+
+# What cannot be done is said.
+
+
+def test_an_empty_scene_is_no_empty_file(monkeypatch, blender_scene):
+    model = AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side, peak=0.01)
+    run = analytic_run(blender_scene, model)
+    with pytest.raises(UserError, match="no ray of the training views meets anything.*longer"):
+        extract(monkeypatch, run)
+    with pytest.raises(UserError, match=r"densities run from .* to 0\.0.*--sigma_threshold"):
+        extract(monkeypatch, run, "--sigma_threshold", "5")
+    assert not list(run.path.parent.glob("mesh_*"))
+
+
+def test_a_density_outside_the_range_or_a_box_beside_the_scene_is_said(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+    with pytest.raises(UserError, match=r"no surface of density 1e\+04.*densities run from 0 to 2"):
+        extract(monkeypatch, run, "--sigma_threshold", "10000")
+    with pytest.raises(UserError, match="there is no surface.*--x_range"):
+        extract(monkeypatch, run, "--x_range", "1.2", "1.6")
+    with pytest.raises(UserError, match="from 1 to -1 along y; give --y_range"):
+        extract(monkeypatch, run, "--y_range", "1", "-1")
+
+
+def test_a_surface_that_no_camera_sees_is_said(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(
+        union(ball([0, 0, 0], 0.8), ball([0, 0, -2.4], 0.2)), colour_by_side))
+    facts = run.scene["train"]
+    run.scene["train"] = replace(facts, box=torch.tensor([[-3.0] * 3, [3.0] * 3]))
+    with pytest.raises(UserError, match="no training view sees the surface|there is no surface"):
+        extract(monkeypatch, run, "--z_range", "-2.9", "-1.6")
+
+
+def test_the_script_takes_a_run_folder(tmp_path, capsys):
+    """The whole road, with a network that has learnt next to nothing."""
+    write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
+    train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
+                "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
+                "--eval_every", "0", "--no-final_eval"])
+    run = extract_mesh.load_checkpoint(tmp_path / "run")
+    density = extract_mesh.density_at(run.model, survey_of(run), 0.1, 999)
+    typical = np.median(density(np.random.default_rng(0).uniform(-2, 2, (500, 3))))
+    assert extract_mesh.main(["--run", str(tmp_path / "run"), "--grid_size", "16", "--keep_unseen",
+                              "--sigma_threshold", f"{typical:.4f}"]) == 0
+    out = capsys.readouterr().out
+    path = Path(out.split("Mesh: ")[1].split("\n")[0])
+    assert len(trimesh.load(path).faces) > 10
+    assert "% of the grid" in out
+
+
+def survey_of(run):
+    return extract_mesh.look_around(run.model, run.scene["train"].cameras, 4096)
