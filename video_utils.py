@@ -59,7 +59,7 @@ def write_video(path, frames, fps, encoder):
     """
     with whole_file(path) as temporary:
         if encoder.codec is None:
-            _write_animation(temporary, "PNG", map(Image.fromarray, frames), fps)
+            _write_animation(temporary, "PNG", [Image.fromarray(f) for f in frames], fps)
         else:
             _encode(temporary, frames, fps, encoder.codec, encoder.options)
 
@@ -81,13 +81,12 @@ def write_preview(path, frames, fps):
     palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with whole_file(path) as temporary:
-        _write_animation(temporary, "GIF", iter(images), fps * len(images) / len(frames))
+        _write_animation(temporary, "GIF", images, fps * len(images) / len(frames))
 
 
 def _write_animation(path, kind, images, fps):
-    first = next(images)
-    first.save(path, format=kind, save_all=True, append_images=images, loop=0,
-               duration=max(20, round(1000 / fps)))
+    images[0].save(path, format=kind, save_all=True, append_images=images[1:], loop=0,
+                   duration=max(20, round(1000 / fps)))
 
 
 def _try_codec(codec, options, width, height, fps):

@@ -1,0 +1,236 @@
+"""Videos of scenes that are known, and the script as users run, stop and break it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from imageio.v3 import imread
+
+import train
+import visualize
+from checkpoint import Checkpoint
+from config import UserError, default_config
+from datasets import load_dataset
+from tests.analytic import AnalyticModel, ball
+from tests.scenes import write_blender, write_llff, write_multicam
+from tests.test_training import run_script
+
+ROOT = Path(__file__).parents[1]
+WRITERS = {"blender": write_blender, "multicam": write_multicam,
+           "llff": lambda folder: write_llff(folder, num_views=5)}
+
+
+def grey(points):
+    return torch.full_like(points, 0.5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run folder of each format, hardly trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, write in WRITERS.items():
+        write(folder / f"scene_{name}")
+        train.main(["--preset", "debug", "--device", "cpu", "--dataset_name", name, "--scene",
+                    str(folder / f"scene_{name}"), "--log_dir", str(folder), "--exp_name", name,
+                    "--max_steps", "2", "--eval_every", "0", "--no-final_eval"])
+    return folder
+
+
+def copied(runs, tmp_path, name="blender"):
+    """A run folder of its own for a test, without the scene."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for path in (runs / name).glob("checkpoint_*.pt"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def count_frames(path):
+    return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+
+
+@pytest.mark.parametrize("path", ["spherical", "spiral", "zoom"])
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_every_path_of_every_format_needs_the_run_folder_alone(runs, tmp_path, capsys, name, path):
+    folder = copied(runs, tmp_path, name)
+    assert visualize.main(["--run", str(folder), "--path", path, "--frames", "3", "--fps", "5",
+                           "--visualize_depth", "--visualize_normals"]) == 0
+    out = capsys.readouterr().out
+    video, = folder.glob("video_*")
+    assert str(video) in out
+    for kind in ("rgb", "depth", "normals", "side_by_side"):
+        assert count_frames(video / f"{kind}.mp4") == 3
+    assert (video / "preview.gif").exists()
+    assert len(list((video / "frames").iterdir())) == 9
+    scale = json.loads((video / "depth_scale.json").read_text())
+    assert 0 < scale["near"] < scale["far"]
+
+
+def test_rgb_alone_is_the_default_and_sizes_may_be_odd(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    visualize.main(["--run", str(folder), "--frames", "2", "--width", "13", "--height", "9"])
+    video, = folder.glob("video_*")
+    assert sorted(p.name for p in video.iterdir()) == [
+        "frames", "preview.gif", "rgb.mp4", "video.json"]
+    assert imread(video / "frames" / "rgb_00000.png").shape == (9, 13, 3)
+
+
+def test_flags_of_the_training_find_the_run(runs, tmp_path, capsys):
+    folder = copied(runs, tmp_path)
+    assert visualize.main(["--preset", "debug", "--log_dir", str(tmp_path), "--exp_name", "blender",
+                           "--frames", "1"]) == 0
+    assert str(folder) in capsys.readouterr().out
+    with pytest.raises(UserError, match="--hidden 99 was given"):
+        visualize.main(["--run", str(folder), "--hidden", "99"])
+
+
+def test_a_path_that_ndc_cannot_express_is_refused_before_anything_is_written(runs, tmp_path):
+    folder = copied(runs, tmp_path, "llff")
+    with pytest.raises(UserError, match="where NDC ends"):
+        visualize.main(["--run", str(folder), "--path", "zoom", "--dolly", "--zoom", "5"])
+    assert not list(folder.glob("video_*"))
+
+
+# What is shown.
+
+
+def view_of(model, tmp_path, dataset_name="blender", **flags):
+    """The analytic scene from a training camera, and that camera's scene."""
+    config = default_config(dataset_name=dataset_name, scene=str(tmp_path / "s"), **flags)
+    scene = load_dataset(config, "train").scene
+    return visualize.look(model, scene.cameras, 0, scene.scale, 4096), scene
+
+
+def test_distances_and_normals_are_those_of_the_scene(tmp_path):
+    write_blender(tmp_path / "s", num_views=2, size=(40, 30))
+    view, scene = view_of(AnalyticModel(ball([0, 0, 0], 0.8), grey), tmp_path, near=2.0, far=6.0)
+    position = scene.cameras.camtoworlds[0, :, 3]
+    middle = view.distance[15, 20]
+    assert middle == pytest.approx(float(position.norm()) - 0.8, abs=0.02)
+    normals = torch.tensor(visualize.draw(view, "normals", None)) * 2 - 1
+    torch.testing.assert_close(normals[15, 20], position / position.norm(), atol=0.05, rtol=0)
+    near_and_far = (float(middle), float(middle) + 1)
+    assert visualize.draw(view, "depth", near_and_far)[15, 20].argmax() == 0  # Near is red.
+    assert (visualize.draw(view, "depth", near_and_far)[0, 0] == 1).all()
+
+
+def test_distances_of_ndc_scenes_are_in_the_units_of_their_files(tmp_path):
+    write_llff(tmp_path / "s", size=(40, 30))
+    flags = dict(factor=4, ndc=True, ray_shape="cylinder", white_bkgd=False, near=None, far=None)
+    scene = load_dataset(default_config(dataset_name="llff", scene=str(tmp_path / "s"), **flags),
+                         "train").scene
+    to_scene = scene.world_to_scene
+    centre = to_scene[:3, :3] @ torch.tensor([0.0, 0.0, -5.0]) + to_scene[:3, 3]
+    model = AnalyticModel(ball(centre.tolist(), 2 * scene.scale), grey, ndc=scene.cameras.ndc,
+                          peak=700.0, bg_rgb=0.0)
+    view, _ = view_of(model, tmp_path, "llff", **flags)
+    position = torch.linalg.inv(to_scene)[:3] @ torch.cat(
+        [scene.cameras.camtoworlds[0, :, 3], torch.ones(1)])
+    wanted = float((position - torch.tensor([0.0, 0.0, -5.0])).norm()) - 2
+    assert float(view.distance.min()) == pytest.approx(wanted, abs=0.05)
+
+
+def test_the_colour_scale_is_fixed_and_kept(runs, tmp_path, monkeypatch):
+    folder = copied(runs, tmp_path)
+    words = ["--run", str(folder), "--frames", "4", "--visualize_depth"]
+    visualize.main(words)
+    video, = folder.glob("video_*")
+    scale = (video / "depth_scale.json").read_text()
+    last = (video / "frames" / "depth_00003.png").read_bytes()
+    (video / "frames" / "depth_00003.png").unlink()
+    monkeypatch.setattr(visualize, "SCALE_FRAMES", 1)
+    visualize.main(words)
+    assert (video / "depth_scale.json").read_text() == scale
+    assert (video / "frames" / "depth_00003.png").read_bytes() == last
+
+
+# Stopped and broken.
+
+
+def words_for(folder, *more):
+    return ["visualize.py", "--run", folder, "--device", "cpu", "--frames", "40", "--width", "48",
+            "--visualize_depth", "--visualize_normals", *more]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_video_that_is_stopped_goes_on_and_ends_the_same(runs, tmp_path, how):
+    folder = copied(runs, tmp_path)
+    process = subprocess.Popen([sys.executable, *map(str, words_for(folder))], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("video_*/frames/normals_*.png"))) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in out
+    video, = folder.glob("video_*")
+    kept = {p.name: p.stat().st_mtime_ns for p in (video / "frames").glob("rgb_*.png")}
+    assert 5 <= len(kept) < 40 and not (video / "rgb.mp4").exists()
+    result = run_script(*words_for(folder))
+    assert result.returncode == 0 and "frames are there already" in result.stdout
+    assert all((video / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
+               if name != max(kept))
+    assert count_frames(video / "side_by_side.mp4") == 40
+    assert not list(video.rglob("*.partial"))
+
+
+def test_a_full_disk_is_said_and_keeps_the_frames(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    result = run_script(*words_for(folder, "--height", "160", "--width", "160", "--frames", "2"),
+                        limit=9000)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "could not be written" in result.stderr and "Free some space" in result.stderr
+    assert not list(folder.rglob("*.partial"))
+    assert run_script(*words_for(folder, "--height", "160", "--width", "160", "--frames", "2")
+                      ).returncode == 0
+
+
+def test_frames_of_another_model_are_not_mixed_in(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    words = ["--run", str(folder), "--frames", "1"]
+    visualize.main(words)
+    checkpoint = torch.load(folder / "checkpoint_00000002.pt", weights_only=True)
+    checkpoint["model"]["field.rgb.bias"] += 1
+    torch.save(checkpoint, folder / "checkpoint_00000002.pt")
+    with pytest.raises(UserError, match="holds frames of another model"):
+        visualize.main(words)
+
+
+def test_without_ffmpeg_the_frames_and_an_animation_are_there(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    words = ["--run", str(folder), "--frames", "2", "--fps", "4"]
+    result = subprocess.run([sys.executable, "visualize.py", *words], cwd=ROOT, text=True,
+                            capture_output=True, env=os.environ | {"IMAGEIO_FFMPEG_EXE": "/none"})
+    assert result.returncode == 0, result.stderr
+    assert "animated PNGs instead" in result.stdout
+    video, = folder.glob("video_*")
+    assert imread(video / "rgb.png").shape[0] == 2
+
+
+def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
+    """A ball at the focus of the cameras is in the middle of every frame of every path."""
+    write_blender(tmp_path / "s", num_views=6, size=(24, 24))
+    config = default_config(scene=str(tmp_path / "s"), near=2.0, far=6.0, device="cpu", frames=5)
+    facts = load_dataset(config, "train").facts()
+    run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, step=1,
+                     scene=facts, optimizer={}, path=tmp_path / "log" / "checkpoint_00000001.pt")
+    run.path.parent.mkdir()
+    monkeypatch.setattr(visualize, "load_checkpoint", lambda path, device: run)
+    for path in ("spherical", "spiral", "zoom"):
+        visualize.main(["--run", "unused", "--path", path])
+    frames = [imread(p) / 255.0 for p in sorted(tmp_path.glob("log/video_*/frames/rgb_*.png"))]
+    assert len(frames) == 15
+    for frame in frames:
+        assert np.abs(frame[11:13, 11:13] - 0.5).max() < 0.02
+        assert (frame[[0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()
+        rows, columns = np.nonzero(frame[..., 0] < 0.75)
+        assert abs(rows.mean() - 11.5) < 0.3 and abs(columns.mean() - 11.5) < 0.3
