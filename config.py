@@ -263,6 +263,13 @@ def _check_value(action, value, path):
     if isinstance(action, argparse.BooleanOptionalAction) != isinstance(value, bool):
         raise UserError(f"--config {path} has {action.dest} = {value!r}; true and false are for "
                         "switches, and for nothing else.")
+    if action.nargs == 2:
+        if not isinstance(value, list) or len(value) != 2:
+            raise UserError(f"--config {path} has {action.dest} = {value!r}; two numbers in "
+                            "brackets are wanted.")
+        for part in value:
+            _check_value(argparse.Action([], action.dest, type=action.type), part, path)
+        return
     if action.type is None and not isinstance(value, bool | str):
         raise UserError(f"--config {path} has {action.dest} = {value!r}; a text is wanted.")
     try:

@@ -171,13 +171,18 @@ def choose_box(config, survey, scene_box):
         high = np.minimum(high + margin, scene_box[1].numpy())
     else:
         low, high = scene_box.double().numpy()
-    for axis, name in enumerate(("x_range", "y_range", "z_range")):
-        if getattr(config, name) is not None:
-            low[axis], high[axis] = getattr(config, name)
+    for axis, (name, ends) in enumerate(ranges(config).items()):
+        if ends is not None:
+            low[axis], high[axis] = ends
         if not low[axis] < high[axis]:
-            raise UserError(f"the box goes from {low[axis]:g} to {high[axis]:g} along {name[0]}; "
-                            f"give --{name} a smaller and a larger number.")
+            raise UserError(f"the box goes from {low[axis]:g} to {high[axis]:g} along {name}; "
+                            f"give --{name}_range a smaller and a larger number.")
     return low, high
+
+
+def ranges(config):
+    """The ends of the box that were typed, or None, by axis."""
+    return {"x": config.x_range, "y": config.y_range, "z": config.z_range}
 
 
 def choose_threshold(config, survey, density):
@@ -350,9 +355,9 @@ def folder_name(config, step):
     name = f"mesh_{step:08d}_{config.grid_size}"
     if config.sigma_threshold is not None:
         name += f"_sigma{config.sigma_threshold:g}"
-    for axis in ("x_range", "y_range", "z_range"):
-        if getattr(config, axis) is not None:
-            name += "_{}{:g}to{:g}".format(axis[0], *getattr(config, axis))
+    for axis, ends in ranges(config).items():
+        if ends is not None:
+            name += f"_{axis}{ends[0]:g}to{ends[1]:g}"
     if config.keep_unseen:
         name += "_unseen"
     if config.min_component != 0.01:

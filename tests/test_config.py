@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from camera_paths import PATHS
 from config import (
     DATASET_DEFAULTS,
     PRESETS,
@@ -188,6 +189,28 @@ def test_choices_of_the_command_line_are_the_tables_of_the_code():
     choices = {action.dest: action.choices for action in _build_parser()._actions}
     assert set(choices["model"]) == set(MODELS)
     assert set(choices["dataset_name"]) == set(DATASETS) == set(DATASET_DEFAULTS)
+    assert set(choices["path"]) == {*PATHS, "zoom"}
+
+
+@pytest.mark.parametrize("words", [
+    ["--zoom", "1"], ["--zoom", "nan"], ["--fps", "0"], ["--frames", "-1"], ["--width", "0"],
+    ["--grid_size", "7"], ["--x_range", "1"], ["--y_range", "0", "inf"], ["--path", "round"],
+    ["--sigma_threshold", "0"], ["--min_component", "-1"],
+])
+def test_flags_of_videos_and_meshes_are_held_to_their_ranges(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        get_config(words)
+    assert error.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+def test_a_range_may_stand_in_a_config_file(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"x_range": [-1, 2.5]}')
+    assert get_config(["--config", str(path)]).x_range == [-1, 2.5]
+    for wrong in ("[1]", "3", '["a", 1]', "[1, Infinity]"):
+        path.write_text(f'{{"x_range": {wrong}}}')
+        with pytest.raises(UserError, match="x_range"):
+            get_config(["--config", str(path)])
 
 
 def test_config_imports_the_standard_library_only():

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,25 @@ def test_distance_range_ignores_empty_pixels():
     acc = np.r_[np.ones(101), 0.0][None]
     assert image_utils.distance_range(distance, acc) == pytest.approx((2.04, 3.96))
     assert image_utils.distance_range(distance, np.zeros_like(acc)) == (1.0, 2.0)
+
+
+def test_the_scale_of_distances_is_logarithmic():
+    """Steps of one ratio are steps of one length along the colour map."""
+    ramp = image_utils.visualize_distance(np.geomspace(1, 16, 256)[None], np.ones((1, 256)), 1, 16)
+    colours = cv2.applyColorMap(np.arange(255, -1, -1, dtype=np.uint8)[None], cv2.COLORMAP_TURBO)
+    np.testing.assert_allclose(ramp, colours[..., ::-1] / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("height", [9, 48, 200])
+def test_a_legend_has_the_height_and_the_colours_of_its_picture(height):
+    legend = image_utils.distance_legend(height, 2.0, 8.0)
+    assert legend.dtype == np.uint8 and legend.shape[0] == height
+    if height < 96:
+        return
+    top, bottom = legend[9, 3] / 255, legend[-10, 3] / 255
+    far, near = image_utils.visualize_distance(np.array([[8.0, 2.0]]), np.ones((1, 2)), 2, 8)[0]
+    np.testing.assert_allclose([top, bottom], [far, near], atol=0.06)
+    assert (legend[:, 12:] < 128).any()  # The numbers.
 
 
 def camera_rays(size=40, width=0.6):

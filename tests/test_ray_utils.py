@@ -884,3 +884,32 @@ def test_compositing_equals_the_official_code(golden, colour, background):
     assert seen.sum() == 4
     torch.testing.assert_close(got.distance_mean[seen], golden("volumetric.white_distance")[seen],
                                atol=0, rtol=8 * EPS)
+
+
+# Back from the world to pixels.
+
+
+@pytest.mark.parametrize("kind", ["pinhole", "distorted", "fisheye", "mixed"])
+def test_points_project_to_the_pixels_whose_rays_they_lie_on(kind):
+    facts = {}
+    if kind in ("distorted", "mixed"):
+        facts["distortion"] = torch.tensor([[-0.1, 0.02, 0.003, 0.0, 0.004, -0.003],
+                                            [0.05, -0.01, 0.0, 0.001, 0.0, 0.0]], dtype=DOUBLE)
+    if kind in ("fisheye", "mixed"):
+        facts["fisheye"] = torch.tensor([kind == "fisheye", True])
+    cameras = make_cameras(torch.stack([random_pose(), random_pose()]), **facts)
+    x, y = torch.randint(WIDTH, (200,)), torch.randint(HEIGHT, (200,))
+    camera = torch.arange(200) % 2
+    rays = ray_utils.pixels_to_rays(cameras, camera, x, y)
+    points = points_on(rays)
+    pixels, depth = ray_utils.points_to_pixels(cameras, camera, points)
+    torch.testing.assert_close(pixels, torch.stack([x, y], dim=-1) + 0.5, atol=1e-6, rtol=0,
+                               check_dtype=False)
+    forward = -cameras.camtoworlds[camera, :, 2]
+    torch.testing.assert_close(depth, ((points - rays.origins) * forward).sum(dim=-1))
+
+
+def test_points_behind_a_camera_or_in_it_have_no_depth_and_stay_finite():
+    points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]], dtype=DOUBLE)
+    pixels, depth = ray_utils.points_to_pixels(make_cameras(), torch.zeros(2).long(), points)
+    assert depth.tolist() == [-2, 0] and torch.isfinite(pixels).all()
