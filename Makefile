@@ -5,13 +5,16 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint clean
 
-# Train on the procedural scene, score it, and say where the pictures lie. A demo that was
-# interrupted goes on; one that is done is scored again. The still life lies within 1.35 of the
-# origin and the cameras at 4, so nothing is nearer than 2.6 or farther than 5.4.
+# Train on the procedural scene, score it, render a video, extract a mesh, and say where each lies.
+# A demo that was interrupted goes on; of one that is done, scores and mesh are made again. The still
+# life lies within 1.35 of the origin and the cameras at 4, so nothing is nearer than 2.6 or farther
+# than 5.4.
 demo: $(VENV)/.installed
 	$(RUN) train.py --preset demo --dataset_name blender --scene demo --near 2.6 --far 5.4 \
 		--exp_name demo \
 		$(if $(wildcard log/demo/checkpoint_*.pt),--continue_training)
+	$(RUN) visualize.py --run log/demo --frames 40 --fps 20 --visualize_depth --visualize_normals
+	$(RUN) extract_mesh.py --run log/demo --grid_size 128
 
 test: lint
 	$(RUN) -m pytest

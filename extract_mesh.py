@@ -10,6 +10,7 @@ lies, how dense it is, and what was never seen, is found out by looking from the
 """
 
 import json
+import math
 import time
 from typing import NamedTuple
 
@@ -67,26 +68,46 @@ OVERSAMPLING = 3
 def main(argv=None):
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
-    config, model = run.config, run.model
+    config = run.config
     apply_typed_flags(config, flags, argv, READER_FLAGS)
-    scene, device = run.scene["train"], select_device(config)
     begin = time.perf_counter()
-    survey = look_around(model, scene.cameras.to(device), config.chunk)
-    low, high = choose_box(config, survey, scene.box)
+    mesh, facts = extract(run.model, run.scene["train"].to(select_device(config)), config)
+    print(f"{len(mesh.vertices):,} vertices and {len(mesh.faces):,} faces, after "
+          f"{time.perf_counter() - begin:.0f} s.", flush=True)
+
+    folder = run.path.parent / folder_name(config, run.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"mesh.{config.mesh_format}"
+    write_mesh(file, mesh, run.scene["train"].world_to_scene)
+    note = json.dumps({"step": run.step} | facts).encode()
+    write_whole(folder / "mesh.json", lambda file: file.write(note))
+    image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
+    print(f"Mesh: {file}")
+    print(f"Its picture: {folder / 'view.png'}")
+    return 0
+
+
+def extract(model, scene, config):
+    """The coloured `Mesh` of a model and a `dict` of how it was found.
+
+    scene: the training views' `Scene`, on the model's device. Raises UserError where there is no
+    surface.
+    """
+    ndc = scene.cameras.ndc
+    survey = look_around(model, scene.cameras, config.chunk)
+    low, high = choose_box(config, survey, scene.box.cpu())
     grid = mesh_utils.make_grid(low, high, config.grid_size)
     density = density_at(model, survey, grid.step, config.chunk)
     threshold = choose_threshold(config, survey, density)
     print(f"Surface of density {threshold:.3g} between {low.round(3)} and {high.round(3)}, on "
           f"{'x'.join(map(str, grid.shape))} points {grid.step:.3g} apart.", flush=True)
 
-    ndc = scene.cameras.ndc
-
     def visible(points, distance):
         return is_seen(survey, *to_world(points, distance, ndc))
 
     surface = mesh_utils.isosurface(density, grid, threshold, survey.points.cpu().numpy(),
                                     None if config.keep_unseen else visible)
-    share = surface.num_evaluated / np.prod(grid.shape)
+    share = surface.num_evaluated / math.prod(grid.shape)
     print(f"{surface.num_evaluated:,} points evaluated, {share:.1%} of the grid.", flush=True)
     mesh = in_world(surface, grid.step, ndc)
     check_not_empty(mesh, surface, "there is no surface", threshold)
@@ -97,20 +118,11 @@ def main(argv=None):
     mesh = coloured(mesh, model, survey, scene, config.chunk)
     if not config.keep_unseen:
         mesh = without_background(mesh, scene.background)
-    print(f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, after "
-          f"{time.perf_counter() - begin:.0f} s.", flush=True)
-
-    folder = run.path.parent / folder_name(config, run.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_mesh(folder / f"mesh.{config.mesh_format}", mesh, scene.world_to_scene)
-    facts = {"step": run.step, "sigma_threshold": threshold, "box": [low.tolist(), high.tolist()],
-             "grid": grid.shape, "evaluated": surface.num_evaluated,
-             "vertices": len(mesh.vertices), "faces": len(mesh.faces)}
-    write_whole(folder / "mesh.json", lambda file: file.write(json.dumps(facts).encode()))
-    image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
-    print(f"Mesh: {folder / f'mesh.{config.mesh_format}'}")
-    print(f"Its picture: {folder / 'view.png'}")
-    return 0
+    return mesh, {
+        "sigma_threshold": threshold, "box": [low.tolist(), high.tolist()], "grid": grid.shape,
+        "step_of_grid": grid.step, "evaluated": surface.num_evaluated, "evaluated_share": share,
+        "vertices": len(mesh.vertices), "faces": len(mesh.faces),
+    }
 
 
 # What the training cameras see.

@@ -901,7 +901,7 @@ def test_points_project_to_the_pixels_whose_rays_they_lie_on(kind):
     x, y = torch.randint(WIDTH, (200,)), torch.randint(HEIGHT, (200,))
     camera = torch.arange(200) % 2
     rays = ray_utils.pixels_to_rays(cameras, camera, x, y)
-    points = points_on(rays)
+    points = torch.as_tensor(points_on(rays))
     pixels, depth = ray_utils.points_to_pixels(cameras, camera, points)
     torch.testing.assert_close(pixels, torch.stack([x, y], dim=-1) + 0.5, atol=1e-6, rtol=0,
                                check_dtype=False)
