@@ -96,7 +96,10 @@ def look(cameras):
         one_way, near, far = True, NEAREST_IN_NEAR_PLANES, math.inf
     focus = pose_utils.focus_point(camtoworlds)
     ahead = np.median(np.sum((focus - camtoworlds[:, :, 3]) * directions, axis=-1))
-    # Axes that are parallel, or meet behind the cameras, do not tell what they look at.
+    if ahead < 0 and not one_way and len(camtoworlds) > 1:
+        # Cameras that look away from one another: the video turns on the spot.
+        return View(camtoworlds, focus, 0.0, near, far, False)
+    # Axes that are parallel, or meet out of reach, do not tell what the cameras look at.
     if one_way or (not near < ahead < far and agreement > 0.1):
         nearest = near or 0.1 * far  # Rays that start at the camera tell no nearest depth.
         depth = 1 / (NEAR_DISPARITY_SHARE / nearest + (1 - NEAR_DISPARITY_SHARE) / far)

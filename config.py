@@ -8,6 +8,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -117,10 +118,21 @@ def run_script(main):
             raise
         advice = "free some space" if error.errno in NO_ROOM else "choose another place"
         sentence = f"{error.filename or 'a file'}: {error.strerror}; {advice}."
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sentence = (f"there is not enough memory ({first_line(error)}); take a smaller --chunk, "
+                    "--micro_batch, --width and --height, or --grid_size.")
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
+
+
+def _is_out_of_memory(error):
+    """PyTorch has a type of its own for devices, and none for the CPU."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
 
 
 def get_config(argv=None):
@@ -218,6 +230,11 @@ def resolve_scene(config):
     return config.scene
 
 
+def as_name(value):
+    """A number as part of a file's name: equal for equal numbers alone."""
+    return repr(value).removesuffix(".0")
+
+
 def saved_flags(config):
     """The flags that make a run what it is, as a `dict`: what checkpoints and config.json keep."""
     return {name: value for name, value in vars(config).items() if name not in PLACE_FLAGS}
@@ -287,6 +304,8 @@ def _build_parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    # argparse takes -1. and -1e3 for flags, not for numbers.
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     _add_run_flags(parser.add_argument_group("run"))
     _add_data_flags(parser.add_argument_group("data"))
     _add_model_flags(parser.add_argument_group("model"))
@@ -330,17 +349,21 @@ def _seed(text):
 
 
 def _zoom_factor(text):
-    value = _positive_float(text)
-    if value <= 1:
+    value = float(text)
+    if not 1 < value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text} was given, a number above 1 is wanted")
     return value
 
 
-def _grid_size(text):
-    value = _positive_int(text)
-    if value < 8:
-        raise argparse.ArgumentTypeError(f"{text} was given, a number of at least 8 is wanted")
-    return value
+def _between(kind, low, high):
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text} was given, a number from {low} to {high} is wanted")
+        return value
+
+    return parse
 
 
 def _finite_float(text):
@@ -352,6 +375,10 @@ def _finite_float(text):
 
 _nonnegative_int = _nonnegative(int)
 _nonnegative_float = _nonnegative(float)
+_side = _between(int, 1, 16384)
+_grid_size = _between(int, 8, 2048)
+_coordinate = _between(float, -1e6, 1e6)
+_share = _between(float, 0, 1)
 
 
 def _add_run_flags(group):
@@ -467,11 +494,11 @@ def _add_video_flags(group):
     flag("--path", choices=["spherical", "spiral", "zoom"], default="spherical",
          help="a circle about the scene (an arc for cameras that look one way); a helix from its "
          "equator to its pole (LLFF's spiral); or standing still and zooming")
-    flag("--frames", type=_positive_int, default=120, help="frames of the video")
-    flag("--fps", type=_positive_int, default=30, help="frames per second")
-    flag("--width", type=_positive_int, help="of the frames in pixels (in proportion to --height, "
+    flag("--frames", type=_between(int, 1, 100_000), default=120, help="frames of the video")
+    flag("--fps", type=_between(int, 1, 1000), default=30, help="frames per second")
+    flag("--width", type=_side, help="of the frames in pixels (in proportion to --height, "
          "or the training pictures' own, if not given)")
-    flag("--height", type=_positive_int, help="of the frames in pixels (likewise)")
+    flag("--height", type=_side, help="of the frames in pixels (likewise)")
     flag("--zoom", type=_zoom_factor, default=2.0,
          help="the zoom path goes from 1 / this to this times the focal length")
     flag("--dolly", action=argparse.BooleanOptionalAction, default=False,
@@ -489,11 +516,11 @@ def _add_mesh_flags(group):
     flag("--sigma_threshold", type=_positive_float,
          help="density of the surface (if not given: that at which the training rays end)")
     for axis in "xyz":
-        flag(f"--{axis}_range", type=_finite_float, nargs=2, metavar=("FROM", "TO"),
+        flag(f"--{axis}_range", type=_coordinate, nargs=2, metavar=("FROM", "TO"),
              help=f"{axis} of the box, in the coordinates of rays, which are NDC for NDC scenes "
              "(if not given: what the training views see)")
     flag("--mesh_format", choices=["ply", "obj", "glb"], default="ply", help="file format")
     flag("--keep_unseen", action=argparse.BooleanOptionalAction, default=False,
          help="keep surfaces that no training view sees, or tells from the background")
-    flag("--min_component", type=_nonnegative_float, default=0.01,
+    flag("--min_component", type=_share, default=0.01,
          help="pieces with less than this share of the largest one's faces are dropped")

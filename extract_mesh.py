@@ -18,6 +18,7 @@ from config import (
     READER_FLAGS,
     UserError,
     apply_typed_flags,
+    as_name,
     check_flags,
     get_config,
     run_folder,
@@ -36,7 +37,7 @@ import mesh_utils
 from checkpoint import load_checkpoint
 from datasets import load_dataset
 from evaluate import world_distance
-from file_utils import write_whole
+from file_utils import sole_writer, write_whole
 from model import render_image, select_device
 from ray_utils import Cameras, Rays, image_rays, pixels_to_rays, points_to_pixels
 
@@ -61,8 +62,10 @@ COLOUR_REACH = 2.0
 # A piece shows when some corner of it differs by more than this from the background, in [0, 1].
 CONTRAST = 0.1
 
-# The picture of the mesh is drawn so many times as large, and made smaller.
-OVERSAMPLING = 3
+# The picture of the mesh is at most so many pixels wide or high; it is drawn so many times as
+# large, and made smaller.
+PICTURE_SIDE = 800
+OVERSAMPLING = 2
 
 
 def main(argv=None):
@@ -70,20 +73,19 @@ def main(argv=None):
     run = load_checkpoint(run_folder(flags), flags.device)
     config = run.config
     apply_typed_flags(config, flags, argv, READER_FLAGS)
-    begin = time.perf_counter()
-    mesh, facts = extract(run.model, run.scene["train"].to(select_device(config)), config)
-    print(f"{len(mesh.vertices):,} vertices and {len(mesh.faces):,} faces, after "
-          f"{time.perf_counter() - begin:.0f} s.", flush=True)
-
     folder = run.path.parent / folder_name(config, run.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"mesh.{config.mesh_format}"
-    write_mesh(file, mesh, run.scene["train"].world_to_scene)
-    note = json.dumps({"step": run.step} | facts).encode()
-    write_whole(folder / "mesh.json", lambda file: file.write(note))
-    image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
-    print(f"Mesh: {file}")
-    print(f"Its picture: {folder / 'view.png'}")
+    with sole_writer(folder, "extracting a mesh"):
+        begin = time.perf_counter()
+        mesh, facts = extract(run.model, run.scene["train"].to(select_device(config)), config)
+        print(f"{len(mesh.vertices):,} vertices and {len(mesh.faces):,} faces, after "
+              f"{time.perf_counter() - begin:.0f} s.", flush=True)
+        file = folder / f"mesh.{config.mesh_format}"
+        write_mesh(file, mesh, run.scene["train"].world_to_scene)
+        note = json.dumps({"step": run.step} | facts).encode()
+        write_whole(folder / "mesh.json", lambda file: file.write(note))
+        print(f"Mesh: {file}", flush=True)
+        image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
+        print(f"Its picture: {folder / 'view.png'}")
     return 0
 
 
@@ -366,14 +368,14 @@ def folder_name(config, step):
     """The name of the folder of a mesh, which tells all that makes it differ from others."""
     name = f"mesh_{step:08d}_{config.grid_size}"
     if config.sigma_threshold is not None:
-        name += f"_sigma{config.sigma_threshold:g}"
+        name += f"_sigma{as_name(config.sigma_threshold)}"
     for axis, ends in ranges(config).items():
         if ends is not None:
-            name += f"_{axis}{ends[0]:g}to{ends[1]:g}"
+            name += f"_{axis}{as_name(ends[0])}to{as_name(ends[1])}"
     if config.keep_unseen:
         name += "_unseen"
     if config.min_component != 0.01:
-        name += f"_pieces{config.min_component:g}"
+        name += f"_pieces{as_name(config.min_component)}"
     return name
 
 
@@ -396,25 +398,22 @@ def draw_beside_photograph(mesh, run, config):
     Before them the photograph, where the data are there, else what the model renders.
     """
     cameras = run.scene["train"].cameras
-    pixels = cameras.sizes.prod(dim=-1)
-    largest = torch.nonzero(pixels == pixels.max())[:, 0]
+    size = cameras.sizes.prod(dim=-1)
+    largest = torch.nonzero(size == size.max())[:, 0]
     index = int(largest[len(largest) // 2])
-    width, height = cameras.sizes[index].tolist()
+    full = cameras.sizes[index].numpy()
+    width, height = np.maximum(np.rint(full * min(1, PICTURE_SIDE / full.max())), 1).astype(int)
     points = torch.as_tensor(mesh.vertices, dtype=torch.float32)
     camera = torch.full((len(points),), index)
     pixels, depths = (x.numpy() for x in points_to_pixels(cameras, camera, points))
-
-    def draw(colours):
-        picture = mesh_utils.draw_mesh(
-            OVERSAMPLING * pixels, depths, mesh.faces, colours, OVERSAMPLING * width,
-            OVERSAMPLING * height,
-        )
-        return image_utils.resize_area(image_utils.to_uint8(picture), width, height) / 255
-
-    beside = photograph(run, config, index)
-    return image_utils.contact_sheet(
-        [[beside, draw(mesh.colours), draw(vertex_normals(mesh) * 0.5 + 0.5)]]
+    drawn = mesh_utils.draw_mesh(
+        pixels * (OVERSAMPLING * np.array([width, height]) / full), depths, mesh.faces,
+        np.concatenate([mesh.colours, vertex_normals(mesh) * 0.5 + 0.5], axis=1),
+        OVERSAMPLING * width, OVERSAMPLING * height,
     )
+    row = [photograph(run, config, index), drawn[..., :3], drawn[..., 3:]]
+    row = [image_utils.resize_area(image_utils.to_uint8(x), width, height) / 255 for x in row]
+    return image_utils.contact_sheet([row])
 
 
 def photograph(run, config, index):

@@ -22,8 +22,11 @@ def whole_file(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} could not be written ({reason}); what was there before is as it "
                         "was. Free some space or choose another disk.") from None
@@ -36,26 +39,40 @@ def write_whole(path, write):
 
 
 @contextmanager
-def sole_writer(folder):
+def sole_writer(folder, work):
     """Make `folder` and keep other processes that ask likewise out of it until the block ends.
 
+    A folder in which nothing was left is removed. `work` is what the process does there, in words.
     Raises UserError while another one is inside. The system forgets the claim of a killed process;
     where it has no such locks (Windows), nothing is claimed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    try:
+        with open(lock, "w") as file:
+            if not _claimed(file):
+                raise UserError(f"another process is {work} in {folder}; wait for it, or choose "
+                                "another folder (--exp_name, --log_dir).")
+            yield
+    finally:
+        if [p.name for p in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):
+                lock.unlink()
+                folder.rmdir()
+
+
+def _claimed(file):
+    """Whether no other process has claimed the open file, or locks do not exist here."""
     try:
         import fcntl
     except ImportError:
-        yield
-        return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; wait for it, or give this "
-                            "run another --exp_name.") from None
-        yield
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -11,6 +11,9 @@ import numpy as np
 # Cells along a block's side. The surface is followed from block to block.
 BLOCK = 4
 
+# Points of triangles that are drawn at once.
+DRAWN_AT_ONCE = 1 << 20
+
 
 class Grid(NamedTuple):
     """A lattice of `shape` points with cubic cells of side `step`, from the corner `low [3]`."""
@@ -37,7 +40,8 @@ def make_grid(low, high, grid_size):
     """The `Grid` of a box with `grid_size` points along its longest side."""
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     step = float((high - low).max()) / (grid_size - 1)
-    return Grid(low, step, tuple(int(n) for n in np.ceil((high - low) / step - 1e-6) + 1))
+    shape = np.maximum(np.ceil((high - low) / step - 1e-6) + 1, 2)
+    return Grid(low, step, tuple(int(n) for n in shape))
 
 
 def isosurface(density, grid, threshold, seeds, visible=None):
@@ -144,31 +148,40 @@ def pieces(num_vertices, faces):
 # Looking at a mesh.
 
 
-def draw_mesh(pixels, depths, faces, colours, width, height):
-    """A picture `[height, width, 3]` of a mesh on white, the nearest surface in front.
+def draw_mesh(pixels, depths, faces, values, width, height):
+    """What a camera sees of a mesh: `[height, width, C]`, 1 where there is nothing.
 
-    pixels: `[V, 2]` and depths `[V]` of the vertices; colours: `[V, 3]` in [0, 1]. Triangles are
-    filled with points less than a pixel apart.
+    pixels: `[V, 2]` and depths `[V]` of the vertices; values: `[V, C]`, such as colours. Triangles
+    are filled with points less than a pixel apart; of those in one pixel the nearest is seen.
     """
-    picture = np.ones((height, width, 3), dtype=np.float32)
-    inside = (pixels > -width) & (pixels < 2 * max(width, height))
-    seen = (inside.all(axis=1) & (depths > 0))[faces].all(axis=1)
-    faces = faces[seen]
+    picture = np.ones((height * width, values.shape[1]), dtype=np.float32)
+    nearest = np.full(height * width, np.inf, dtype=np.float32)
     corners = pixels[faces]
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    seen = (high >= 0).all(axis=1) & (low < [width, height]).all(axis=1)
+    seen &= (depths[faces] > 0).all(axis=1)
+    faces, corners = faces[seen], corners[seen]
     longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1, initial=0)
-    steps = np.clip(np.ceil(1.5 * longest), 1, 64).astype(int)
-    values = np.concatenate([pixels, depths[:, None], colours], axis=1)
-    points = [np.empty((0, 6))]
+    steps = np.clip(np.ceil(1.5 * longest), 1, 4 * max(width, height)).astype(int)
+    of_vertex = np.concatenate([pixels, depths[:, None], values], axis=1).astype(np.float32)
     for n in np.unique(steps):
         a, b = np.mgrid[0 : n + 1, 0 : n + 1].reshape(2, -1) / n
-        inner = a + b <= 1 + 1e-9
-        shares = np.stack([a, b, 1 - a - b], axis=1)[inner]
-        points.append(np.einsum("pk,fkc->fpc", shares, values[faces[steps == n]]).reshape(-1, 6))
-    points = np.concatenate(points)
-    column, row = np.floor(points[:, :2]).astype(int).T
-    shown = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    points, column, row = points[shown], column[shown], row[shown]
+        shares = np.stack([a, b, 1 - a - b], axis=1)[a + b <= 1 + 1e-9].astype(np.float32)
+        alike = faces[steps == n]
+        for part in np.array_split(alike, -(-len(alike) * len(shares) // DRAWN_AT_ONCE)):
+            points = np.einsum("pk,fkc->fpc", shares, of_vertex[part])
+            _draw_points(points.reshape(-1, of_vertex.shape[1]), picture, nearest, width, height)
+    return picture.reshape(height, width, -1)
+
+
+def _draw_points(points, picture, nearest, width, height):
+    """Put points (x, y, depth, values) into a flat picture where none is nearer yet."""
+    column, row = np.floor(points[:, 0]).astype(int), np.floor(points[:, 1]).astype(int)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    points, place = points[inside], (row * width + column)[inside]
+    before = points[:, 2] < nearest[place]
+    points, place = points[before], place[before]
     # Of several values for one pixel the last stays, which is the nearest.
     order = np.argsort(-points[:, 2])
-    picture[row[order], column[order]] = points[order, 3:]
-    return picture
+    nearest[place[order]] = points[order, 2]
+    picture[place[order]] = points[order, 3:]

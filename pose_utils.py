@@ -85,11 +85,13 @@ def up_direction(camtoworlds):
 
     Where they do not tell (one camera, or all in a row), their mean upward axis.
     """
-    mean_up = normalize(camtoworlds[:, :, 1].mean(axis=0))
+    mean_up = camtoworlds[:, :, 1].mean(axis=0)
     spread, axes = np.linalg.eigh(camtoworlds[:, :, 0].T @ camtoworlds[:, :, 0] / len(camtoworlds))
     if spread[1] < 0.05:
-        return mean_up
-    return axes[:, 0] * (1 if axes[:, 0] @ mean_up > 0 else -1)
+        return normalize(mean_up)
+    # Cameras that look straight down may have any roll; what is behind them is up.
+    hint = mean_up if abs(axes[:, 0] @ mean_up) > 0.05 else camtoworlds[:, :, 2].mean(axis=0)
+    return axes[:, 0] * (1 if axes[:, 0] @ hint > 0 else -1)
 
 
 def horizontal_axes(up):

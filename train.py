@@ -91,7 +91,7 @@ def main(argv=None):
         save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
                         scene=facts, keep=config.keep_checkpoints)
 
-    with StopSignals() as stop, sole_writer(folder):
+    with StopSignals() as stop, sole_writer(folder, "training"):
         if start:
             clear_leftovers(folder, first_step)
         else:

@@ -59,19 +59,18 @@ def write_video(path, frames, fps, encoder):
     """
     with whole_file(path) as temporary:
         if encoder.codec is None:
-            _write_animation(temporary, "PNG", [Image.fromarray(f) for f in frames], fps)
+            _write_animation(temporary, "PNG", [Image.fromarray(f) for f in frames], 1000 / fps)
         else:
             _encode(temporary, frames, fps, encoder.codec, encoder.options)
 
 
-def write_preview(path, frames, fps):
-    """Write a small GIF of a list of frames, which lasts as long as their video does."""
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), PREVIEW_FRAMES)).round().astype(int)
-    images = [Image.fromarray(frames[i]) for i in chosen]
-    width, height = images[0].size
-    if width > PREVIEW_WIDTH:
-        size = PREVIEW_WIDTH, max(1, round(height * PREVIEW_WIDTH / width))
-        images = [image.resize(size, Image.Resampling.BOX) for image in images]
+def write_preview(path, frames, count, fps):
+    """Write a small GIF of an iterable of `count` frames, as long as their video (within limits).
+
+    Only the few frames that it shows are kept in memory.
+    """
+    chosen = set(np.linspace(0, count - 1, min(count, PREVIEW_FRAMES)).round().astype(int).tolist())
+    images = [_small(frame) for i, frame in enumerate(frames) if i in chosen]
     # One palette for all, drawn from some of them: colours do not flicker, and still parts of the
     # picture cost nothing.
     some = images[:: max(1, len(images) // 6)]
@@ -81,12 +80,22 @@ def write_preview(path, frames, fps):
     palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with whole_file(path) as temporary:
-        _write_animation(temporary, "GIF", images, fps * len(images) / len(frames))
+        # Browsers slow down what is shorter than 20 ms.
+        duration = max(20, 1000 * count / (fps * len(images)))
+        _write_animation(temporary, "GIF", images, duration)
 
 
-def _write_animation(path, kind, images, fps):
+def _small(frame):
+    image = Image.fromarray(frame)
+    if image.width <= PREVIEW_WIDTH:
+        return image
+    size = PREVIEW_WIDTH, max(1, round(image.height * PREVIEW_WIDTH / image.width))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _write_animation(path, kind, images, milliseconds):
     images[0].save(path, format=kind, save_all=True, append_images=images[1:], loop=0,
-                   duration=max(20, round(1000 / fps)))
+                   duration=max(1, round(milliseconds)))
 
 
 def _try_codec(codec, options, width, height, fps):
@@ -106,7 +115,7 @@ def _encode(path, frames, fps, codec, options):
             if writer is None:
                 writer = imageio_ffmpeg.write_frames(
                     str(path), (even.shape[1], even.shape[0]), fps=fps, codec=codec, quality=None,
-                    pix_fmt_out="yuv420p", macro_block_size=1, ffmpeg_log_level="error",
+                    pix_fmt_out="yuv420p", macro_block_size=1, ffmpeg_log_level="quiet",
                     output_params=["-f", "mp4", *options],
                 )
                 writer.send(None)

@@ -18,6 +18,7 @@ from config import (
     READER_FLAGS,
     UserError,
     apply_typed_flags,
+    as_name,
     check_flags,
     get_config,
     run_folder,
@@ -35,7 +36,7 @@ import image_utils
 from camera_paths import path_cameras
 from checkpoint import load_checkpoint
 from evaluate import world_distance
-from file_utils import write_whole
+from file_utils import sole_writer, write_whole
 from model import render_image, select_device
 from ray_utils import image_rays
 from video_utils import find_encoder, write_preview, write_video
@@ -55,18 +56,20 @@ def main(argv=None):
     width, height = cameras.sizes[0].tolist()
     kinds = ["rgb"] + ["depth"] * config.visualize_depth + ["normals"] * config.visualize_normals
 
-    encoder = find_encoder(width, height, config.fps)
+    encoder = find_encoder(width_of_row(kinds, width, height), height, config.fps)
     if encoder.note:
         print(encoder.note)
-    folder = open_folder(run, config, width, height)
-    print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into {folder}",
-          flush=True)
-    scale = None
-    if config.visualize_depth:
-        scale = distance_scale(folder, run.model, scene, config, width, height)
-    render_frames(folder, run.model, cameras, kinds, scale, scene.scale, config.chunk)
-    for path in write_videos(folder, kinds, scale, config.fps, encoder):
-        print(path)
+    folder = run.path.parent / folder_name(config, run.step, width, height)
+    with sole_writer(folder, "rendering a video"):
+        check_is_begun_alike(folder, run)
+        print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into "
+              f"{folder}", flush=True)
+        scale = None
+        if config.visualize_depth:
+            scale = distance_scale(folder, run.model, scene, config, width, height)
+        render_frames(folder, run.model, cameras, kinds, scale, scene.scale, config.chunk)
+        for path in write_videos(folder, kinds, scale, config, encoder):
+            print(path)
     return 0
 
 
@@ -76,25 +79,40 @@ def cameras_of(scene, config, width, height):
                         zoom=config.zoom, dolly=config.dolly)
 
 
-def open_folder(run, config, width, height):
-    """The folder of this very video: one that was begun is gone on with.
-
-    Raises UserError where it holds frames of another model.
-    """
+def folder_name(config, step, width, height):
+    """The name of a video's folder, which tells all on which its frames depend."""
     kind = config.path
     if kind == "zoom":
-        kind = f"{'dolly' if config.dolly else 'zoom'}{config.zoom:g}"
-    name = f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}"
-    folder = run.path.parent / name
+        kind = ("dolly" if config.dolly else "zoom") + as_name(config.zoom)
+    return f"video_{kind}_{step:08d}_{config.frames}x{width}x{height}"
+
+
+def check_is_begun_alike(folder, run):
+    """Note in the folder which weights its frames show.
+
+    Raises UserError where it holds frames of others.
+    """
     weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
     made_of = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
     note = folder / "video.json"
-    if note.exists() and json.loads(note.read_text()) != made_of:
-        raise UserError(f"{folder} holds frames of another model of that step; remove or rename "
-                        "it, and they are rendered again.")
-    (folder / "frames").mkdir(parents=True, exist_ok=True)
-    write_whole(note, lambda file: file.write(json.dumps(made_of).encode()))
-    return folder
+    (folder / "frames").mkdir(exist_ok=True)
+    if any((folder / "frames").iterdir()) and read_note(note) != made_of:
+        raise UserError(f"{folder} holds frames of another model, as far as its video.json tells; "
+                        "remove or rename it, and they are rendered again.")
+    write_note(note, made_of)
+
+
+def write_note(path, values):
+    """A `dict` as a JSON file."""
+    write_whole(path, lambda file: file.write(json.dumps(values).encode()))
+
+
+def read_note(path):
+    """What `write_note` wrote, or None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def distance_scale(folder, model, scene, config, width, height):
@@ -103,9 +121,14 @@ def distance_scale(folder, model, scene, config, width, height):
     Taken from a few small frames along the path, and kept for when the video is gone on with.
     """
     path = folder / "depth_scale.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
-        return kept["near"], kept["far"]
+    kept = read_note(path)
+    try:
+        if 0 < kept["near"] < kept["far"] < float("inf"):
+            return kept["near"], kept["far"]
+    except (TypeError, KeyError):
+        pass
+    for frame in (folder / "frames").glob("depth_*.png"):  # Of a scale that was lost.
+        frame.unlink()
     shrink = SCALE_SIDE / max(width, height, SCALE_SIDE)
     small = [max(1, round(shrink * side)) for side in (width, height)]
     cameras = cameras_of(scene, config, *small).to(select_device(config))
@@ -114,8 +137,7 @@ def distance_scale(folder, model, scene, config, width, height):
     near, far = image_utils.distance_range(
         torch.stack([view.distance for view in seen]), torch.stack([view.acc for view in seen])
     )
-    scale = json.dumps({"near": near, "far": far, "unit": "as in the scene's files"})
-    write_whole(path, lambda file: file.write(scale.encode()))
+    write_note(path, {"near": near, "far": far, "unit": "as in the scene's files"})
     return near, far
 
 
@@ -148,7 +170,8 @@ def draw(view, kind, scale):
 
 def render_frames(folder, model, cameras, kinds, scale, units, chunk):
     """Write the frames that are not there yet, each as soon as it is rendered."""
-    missing = {i: [kind for kind in kinds if not frame_file(folder, kind, i).exists()]
+    size = cameras.sizes[0].tolist()
+    missing = {i: [kind for kind in kinds if not is_whole(frame_file(folder, kind, i), size)]
                for i in range(len(cameras))}
     todo = [i for i in missing if missing[i]]
     if len(todo) < len(cameras):
@@ -169,34 +192,43 @@ def frame_file(folder, kind, index):
     return folder / "frames" / f"{kind}_{index:05d}.png"
 
 
-def write_videos(folder, kinds, scale, fps, encoder):
-    """One video of each kind, one with all side by side, and a small GIF; returns their files."""
-    count = len(list((folder / "frames").glob("rgb_*.png")))
+def is_whole(path, size):
+    """Whether a frame of this size (width, height) is there and can be read."""
+    try:
+        return path.exists() and image_utils.read_image(path, 3).shape[1::-1] == tuple(size)
+    except UserError:
+        return False
 
-    def frames(kind):
-        legend = None
-        for i in range(count):
-            frame = image_utils.read_image(frame_file(folder, kind, i), 3)
-            if kind == "depth":
-                if legend is None:
-                    legend = image_utils.distance_legend(frame.shape[0], *scale)
-                frame = np.concatenate([frame, legend], axis=1)
-            yield frame
 
-    def all_kinds():
-        for row in zip(*map(frames, kinds), strict=True):
-            yield np.concatenate(row, axis=1)
-
+def write_videos(folder, kinds, scale, config, encoder):
+    """A video of each kind, one with all side by side, and its small GIF; returns their files."""
+    rows = [[kind] for kind in kinds] + [kinds] * (len(kinds) > 1)
     files = []
-    for kind in kinds:
-        files.append(folder / f"{kind}{encoder.suffix}")
-        write_video(files[-1], frames(kind), fps, encoder)
-    if len(kinds) > 1:
-        files.append(folder / f"side_by_side{encoder.suffix}")
-        write_video(files[-1], all_kinds(), fps, encoder)
-    files.append(folder / "preview.gif")
-    write_preview(files[-1], list(all_kinds()), fps)
+    for row in rows:
+        name = f"{'_'.join(row)}_{config.fps}fps"
+        files.append(folder / f"{name}{encoder.suffix}")
+        write_video(files[-1], frames_of(folder, row, scale, config.frames), config.fps, encoder)
+    files.append(folder / f"{name}.gif")
+    write_preview(files[-1], frames_of(folder, kinds, scale, config.frames), config.frames,
+                  config.fps)
     return files
+
+
+def frames_of(folder, kinds, scale, count):
+    """Frame after frame of a video, uint8, its kinds side by side, depth with a legend."""
+    for i in range(count):
+        row = []
+        for kind in kinds:
+            row.append(image_utils.read_image(frame_file(folder, kind, i), 3))
+            if kind == "depth":
+                row.append(image_utils.distance_legend(row[-1].shape[0], *scale))
+        yield np.concatenate(row, axis=1)
+
+
+def width_of_row(kinds, width, height):
+    """How wide frames of these kinds are side by side."""
+    legend = image_utils.distance_legend(height, 1.0, 2.0).shape[1]
+    return len(kinds) * width + legend * ("depth" in kinds)
 
 
 if __name__ == "__main__":

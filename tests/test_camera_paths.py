@@ -8,6 +8,7 @@ import torch
 
 import coord
 import demo_scene
+import pose_utils
 from camera_paths import path_cameras
 from config import UserError, get_config
 from datasets import load_dataset, pixtocam
@@ -217,6 +218,28 @@ def test_few_and_strange_cameras_still_make_a_path(poses, path, flags):
         for name in ("camtoworlds", "near", "far"):
             assert torch.isfinite(getattr(frames, name)).all()
         assert (frames.near < frames.far).all() and (frames.near >= 0).all()
+
+
+def test_cameras_that_look_outward_are_followed_by_turning_on_the_spot():
+    poses = np.stack(round_poses(8))
+    poses[:, :3, :3] = poses[:, :3, :3] @ np.diag([-1.0, 1, -1])
+    frames = path_cameras(cameras_of(poses), "spherical", 8)
+    places = frames.camtoworlds[:, :, 3]
+    torch.testing.assert_close(places, places[:1].expand(8, 3))
+    azimuths = torch.atan2(frames.camtoworlds[:, 1, 2], frames.camtoworlds[:, 0, 2])
+    turns = torch.diff(azimuths) % (2 * math.pi)
+    torch.testing.assert_close(turns, torch.full_like(turns, math.pi / 4))
+
+
+def test_up_is_towards_cameras_that_look_straight_down_with_any_roll():
+    poses = []
+    for roll in np.arange(8) * np.pi / 4:
+        pose = np.eye(4)
+        pose[:2, :2] = [[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]]
+        pose[:3, 3] = [np.cos(roll), np.sin(roll), 4]
+        poses.append(pose)
+    up = pose_utils.up_direction(np.stack(poses)[:, :3])
+    np.testing.assert_allclose(up, [0, 0, 1], atol=1e-9)
 
 
 @pytest.mark.parametrize("asked,size", [

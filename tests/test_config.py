@@ -14,6 +14,7 @@ from config import (
     _build_parser,
     get_config,
     run_folder,
+    run_script,
     typed_flags,
 )
 from datasets import DATASETS
@@ -195,12 +196,31 @@ def test_choices_of_the_command_line_are_the_tables_of_the_code():
 @pytest.mark.parametrize("words", [
     ["--zoom", "1"], ["--zoom", "nan"], ["--fps", "0"], ["--frames", "-1"], ["--width", "0"],
     ["--grid_size", "7"], ["--x_range", "1"], ["--y_range", "0", "inf"], ["--path", "round"],
-    ["--sigma_threshold", "0"], ["--min_component", "-1"],
+    ["--sigma_threshold", "0"], ["--min_component", "1.5"], ["--grid_size", "100000"],
+    ["--width", "1000000"], ["--x_range", "0", "1e30"],
 ])
 def test_flags_of_videos_and_meshes_are_held_to_their_ranges(words, capsys):
     with pytest.raises(SystemExit) as error:
         get_config(words)
     assert error.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("low", ["-1", "-1.", "-.5", "-1e-1", "-2.5E+0"])
+def test_negative_numbers_may_be_written_in_any_way(low):
+    assert get_config(["--x_range", low, "1"]).x_range == [float(low), 1]
+    assert get_config(["--density_bias", low]).density_bias == float(low)
+
+
+def test_memory_that_is_not_there_is_one_sentence(capsys):
+    for error in (MemoryError("2 PiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        def main(error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as ended:
+            run_script(main)
+        assert ended.value.code == 2 and "not enough memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_script(lambda: (_ for _ in ()).throw(RuntimeError("a fault")))
 
 
 def test_a_range_may_stand_in_a_config_file(tmp_path):

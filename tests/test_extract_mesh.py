@@ -215,6 +215,15 @@ def test_a_density_outside_the_range_or_a_box_beside_the_scene_is_said(monkeypat
         extract(monkeypatch, run, "--y_range", "1", "-1")
 
 
+def test_an_output_folder_that_cannot_be_is_said_before_the_work(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+    run.path.parent.mkdir()
+    (run.path.parent / "mesh_00000007_64").write_text("a file")
+    with pytest.raises(FileExistsError):
+        extract(monkeypatch, run)
+    assert run.model.num_asked == 0
+
+
 def test_a_surface_that_no_camera_sees_is_said(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(
         union(ball([0, 0, 0], 0.8), ball([0, 0, -2.4], 0.2)), colour_by_side))

@@ -142,6 +142,13 @@ def test_triangles_behind_the_camera_or_outside_the_picture_are_left_out():
     assert (draw_mesh(pixels, np.ones(6), faces[:0], np.zeros((6, 3)), 10, 10) == 1).all()
 
 
+def test_one_large_triangle_has_no_holes_and_memory_does_not_grow_with_it(monkeypatch):
+    monkeypatch.setattr(mesh_utils, "DRAWN_AT_ONCE", 1000)
+    pixels = np.array([[-10, -10], [820, -10], [-10, 820.0]])
+    picture = draw_mesh(pixels, np.ones(3), np.array([[0, 1, 2]]), np.zeros((3, 1)), 400, 400)
+    assert (picture == 0).all() and picture.shape == (400, 400, 1)
+
+
 def test_blocks_reach_the_last_point_of_grids_of_any_size():
     for size in range(8, 8 + 2 * mesh_utils.BLOCK):
         grid = make_grid([-1, -1, -1], [1, 1, 1], size)

@@ -77,9 +77,19 @@ def test_a_video_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_whatever_breaks_a_video_leaves_nothing_half_written(tmp_path):
+    def stopped():
+        yield from moving_square(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "a.mp4", stopped(), 10, find_encoder(48, 32, 10))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_preview_is_small_and_lasts_as_long_as_the_video(tmp_path):
     frames = moving_square(100, width=700, height=60)
-    write_preview(tmp_path / "a.gif", frames, 25)
+    write_preview(tmp_path / "a.gif", iter(frames), 100, 25)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.width == 480 and image.n_frames == 40 and image.info["loop"] == 0
         assert image.info["duration"] * image.n_frames == pytest.approx(4000, rel=0.05)
@@ -90,5 +100,5 @@ def test_a_preview_is_small_and_lasts_as_long_as_the_video(tmp_path):
 
 
 def test_a_preview_of_one_frame_is_a_picture(tmp_path):
-    write_preview(tmp_path / "a.gif", moving_square(1), 30)
+    write_preview(tmp_path / "a.gif", moving_square(1), 1, 30)
     assert imread(tmp_path / "a.gif").shape[-3:] == (32, 48, 3)

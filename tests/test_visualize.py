@@ -12,13 +12,14 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from imageio.v3 import imread
+from imageio.v3 import imread, imwrite
 
 import train
 import visualize
 from checkpoint import Checkpoint
 from config import UserError, default_config
 from datasets import load_dataset
+from file_utils import sole_writer
 from tests.analytic import AnalyticModel, ball
 from tests.scenes import write_blender, write_llff, write_multicam
 from tests.test_training import run_script
@@ -66,9 +67,9 @@ def test_every_path_of_every_format_needs_the_run_folder_alone(runs, tmp_path, c
     out = capsys.readouterr().out
     video, = folder.glob("video_*")
     assert str(video) in out
-    for kind in ("rgb", "depth", "normals", "side_by_side"):
-        assert count_frames(video / f"{kind}.mp4") == 3
-    assert (video / "preview.gif").exists()
+    for kind in ("rgb", "depth", "normals", "rgb_depth_normals"):
+        assert count_frames(video / f"{kind}_5fps.mp4") == 3
+    assert (video / "rgb_depth_normals_5fps.gif").exists()
     assert len(list((video / "frames").iterdir())) == 9
     scale = json.loads((video / "depth_scale.json").read_text())
     assert 0 < scale["near"] < scale["far"]
@@ -79,7 +80,7 @@ def test_rgb_alone_is_the_default_and_sizes_may_be_odd(runs, tmp_path):
     visualize.main(["--run", str(folder), "--frames", "2", "--width", "13", "--height", "9"])
     video, = folder.glob("video_*")
     assert sorted(p.name for p in video.iterdir()) == [
-        "frames", "preview.gif", "rgb.mp4", "video.json"]
+        ".lock", "frames", "rgb_30fps.gif", "rgb_30fps.mp4", "video.json"]
     assert imread(video / "frames" / "rgb_00000.png").shape == (9, 13, 3)
 
 
@@ -174,12 +175,12 @@ def test_a_video_that_is_stopped_goes_on_and_ends_the_same(runs, tmp_path, how):
     assert process.returncode != 0 and "Traceback" not in out
     video, = folder.glob("video_*")
     kept = {p.name: p.stat().st_mtime_ns for p in (video / "frames").glob("rgb_*.png")}
-    assert 5 <= len(kept) < 40 and not (video / "rgb.mp4").exists()
+    assert 5 <= len(kept) < 40 and not (video / "rgb_30fps.mp4").exists()
     result = run_script(*words_for(folder))
     assert result.returncode == 0 and "frames are there already" in result.stdout
     assert all((video / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
                if name != max(kept))
-    assert count_frames(video / "side_by_side.mp4") == 40
+    assert count_frames(video / "rgb_depth_normals_30fps.mp4") == 40
     assert not list(video.rglob("*.partial"))
 
 
@@ -205,6 +206,55 @@ def test_frames_of_another_model_are_not_mixed_in(runs, tmp_path):
         visualize.main(words)
 
 
+@pytest.mark.parametrize("damage", [
+    lambda frame: frame.write_bytes(b""), lambda frame: frame.write_bytes(frame.read_bytes()[:60]),
+    lambda frame: imwrite(frame, np.zeros((3, 4, 3), dtype=np.uint8)),
+    lambda frame: (frame.parent / "rgb_00099.png").write_bytes(b"not ours"),
+    lambda frame: (frame.parents[1] / "depth_scale.json").write_text('{"near": 3'),
+    lambda frame: (frame.parents[1] / "depth_scale.json").write_text('{"near": 3, "far": "x"}'),
+])
+def test_damaged_frames_and_scales_are_made_again(runs, tmp_path, damage):
+    folder = copied(runs, tmp_path)
+    words = ["--run", str(folder), "--frames", "3", "--visualize_depth"]
+    visualize.main(words)
+    frame, = folder.glob("video_*/frames/depth_00001.png")
+    before = {p: imread(p) for p in folder.glob("video_*/frames/*.png")}
+    damage(frame)
+    assert visualize.main(words) == 0
+    assert all(np.array_equal(imread(p), image) for p, image in before.items())
+    video, = folder.glob("video_*")
+    assert count_frames(video / "rgb_depth_30fps.mp4") == 3
+
+
+def test_a_damaged_note_is_said_and_other_speeds_and_kinds_have_other_files(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    words = ["--run", str(folder), "--frames", "1"]
+    visualize.main([*words, "--visualize_depth"])
+    video, = folder.glob("video_*")
+    before = {p: p.read_bytes() for p in video.glob("*.mp4")}
+    visualize.main([*words, "--fps", "7", "--visualize_normals"])
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    (video / "video.json").write_text("{")
+    with pytest.raises(UserError, match="video.json"):
+        visualize.main(words)
+
+
+def test_a_video_that_another_process_renders_is_left_alone(runs, tmp_path):
+    folder = copied(runs, tmp_path)
+    visualize.main(["--run", str(folder), "--frames", "1"])
+    video, = folder.glob("video_*")
+    with sole_writer(video, "testing"), pytest.raises(UserError, match="rendering a video"):
+        visualize.main(["--run", str(folder), "--frames", "1"])
+
+
+def test_a_row_too_wide_for_h264_is_written_otherwise_and_said(runs, tmp_path, capsys):
+    folder = copied(runs, tmp_path)
+    visualize.main(["--run", str(folder), "--frames", "1", "--width", "6000", "--height", "2",
+                    "--visualize_depth", "--visualize_normals"])
+    assert "No video encoder works here (libx264:" in capsys.readouterr().out
+
+
 def test_without_ffmpeg_the_frames_and_an_animation_are_there(runs, tmp_path):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "2", "--fps", "4"]
@@ -213,7 +263,7 @@ def test_without_ffmpeg_the_frames_and_an_animation_are_there(runs, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "animated PNGs instead" in result.stdout
     video, = folder.glob("video_*")
-    assert imread(video / "rgb.png").shape[0] == 2
+    assert imread(video / "rgb_4fps.png").shape[0] == 2
 
 
 def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
