@@ -482,7 +482,8 @@ def _add_logging_flags(group):
 def _add_evaluation_flags(group):
     flag = group.add_argument
     flag("--split", choices=["train", "val", "test"], default="test", help="split to be scored")
-    flag("--chunk", type=_positive_int, default=4096, help="rays rendered at once")
+    flag("--chunk", type=_positive_int, help="rays rendered at once (if not given: what stays in "
+         "a CPU's cache, or fills a GPU)")
     flag("--lpips", choices=["none", "vgg", "alex"], default="none",
          help="also LPIPS with this backbone (pip install lpips; fetches weights)")
     flag("--save_images", action=argparse.BooleanOptionalAction, default=True,

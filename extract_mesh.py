@@ -38,7 +38,7 @@ from checkpoint import load_checkpoint
 from datasets import load_dataset
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
-from model import render_image, select_device
+from model import rays_at_once, render_image, select_device
 from ray_utils import Cameras, Rays, image_rays, pixels_to_rays, points_to_pixels
 
 # The training views look at the scene with this many rays in all, from this many of them.
@@ -217,11 +217,12 @@ def density_at(model, survey, step, chunk):
     """
     variance = max(step**2 / 12, survey.radius**2 / 4)
     device = survey.points.device
+    at_once = (chunk or rays_at_once(model, device)) * model.num_samples
 
     @torch.no_grad()
     def density(points):
         found = [np.empty(0, dtype=np.float32)]
-        for part in np.array_split(points, max(1, -(-len(points) // chunk))):
+        for part in np.array_split(points, max(1, -(-len(points) // at_once))):
             means = torch.as_tensor(part, dtype=torch.float32, device=device)[:, None]
             covs = torch.full_like(means, variance)
             found.append(model.density(means, covs)[:, 0].cpu().numpy())

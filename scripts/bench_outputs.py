@@ -76,7 +76,7 @@ def time_frame(folder, device, size):
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        view = visualize.look(run.model, cameras, 0, scene.scale, run.config.chunk)
+        view = visualize.look(run.model, cameras, 0, scene.scale, None)
         for kind in ("rgb", "depth", "normals"):
             visualize.draw(view, kind, (1.0, 10.0))
         seconds.append(time.perf_counter() - begin)
@@ -88,7 +88,7 @@ def time_mesh(folder, device, grid_size):
     """The row of one mesh."""
     run = load_checkpoint(folder, device)
     config = run.config
-    config.grid_size = grid_size
+    config.grid_size, config.chunk = grid_size, None
     place = next(run.model.parameters()).device
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -131,7 +131,7 @@ def compare_normals(folder, device):
     cameras = run.scene["test"].cameras.to(next(run.model.parameters()).device)
     angles = []
     for index in range(len(cameras)):
-        view = visualize.look(run.model, cameras, index, 1.0, run.config.chunk)
+        view = visualize.look(run.model, cameras, index, 1.0, None)
         normals = surface_normals(view.distance, view.viewdirs, view.acc).cpu()
         rays = image_rays(run.scene["test"].cameras, index)
         truth = demo_scene.intersect(rays.origins, rays.directions)

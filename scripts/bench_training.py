@@ -27,7 +27,7 @@ def main():
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--chunk", type=int, default=4096, help="rays rendered at once")
+    parser.add_argument("--chunk", type=int, help="rays rendered at once")
     args = parser.parse_args()
     tables = [score_run(folder, args) for folder in args.runs]
     print("\n\n".join(tables))

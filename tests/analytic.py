@@ -11,6 +11,8 @@ from ray_utils import (
     volumetric_rendering,
 )
 
+NUM_SAMPLES = 800
+
 
 class AnalyticModel:
     """Solids given by a signed distance in the world, `peak` dense inside.
@@ -23,7 +25,7 @@ class AnalyticModel:
         self.signed_distance, self.colour, self.ndc = signed_distance, colour, ndc
         self.peak, self.softness, self.bg_rgb = peak, softness, bg_rgb
         self.ray_shape = "cone" if ndc is None else "cylinder"
-        self.num_asked = 0
+        self.num_asked, self.num_samples = 0, NUM_SAMPLES
 
     def density(self, means, covs):
         self.num_asked += means.shape[:-1].numel()
@@ -31,7 +33,7 @@ class AnalyticModel:
         return self.peak * torch.sigmoid(-distance / self.softness)
 
     def __call__(self, rays):
-        tdist = sample_along_rays(rays.near, rays.far, 800)
+        tdist = sample_along_rays(rays.near, rays.far, NUM_SAMPLES)
         means, covs = cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape)
         weights = compute_weights(self.density(means, covs), tdist, rays.directions)
         rendering = volumetric_rendering(self.colour(self._world(means)), weights, tdist,

@@ -246,7 +246,7 @@ def test_reduced_precision_touches_the_linear_layers_alone():
     assert (a.rgb - b.rgb).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("chunk", [1, 3, 1000, None])
 def test_pictures_do_not_depend_on_the_chunk(chunk):
     model, rays = make_model().eval(), make_rays(4, 5)
     whole = render_image(model, rays, chunk=20)
