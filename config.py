@@ -1,7 +1,8 @@
 """Every flag of the project, once: its type, default, help, and the presets that change defaults.
 
 A preset or a dataset changes *defaults*, so a flag that was typed always wins, and `--help` shows
-the values that would be used. Order: base < dataset < preset < `--config` file < command line.
+the values that would be used. Order: base < dataset < model < preset < `--config` file <
+command line.
 """
 
 import argparse
@@ -54,7 +55,39 @@ PRESETS = {
         "eval_every": 1500,
         "save_every": 500,
     },
+    "paper360": {
+        "batch_size": 16384,
+        "max_steps": 250_000,
+        "lr_init": 2e-3,
+        "lr_final": 2e-5,
+    },
+    "demo360": {
+        "prop_samples": 32,
+        "prop_hidden": 64,
+        "prop_depth": 2,
+        "num_samples": 16,
+        "hidden": 128,
+        "depth": 4,
+        "skip": 2,
+        "bottleneck": 64,
+        "view_hidden": 64,
+        "batch_size": 128,
+        "micro_batch": 128,
+        "max_steps": 7500,
+        "lr_init": 6e-3,
+        "lr_final": 3e-4,
+        "lr_delay_steps": 100,
+        "grad_max_norm": 0.0,
+        "log_every": 100,
+        "eval_every": 1500,
+        "save_every": 500,
+    },
     "debug": {
+        "prop_samples": 12,
+        "prop_hidden": 16,
+        "prop_depth": 2,
+        "bottleneck": 16,
+        "grad_max_norm": 0.0,
         "num_samples": 12,
         "hidden": 24,
         "depth": 3,
@@ -69,6 +102,26 @@ PRESETS = {
         "log_every": 10,
         "eval_every": 20,
         "save_every": 20,
+    },
+}
+
+# mip-NeRF 360: the released configuration's method, with a schedule for one card of 8 to 12 GB.
+MODEL_DEFAULTS = {
+    "mipnerf360": {
+        "num_samples": 32, "hidden": 1024, "bottleneck": 256, "weight_init": "he",
+        "fine_loss_mult": 0.0, "coarse_loss_mult": 0.0, "charbonnier_loss_mult": 1.0,
+        "interlevel_loss_mult": 1.0, "distortion_loss_mult": 0.01,
+        "lr_init": 1e-3, "lr_final": 1e-5, "lr_delay_steps": 512,
+        "adam_eps": 1e-6, "grad_max_norm": 1e-3,
+    },
+}
+
+# What an unbounded capture wants of it: all of space, near and far, behind everything a wall.
+UNBOUNDED = {"colmap", "nerfstudio"}
+UNBOUNDED_DEFAULTS = {
+    "mipnerf360": {
+        "contraction": True, "ray_warp": "reciprocal", "basis": "icosahedron", "max_deg": 12,
+        "opaque_background": True,
     },
 }
 
@@ -143,13 +196,13 @@ def get_config(argv=None):
     """
     parser = _build_parser()
     layers = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "dataset_name", "config"):
+    for name in ("preset", "dataset_name", "model", "config"):
         layers.add_argument(f"--{name}")
     layers.add_argument("--spherify", action=argparse.BooleanOptionalAction)
     early, _ = layers.parse_known_args(argv)
 
     from_file = _read_config_file(early.config, parser) if early.config else {}
-    for name in ("preset", "dataset_name"):
+    for name in ("preset", "dataset_name", "model"):
         typed, read = getattr(early, name), from_file.get(name)
         if early.config and typed not in (None, read):
             parser.error(f"--{name} {typed} was given, but --config {early.config} holds the "
@@ -160,6 +213,10 @@ def get_config(argv=None):
     parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
     if dataset == "llff" and spherify:
         parser.set_defaults(**SPHERIFY_DEFAULTS)
+    model = early.model or from_file.get("model")
+    parser.set_defaults(**MODEL_DEFAULTS.get(model, {}))
+    if dataset in UNBOUNDED:
+        parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))
     parser.set_defaults(**PRESETS.get(preset, {}))
     if preset == "paper" and dataset == "blender":
         parser.set_defaults(**PAPER_BLENDER_DEFAULTS)
@@ -173,8 +230,11 @@ def _check_together(config, parser):
     """End with status 2 where flags contradict one another."""
     if config.min_deg >= config.max_deg:
         parser.error(f"--min_deg {config.min_deg} must be below --max_deg {config.max_deg}")
-    if config.fine_loss_mult == 0 and (config.coarse_loss_mult == 0 or config.num_levels == 1):
+    coarse = config.coarse_loss_mult and config.model == "mipnerf" and config.num_levels > 1
+    if not (config.fine_loss_mult or config.charbonnier_loss_mult or coarse):
         parser.error("no colour loss has a weight above 0: nothing is learnt; set --fine_loss_mult")
+    if config.num_samples < 2 and config.model != "mipnerf":
+        parser.error(f"--num_samples {config.num_samples} must be at least 2 for {config.model}")
     if config.dataset_name != "llff" and (config.ndc or config.spherify):
         parser.error("--ndc and --spherify are for --dataset_name llff")
     if config.spherify and config.ndc:
@@ -421,13 +481,16 @@ def _add_data_flags(group):
 
 def _add_model_flags(group):
     flag = group.add_argument
-    flag("--model", choices=["mipnerf"], default="mipnerf", help="which model to train")
+    flag("--model", choices=["mipnerf", "mipnerf360"], default="mipnerf",
+         help="which model to train")
     flag("--num_levels", type=_positive_int, default=2, help="sampling levels, coarse to fine")
     flag("--num_samples", type=_positive_int, default=128, help="intervals per ray and level")
     flag("--hidden", type=_positive_int, default=256, help="width of the trunk")
     flag("--depth", type=_positive_int, default=8, help="layers of the trunk")
     flag("--skip", type=_positive_int, default=4,
          help="the encoding is concatenated again after every layer with this index, 0 excepted")
+    flag("--bottleneck", type=_positive_int,
+         help="width between trunk and view branch (that of the trunk if not given)")
     flag("--view_hidden", type=_positive_int, default=128, help="width of the view branch")
     flag("--view_depth", type=_positive_int, default=1, help="layers of the view branch")
     flag("--use_viewdirs", action=argparse.BooleanOptionalAction, default=True,
@@ -444,6 +507,30 @@ def _add_model_flags(group):
          help="added to raw density before softplus")
     flag("--density_noise", type=_nonnegative_float, default=0.0,
          help="standard deviation of normal noise on raw density while training")
+    flag("--weight_init", choices=["glorot", "he"], default="glorot",
+         help="how weights begin, uniform in both")
+    flag("--contraction", action=argparse.BooleanOptionalAction, default=False,
+         help="contract all of space into a ball of radius 2, for unbounded scenes")
+    flag("--basis", choices=["axes", "icosahedron"], default="axes",
+         help="directions along which positions are encoded")
+    flag("--opaque_background", action=argparse.BooleanOptionalAction, default=False,
+         help="nothing passes a ray's last interval")
+    flag("--random_bkgd", action=argparse.BooleanOptionalAction, default=False,
+         help="while training, a random colour behind each ray, so that nothing half "
+         "transparent fits")
+    flag("--ray_warp", choices=["linear", "reciprocal", "piecewise", "power"], default="linear",
+         help="curve of distances along which mipnerf360 samples")
+    flag("--prop_rounds", type=_positive_int, default=2, help="proposal rounds of mipnerf360")
+    flag("--prop_samples", type=_between(int, 2, 4096), default=64,
+         help="intervals per ray in a proposal round")
+    flag("--prop_hidden", type=_positive_int, default=256, help="width of the proposal network")
+    flag("--prop_depth", type=_positive_int, default=4, help="layers of the proposal network")
+    flag("--anneal_slope", type=_positive_float, default=10.0,
+         help="how soon the proposals' weights count in full")
+    flag("--dilation_bias", type=_nonnegative_float, default=0.0025,
+         help="how far in s proposals are widened")
+    flag("--dilation_mult", type=_nonnegative_float, default=0.5,
+         help="and how far in average intervals of the rounds before")
     flag("--rgb_padding", type=_nonnegative_float, default=0.001,
          help="how far the sigmoid of colours reaches beyond [0, 1]")
 
@@ -464,6 +551,15 @@ def _add_training_flags(group):
          help="weight of the finest level's colour loss")
     flag("--coarse_loss_mult", type=_nonnegative_float, default=0.1,
          help="weight of the coarser levels' colour loss")
+    flag("--charbonnier_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of the finest level's smoothed absolute error")
+    flag("--interlevel_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of what the proposals fail to cover")
+    flag("--distortion_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of the spread of a ray's mass")
+    flag("--adam_eps", type=_positive_float, default=1e-8, help="Adam's epsilon")
+    flag("--grad_max_norm", type=_nonnegative_float, default=0.0,
+         help="gradients are scaled down to this norm (0: never)")
 
 
 def _add_logging_flags(group):

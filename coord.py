@@ -1,9 +1,15 @@
-"""Maps of space: Gaussians, positional encodings, and normalized device coordinates (NDC)."""
+"""Maps of space and distance: Gaussians, encodings, contraction, warps of t, and NDC."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Zip-NeRF's curve of distances: P(2 t, -1.5).
+POWER_LAMBDA = -1.5
+POWER_PREMULT = 2.0
 
 
 class Gaussians(NamedTuple):
@@ -21,6 +27,13 @@ class LineBundle(NamedTuple):
 
     origins: Tensor
     directions: Tensor
+
+
+class RayWarps(NamedTuple):
+    """Maps of tensors between distances t in [near, far] and normalized s in [0, 1]."""
+
+    t_to_s: Callable
+    s_to_t: Callable
 
 
 def pos_enc(x, min_deg, max_deg, append_identity=True):
@@ -45,6 +58,129 @@ def integrated_pos_enc(means, covs, min_deg, max_deg):
     angles = _scaled(means, scales)
     damping = _scaled(variances, -0.5 * scales**2).exp()
     return torch.cat([damping * angles.sin(), damping * angles.cos()], dim=-1)
+
+
+def contract(x):
+    """Points `[..., 3]` of all space into a ball of radius 2 (mip-NeRF 360, eq. 10).
+
+    The unit ball stays as it is; |x| > 1 becomes 2 - 1 / |x| in the same direction.
+    """
+    norm = _norm_outside(x)
+    return (2 - 1 / norm) / norm * x
+
+
+def inv_contract(z):
+    """The inverse of `contract`, for points `[..., 3]` with |z| < 2."""
+    # A norm of 0 would have no gradient.
+    norm = (z**2).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny).sqrt()
+    outside = 1 / (norm * (2 - norm).clamp(min=torch.finfo(z.dtype).eps))
+    return torch.where(norm <= 1, z, outside * z)
+
+
+def contract_gaussians(means, covs):
+    """`Gaussians` through `contract`, linearized at their means (mip-NeRF 360, eq. 9).
+
+    means: `[..., 3]`; covs: `[..., 3]` (the diagonal) or `[..., 3, 3]`. Covariances come out full.
+    """
+    if covs.dim() == means.dim():
+        covs = torch.diag_embed(covs)
+    norm = _norm_outside(means)
+    # The Jacobian is `across` at right angles to the radius and `across + extra` along it. Written
+    # out, J C J^T takes a few products of vectors, and no device rounds these as it may products
+    # of matrices.
+    across, extra = (2 - 1 / norm) / norm, 2 * (1 - norm) / norm**2
+    radial = means / norm
+    pulled = (covs * radial[..., None, :]).sum(dim=-1)
+    mixed = radial[..., :, None] * pulled[..., None, :]
+    stretch = (radial * pulled).sum(dim=-1, keepdim=True)[..., None]
+    outer = radial[..., :, None] * radial[..., None, :]
+    across_, extra_ = across[..., None], extra[..., None]
+    contracted = across_**2 * covs + across_ * extra_ * (mixed + mixed.mT)
+    return Gaussians(across * means, contracted + extra_**2 * stretch * outer)
+
+
+def _norm_outside(x):
+    """The length `[..., 1]` of vectors, and 1 inside the unit ball."""
+    return (x**2).sum(dim=-1, keepdim=True).clamp(min=1).sqrt()
+
+
+def construct_ray_warps(fn, near, far):
+    """The `RayWarps` of a curve g: s = (g(t) - g(near)) / (g(far) - g(near)).
+
+    fn: "linear"; "reciprocal", linear in 1 / t, for near > 0; "piecewise", t / 2 up to 1 and
+    linear in 1 / t beyond, for near = 0 (mip-NeRF 360, eq. 11 and its code); or "power" (Zip-NeRF).
+    near, far: tensors that broadcast against t, or numbers.
+    """
+    forward, inverse = CURVES[fn]
+    near, far = (torch.as_tensor(x, dtype=torch.get_default_dtype()) if not isinstance(x, Tensor)
+                 else x for x in (near, far))
+    g_near, g_far = forward(near), forward(far)
+
+    def t_to_s(t):
+        return (forward(t) - g_near) / (g_far - g_near)
+
+    def s_to_t(s):
+        return inverse(s * g_far + (1 - s) * g_near)
+
+    return RayWarps(t_to_s, s_to_t)
+
+
+def _piecewise(t):
+    return torch.where(t < 1, 0.5 * t, 1 - 0.5 / t.clamp(min=1))
+
+
+def _inverse_piecewise(g):
+    return torch.where(g < 0.5, 2 * g, 0.5 / (1 - g.clamp(min=0.5)))
+
+
+def _power(t):
+    room = abs(POWER_LAMBDA - 1)
+    return room / POWER_LAMBDA * ((POWER_PREMULT * t / room + 1) ** POWER_LAMBDA - 1)
+
+
+def _inverse_power(g):
+    room = abs(POWER_LAMBDA - 1)
+    return room / POWER_PREMULT * ((POWER_LAMBDA * g / room + 1) ** (1 / POWER_LAMBDA) - 1)
+
+
+CURVES = {
+    "linear": (lambda t: t, lambda g: g),
+    "reciprocal": (torch.reciprocal, torch.reciprocal),
+    "piecewise": (_piecewise, _inverse_piecewise),
+    "power": (_power, _inverse_power),
+}
+
+
+def icosahedron_basis():
+    """Unit directions `[3, 21]`, one of each antipodal pair of an icosahedron's subdivision.
+
+    The vertices of the icosahedron and the middles of its edges, evenly over the sphere
+    (mip-NeRF 360, section 3.1: off-axis encoding).
+    """
+    golden = (1 + math.sqrt(5)) / 2
+    corners = torch.tensor(
+        [[sign * v for v in vertex] for vertex in ((0.0, 1.0, golden), (0.0, -1.0, golden))
+         for sign in (1, -1)], dtype=torch.float64)
+    corners = torch.cat([corners.roll(shift, dims=-1) for shift in range(3)])
+    distance = torch.cdist(corners, corners)
+    first, second = torch.nonzero((distance - 2).abs() < 1e-6, as_tuple=True)
+    directions = torch.nn.functional.normalize(
+        torch.cat([corners, (corners[first] + corners[second])[first < second]]), dim=-1)
+    # Of two opposite directions, the one whose last coordinate that is not 0 is positive.
+    kept = [d for d in directions if d[d.abs() > 1e-9][-1] > 0]
+    return torch.stack(kept, dim=-1).to(torch.get_default_dtype())
+
+
+def project_gaussians(gaussians, basis):
+    """Means and variances `[..., K]` of `Gaussians` along the columns of `basis [3, K]`."""
+    means, covs = gaussians
+    if covs.dim() == means.dim():
+        covs = torch.diag_embed(covs)
+    # The six products of two coordinates of each direction, once, instead of a matrix a sample.
+    first, second = torch.triu_indices(3, 3, device=basis.device)
+    twice = torch.where(first == second, 1.0, 2.0).to(basis)
+    squares = basis[first] * basis[second] * twice[:, None]
+    return Gaussians(means @ basis, covs[..., first, second] @ squares)
 
 
 def to_ndc(origins, directions, focal, width, height, near=1.0):

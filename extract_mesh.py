@@ -217,7 +217,7 @@ def density_at(model, survey, step, chunk):
     """
     variance = max(step**2 / 12, survey.radius**2 / 4)
     device = survey.points.device
-    at_once = (chunk or rays_at_once(model, device)) * model.num_samples
+    at_once = (chunk or rays_at_once(model, device)) * model.samples_per_level
 
     @torch.no_grad()
     def density(points):

@@ -21,22 +21,30 @@ class MLPField(nn.Module):
 
     hidden, depth: width and number of the trunk's layers; the encoding is concatenated again
         after each layer whose index is a positive multiple of `skip`, as in the official code.
+    has_rgb: whether there are colours; a proposal field has none.
+    bottleneck: width between trunk and view branch, `hidden` if None.
     view_hidden, view_depth: of the branch that sees the view direction; none without viewdirs.
+    contraction: whether all of space is contracted first (mip-NeRF 360).
+    basis: "axes", or "icosahedron" for mip-NeRF 360's off-axis encoding.
+    init: of the weights, "glorot" or "he" (both uniform); biases begin at zero.
     compute_dtype: of the linear layers alone. The arguments of the encoding, raw density and
         colour stay float32: rounding 2^15 x to 8 bits would leave noise of the angle.
-    Weights start Glorot-uniform and biases at zero.
     """
 
     def __init__(
-        self, *, hidden, depth, skip, view_hidden, view_depth, use_viewdirs, min_deg, max_deg,
-        view_deg, density_bias, rgb_padding, compute_dtype=torch.float32,
+        self, *, hidden, depth, skip, min_deg, max_deg, density_bias, has_rgb=True,
+        bottleneck=None, view_hidden=0, view_depth=0, use_viewdirs=False, view_deg=0,
+        rgb_padding=0.0, contraction=False, basis="axes", init="glorot",
+        compute_dtype=torch.float32,
     ):
         super().__init__()
         self.min_deg, self.max_deg, self.view_deg = min_deg, max_deg, view_deg
-        self.use_viewdirs, self.skip = use_viewdirs, skip
+        self.use_viewdirs, self.skip, self.has_rgb = use_viewdirs and has_rgb, skip, has_rgb
         self.density_bias, self.rgb_padding = density_bias, rgb_padding
-        self.compute_dtype = compute_dtype
-        encoding_size = 6 * (max_deg - min_deg)
+        self.contraction, self.compute_dtype = contraction, compute_dtype
+        directions = coord.icosahedron_basis() if basis == "icosahedron" else None
+        self.register_buffer("basis", directions, persistent=False)
+        encoding_size = 2 * (21 if basis == "icosahedron" else 3) * (max_deg - min_deg)
         view_size = 3 + 6 * view_deg
         self.trunk = nn.ModuleList()
         size = encoding_size
@@ -45,30 +53,40 @@ class MLPField(nn.Module):
             size = hidden + encoding_size if self._skips_after(i) else hidden
         self.density = nn.Linear(size, 1)
         self.view = nn.ModuleList()
-        if use_viewdirs:
-            self.bottleneck = nn.Linear(size, hidden)
-            size = hidden + view_size
+        if self.use_viewdirs:
+            width = bottleneck or hidden
+            self.bottleneck = nn.Linear(size, width)
+            size = width + view_size
             for _ in range(view_depth):
                 self.view.append(nn.Linear(size, view_hidden))
                 size = view_hidden
-        self.rgb = nn.Linear(size, 3)
+        if has_rgb:
+            self.rgb = nn.Linear(size, 3)
+        fill = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_uniform_}[init]
         for layer in self.layers():
-            nn.init.xavier_uniform_(layer.weight)
+            fill(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    @property
+    def wants_full_covariances(self):
+        """Whether Gaussians with full covariances are encoded differently from diagonal ones."""
+        return self.contraction or self.basis is not None
 
     def layers(self):
         """All linear layers in the official code's order."""
         bottleneck = [self.bottleneck] if self.use_viewdirs else []
-        return [*self.trunk, self.density, *bottleneck, *self.view, self.rgb]
+        rgb = [self.rgb] if self.has_rgb else []
+        return [*self.trunk, self.density, *bottleneck, *self.view, *rgb]
 
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
         """Density and colour of Gaussians.
 
         gaussians: `[..., S]` `Gaussians`; viewdirs: `[..., 3]` unit vectors; density_noise:
-        `[..., S]`, added to raw density; with_rgb: whether colour is wanted.
+        `[..., S]`, added to raw density; with_rgb: whether colour is wanted, where there is any.
         """
+        with_rgb = with_rgb and self.has_rgb
         shape = gaussians.means.shape[:-1]
-        encoding = coord.integrated_pos_enc(*gaussians, self.min_deg, self.max_deg)
+        encoding = self._encode(gaussians)
         with torch.autocast(encoding.device.type, self.compute_dtype, enabled=self._is_reduced()):
             # Rows, not rays: an activation in place on a view would cost copies in the backward.
             features = self._features(encoding.flatten(0, -2))
@@ -83,6 +101,14 @@ class MLPField(nn.Module):
         raw_rgb = raw_rgb.to(encoding.dtype).reshape(*shape, 3)
         rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
         return FieldOutput(density, rgb)
+
+    def _encode(self, gaussians):
+        """The encoding `[..., S, 2 K L]` of Gaussians along K directions at L scales."""
+        if self.contraction:
+            gaussians = coord.contract_gaussians(*gaussians)
+        if self.basis is not None:
+            gaussians = coord.project_gaussians(gaussians, self.basis)
+        return coord.integrated_pos_enc(*gaussians, self.min_deg, self.max_deg)
 
     def _is_reduced(self):
         return self.compute_dtype != torch.float32

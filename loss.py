@@ -6,6 +6,11 @@ A term is `fn(model, outputs, batch) -> scalar`, unweighted; its weight is the f
 
 import torch
 
+import stepfun
+
+# Below it a colour error counts by its square, beyond it by itself.
+CHARBONNIER_PADDING = 1e-3
+
 
 def fine_loss(model, outputs, batch):
     """Squared error of the finest level's colours (mip-NeRF, eq. 17)."""
@@ -14,11 +19,38 @@ def fine_loss(model, outputs, batch):
 
 def coarse_loss(model, outputs, batch):
     """Squared error of the coarser levels' colours, summed over levels (mip-NeRF, eq. 17)."""
-    errors = (colour_error(output.rgb, batch) for output in outputs[:-1])
+    coarser = outputs[model.first_coloured : -1]
+    errors = (colour_error(output.rgb, batch) for output in coarser)
     return sum(errors, batch.rgb.new_zeros(()))
 
 
-LOSSES = {"fine": fine_loss, "coarse": coarse_loss}
+def charbonnier_loss(model, outputs, batch):
+    """A smoothed absolute error of the finest level's colours (mip-NeRF 360, section 5)."""
+    squared = (outputs[-1].rgb - batch.rgb) ** 2
+    return mean_over_rays((squared + CHARBONNIER_PADDING**2).sqrt().mean(dim=-1), batch)
+
+
+def interlevel_loss(model, outputs, batch):
+    """How much of the finest histogram the proposals fail to cover (mip-NeRF 360, eq. 13).
+
+    Summed over proposal rounds; of each the mean over intervals, as in the official code.
+    """
+    finest = outputs[-1]
+    lost = (stepfun.interlevel_loss(finest.sdist, finest.weights, output.sdist, output.weights)
+            for output in outputs[:-1])
+    per_ray = sum(lost, torch.zeros_like(finest.acc)) / finest.weights.shape[-1]
+    return mean_over_rays(per_ray, batch)
+
+
+def distortion_loss(model, outputs, batch):
+    """How far the mass of the finest level's rays is spread (mip-NeRF 360, eq. 15)."""
+    return mean_over_rays(stepfun.distortion_loss(outputs[-1].sdist, outputs[-1].weights), batch)
+
+
+LOSSES = {
+    "fine": fine_loss, "coarse": coarse_loss, "charbonnier": charbonnier_loss,
+    "interlevel": interlevel_loss, "distortion": distortion_loss,
+}
 
 
 def colour_error(rgb, batch):
@@ -27,9 +59,12 @@ def colour_error(rgb, batch):
     The official code sums over channels; a mean differs by a constant 3, to which Adam is all but
     indifferent, and reads as PSNR.
     """
-    weights = batch.loss_weights()
-    squared = ((rgb - batch.rgb) ** 2).mean(dim=-1, keepdim=True)
-    return (weights * squared).sum() / batch.total_weight()
+    return mean_over_rays(((rgb - batch.rgb) ** 2).mean(dim=-1), batch)
+
+
+def mean_over_rays(values, batch):
+    """The mean of `values [...]`, one per ray, weighted by lossmult over the whole batch."""
+    return (batch.loss_weights()[..., 0] * values).sum() / batch.total_weight()
 
 
 def weighted_loss(config, model, outputs, batch):
@@ -45,6 +80,7 @@ def weighted_loss(config, model, outputs, batch):
     return total, scalars
 
 
-def level_errors(outputs, batch):
-    """Each level's colour error, without gradient: `[levels]`."""
-    return torch.stack([colour_error(output.rgb.detach(), batch) for output in outputs])
+def level_errors(model, outputs, batch):
+    """The colour errors of the levels that have colours, without gradient: `[levels]`."""
+    coloured = outputs[model.first_coloured :]
+    return torch.stack([colour_error(output.rgb.detach(), batch) for output in coloured])

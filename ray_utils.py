@@ -519,18 +519,21 @@ def cast_rays(tdist, origins, directions, radii, ray_shape, diag=True):
 # Back to pixels.
 
 
-def compute_weights(density, tdist, directions):
+def compute_weights(density, tdist, directions, opaque_background=False):
     """How much each interval contributes to its pixel (mip-NeRF, eq. 3; NeRF, eq. 3).
 
     density: `[..., S]` per unit of the rays' coordinates; tdist: `[..., S+1]`; directions:
-    `[..., 3]`, whose length turns t into these units. Returns weights `[..., S]`, which sum to at
-    most 1.
+    `[..., 3]`, whose length turns t into these units; opaque_background: whether the last interval
+    lets nothing pass (mip-NeRF 360's code). Returns weights `[..., S]`, which sum to at most 1.
     """
     length = (tdist[..., 1:] - tdist[..., :-1]) * directions.norm(dim=-1, keepdim=True)
     optical = density * length
     passed = optical[..., :-1].cumsum(dim=-1)
     before = torch.cat([torch.zeros_like(optical[..., :1]), passed], dim=-1)
-    return -torch.expm1(-optical) * torch.exp(-before)
+    alpha = -torch.expm1(-optical)
+    if opaque_background:
+        alpha = torch.cat([alpha[..., :-1], torch.ones_like(alpha[..., -1:])], dim=-1)
+    return alpha * torch.exp(-before)
 
 
 def volumetric_rendering(rgb, weights, tdist, bg_rgb):

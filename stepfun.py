@@ -7,6 +7,8 @@ Names used throughout, all along the last axis:
     u  [..., K]    numbers in [0, 1) where a cdf is inverted
 """
 
+import math
+
 import torch
 
 # Rays whose weights sum to less than this are sampled nearly uniformly.
@@ -77,3 +79,94 @@ def max_blur(w):
     padded = torch.cat([w[..., :1], w, w[..., -1:]], dim=-1)
     pair_max = torch.maximum(padded[..., :-1], padded[..., 1:])
     return 0.5 * (pair_max[..., :-1] + pair_max[..., 1:])
+
+
+# mip-NeRF 360.
+
+
+def sample_intervals(
+    t, w_logits, num_samples, jitter=None, single_jitter=True, domain=(-math.inf, math.inf)
+):
+    """Fence posts of `num_samples` intervals drawn from a histogram (mip-NeRF 360's code).
+
+    t: `[..., S+1]`; w_logits: `[..., S]`, logarithms of weights up to a constant, -inf for none;
+    jitter: `[..., num_samples]` or `[..., 1]` in [0, 1), of which `single_jitter` takes the first
+    for all samples of a ray; None is deterministic. Points are drawn by inverse CDF; the posts are
+    their midpoints, and beyond the ends their reflections, kept inside `domain`.
+    Returns `[..., num_samples + 1]`. Raises ValueError for fewer than two samples.
+    """
+    if num_samples < 2:
+        raise ValueError(f"{num_samples} samples were asked for; at least 2 are wanted")
+    eps = torch.finfo(t.dtype).eps
+    if jitter is None:
+        half = 0.5 / num_samples
+        u = torch.linspace(half, 1 - half - eps, num_samples, dtype=t.dtype, device=t.device)
+        u = u.expand(*w_logits.shape[:-1], num_samples)
+    else:
+        u_max = eps + (1 - eps) / num_samples
+        room = (1 - u_max) / (num_samples - 1) - eps
+        u = torch.linspace(0, 1 - u_max, num_samples, dtype=t.dtype, device=t.device)
+        u = u + room * (jitter[..., :1] if single_jitter else jitter)
+    points = invert_cdf(u, t, integrate_weights(torch.softmax(w_logits, dim=-1)))
+    middle = 0.5 * (points[..., 1:] + points[..., :-1])
+    first = (2 * points[..., :1] - middle[..., :1]).clamp(min=domain[0])
+    last = (2 * points[..., -1:] - middle[..., -1:]).clamp(max=domain[1])
+    return torch.cat([first, middle, last], dim=-1)
+
+
+def max_dilate_weights(t, w, dilation, domain=(-math.inf, math.inf), renormalize=False):
+    """A histogram whose density is the largest within `dilation` of each place (mip-NeRF 360).
+
+    It covers where a surface may lie that the coarser level met just beside. t: `[..., S+1]`; w:
+    `[..., S]`. Returns fence posts `[..., 3S+1]`, kept inside `domain`, and weights `[..., 3S]`,
+    which sum to 1 if `renormalize`.
+    """
+    eps = torch.finfo(t.dtype).eps
+    density = w / (t[..., 1:] - t[..., :-1]).clamp(min=eps**2)
+    left, right = t[..., :-1] - dilation, t[..., 1:] + dilation
+    posts = torch.sort(torch.cat([t, left, right], dim=-1), dim=-1).values
+    posts = posts.clamp(*domain)
+    place = posts[..., :-1, None]
+    within = (left[..., None, :] <= place) & (place < right[..., None, :])
+    largest = torch.where(within, density[..., None, :], 0.0).amax(dim=-1)
+    weights = largest * (posts[..., 1:] - posts[..., :-1])
+    if renormalize:
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=eps**2)
+    return posts, weights
+
+
+def distortion_loss(sdist, weights):
+    """How far the mass of a ray is spread, `[...]` (mip-NeRF 360, eq. 15), in O(S).
+
+    sdist: `[..., S+1]`; weights: `[..., S]`. The sum over pairs of w_i w_j |m_i - m_j| plus a third
+    of w_i^2 times the width of interval i.
+    """
+    middle = 0.5 * (sdist[..., 1:] + sdist[..., :-1])
+    width = sdist[..., 1:] - sdist[..., :-1]
+    # Of sorted middles, those before j add w_j (m_j W - M), with W and M their sums of w and w m.
+    mass = torch.cumsum(weights, dim=-1) - weights
+    moment = torch.cumsum(weights * middle, dim=-1) - weights * middle
+    between = 2 * (weights * (middle * mass - moment)).sum(dim=-1)
+    return between + (weights**2 * width).sum(dim=-1) / 3
+
+
+def interlevel_loss(t, w, t_env, w_env):
+    """How much of a histogram another one fails to cover, `[...]` (mip-NeRF 360, eqs. 12 and 13).
+
+    t, w: the finest level's, `[..., S+1]` and `[..., S]`, through which no gradient flows; t_env,
+    w_env: a proposal's, `[..., P+1]` and `[..., P]`. The bound of an interval is the mass of all
+    proposal intervals that it touches; what exceeds the bound is penalized, relative to w.
+    """
+    t, w = t.detach(), w.detach()
+    excess = (w - outer_measure(t, t_env, w_env)).clamp(min=0)
+    return (excess**2 / (w + torch.finfo(w.dtype).eps)).sum(dim=-1)
+
+
+def outer_measure(t, t_env, w_env):
+    """The mass `[..., S]` of all intervals of (t_env, w_env) that those of `t [..., S+1]` touch."""
+    before = torch.cat([torch.zeros_like(w_env[..., :1]), w_env.cumsum(dim=-1)], dim=-1)
+    count = t_env.shape[-1]
+    upper = torch.searchsorted(t_env.contiguous(), t.contiguous(), right=True)
+    lower = (upper - 1).clamp(0, count - 1)
+    upper = upper.clamp(0, count - 1)
+    return before.gather(-1, upper[..., 1:]) - before.gather(-1, lower[..., :-1])

@@ -81,7 +81,9 @@ def main(argv=None):
 
     model = start.model if start else build_model(config, device)
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=1.0, betas=(0.9, 0.999), eps=config.adam_eps
+    )
     if start:
         optimizer.load_state_dict(start.optimizer)
     first_step = start.step if start else 0
@@ -143,11 +145,13 @@ def compute_gradients(model, batch, config, train_frac, generator):
         outputs = model(part.rays, train_frac, generator=generator)
         loss, scalars = weighted_loss(config, model, outputs, part)
         loss.backward()
-        scalars["errors"] = level_errors(outputs, part)
+        scalars["errors"] = level_errors(model, outputs, part)
         totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    totals["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
-    return totals
+    trained = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    if config.grad_max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(trained, config.grad_max_norm, norm)
+    return totals | {"gradient_norm": norm}
 
 
 def step_seeds(seed, step):

@@ -25,7 +25,7 @@ class AnalyticModel:
         self.signed_distance, self.colour, self.ndc = signed_distance, colour, ndc
         self.peak, self.softness, self.bg_rgb = peak, softness, bg_rgb
         self.ray_shape = "cone" if ndc is None else "cylinder"
-        self.num_asked, self.num_samples = 0, NUM_SAMPLES
+        self.num_asked, self.samples_per_level = 0, NUM_SAMPLES
 
     def density(self, means, covs):
         self.num_asked += means.shape[:-1].numel()

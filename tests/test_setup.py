@@ -55,8 +55,8 @@ def test_every_file_has_its_layer_and_imports_go_strictly_downward():
 
 def test_pure_maths_knows_no_config_and_no_file():
     for name in ("stepfun", "coord", "ray_utils"):
-        assert imported(ROOT / f"{name}.py") <= {"math", "dataclasses", "typing", "torch", "coord",
-                                                 "stepfun"}
+        assert imported(ROOT / f"{name}.py") <= {"math", "dataclasses", "typing", "collections",
+                                                 "torch", "coord", "stepfun"}
 
 
 def test_importing_the_files_prints_and_parses_nothing():
