@@ -57,8 +57,8 @@ def path_cameras(cameras, path, num_frames, *, width=None, height=None, zoom=2.0
 
     cameras: those of the training views. path: "spherical" (a circle about the focus; an arc for
     cameras that look one way), "spiral" (a helix from the equator to the pole; LLFF's spiral), or
-    "zoom" (from 1 / `zoom` to `zoom` times the focal length and back; with `dolly` the camera
-    comes as much closer instead). width, height: of the frames in pixels; in proportion to the
+    "zoom" (to `zoom` times the focal length and back; with `dolly` the camera comes as much closer
+    instead). width, height: of the frames in pixels; in proportion to the
     other, or the largest picture's, if None. Frames show at least what that picture shows.
     Raises UserError for a path with rays that NDC cannot express.
     """
@@ -67,7 +67,7 @@ def path_cameras(cameras, path, num_frames, *, width=None, height=None, zoom=2.0
     magnification = np.ones(num_frames)
     if path == "zoom":
         camtoworlds = np.repeat(home(view), num_frames, axis=0)
-        magnification = zoom ** -np.cos(phase)
+        magnification = zoom ** (0.5 - 0.5 * np.cos(phase))
         if dolly:
             camtoworlds = closer(view, camtoworlds, magnification)
             magnification = np.ones(num_frames)

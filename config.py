@@ -408,13 +408,6 @@ def _seed(text):
     return value
 
 
-def _zoom_factor(text):
-    value = float(text)
-    if not 1 < value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} was given, a number above 1 is wanted")
-    return value
-
-
 def _between(kind, low, high):
     def parse(text):
         value = kind(text)
@@ -596,8 +589,9 @@ def _add_video_flags(group):
     flag("--width", type=_side, help="of the frames in pixels (in proportion to --height, "
          "or the training pictures' own, if not given)")
     flag("--height", type=_side, help="of the frames in pixels (likewise)")
-    flag("--zoom", type=_zoom_factor, default=2.0,
-         help="the zoom path goes from 1 / this to this times the focal length")
+    flag("--zoom", type=_between(float, 1e-3, 1e3), default=2.0,
+         help="the zoom path goes to so many times the focal length and back; below 1 it shows "
+         "what no training view may have seen")
     flag("--dolly", action=argparse.BooleanOptionalAction, default=False,
          help="on the zoom path move the camera instead of changing the focal length")
     flag("--visualize_depth", action=argparse.BooleanOptionalAction, default=False,

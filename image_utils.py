@@ -15,10 +15,11 @@ from file_utils import write_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
-# A normal is that of a plane through a pixel's neighbours up to this many pixels away; first those
-# count that are within some pixel widths along the ray, then those that near a first plane.
-NORMAL_WINDOW = 3
-NORMAL_REACHES = (2.0, 1.0)
+# A normal is that of a plane through a pixel's neighbours up to so many pixels away: the more, the
+# noisier the distances are, in widths of a pixel. Measured on the demo scene, and looked at on
+# captures, whose distances are three times as noisy.
+NORMAL_WINDOWS = (3, 9)
+WINDOW_PER_NOISE = 10
 
 
 def list_images(folder):
@@ -206,28 +207,41 @@ def surface_normals(distance, viewdirs, acc):
     solid = (acc > 0.5).to(points)
     across = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
     pixel_width = distance * torch.nan_to_num(torch.cat(across).mean(), nan=1.0)
+    window = round(WINDOW_PER_NOISE * _noise(distance, pixel_width, solid))
+    window = min(max(window, NORMAL_WINDOWS[0]), NORMAL_WINDOWS[1])
     normals = -viewdirs
-    for reach in NORMAL_REACHES:
-        normals = _fitted_normals(points, solid, normals, reach * pixel_width, viewdirs)
+    # First those neighbours count that are near along the ray, then those near a first plane.
+    for reach in (2 / 3 * window, 1 / 3 * window):
+        normals = _fitted_normals(points, solid, normals, reach * pixel_width, window, viewdirs)
     return normals * solid[..., None]
 
 
-def _fitted_normals(points, solid, guess, reach, viewdirs):
+def _noise(distance, pixel_width, solid):
+    """The median distance of a pixel from the mean of its two neighbours, in widths of a pixel."""
+    bends = []
+    for x, width, there in ((distance, pixel_width, solid), (distance.T, pixel_width.T, solid.T)):
+        bend = (x[1:-1] - 0.5 * (x[2:] + x[:-2])).abs() / width[1:-1].clamp(min=1e-12)
+        bends.append(bend[(there[1:-1] * there[2:] * there[:-2]) > 0])
+    bends = torch.cat(bends)
+    return float(bends.median()) if len(bends) else 0.0
+
+
+def _fitted_normals(points, solid, guess, reach, window, viewdirs):
     """Normals of planes through the neighbours that lie within `reach` of the planes of `guess`."""
-    size, (height, width) = NORMAL_WINDOW, solid.shape
+    height, width = solid.shape
     margin = torch.nn.functional.pad(
-        torch.cat([points, solid[..., None]], dim=-1), (0, 0, size, size, size, size)
+        torch.cat([points, solid[..., None]], dim=-1), (0, 0, window, window, window, window)
     )
     total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
     # Where neighbours do not span a plane, a little of this turns it towards the camera.
     facing = torch.eye(3).to(points) - viewdirs[..., :, None] * viewdirs[..., None, :]
     second = 0.01 * (reach**2)[..., None, None] * facing
-    for dy in range(-size, size + 1):
-        for dx in range(-size, size + 1):
-            there = margin[size + dy : size + dy + height, size + dx : size + dx + width]
+    for dy in range(-window, window + 1):
+        for dx in range(-window, window + 1):
+            there = margin[window + dy : window + dy + height, window + dx : window + dx + width]
             offset = there[..., :3] - points
             distance = (offset * guess).sum(dim=-1) / reach.clamp(min=1e-12)
-            nearness = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * size) ** 2)
+            nearness = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * window) ** 2)
             weight = (there[..., 3] * torch.exp(nearness))[..., None]
             total = total + weight
             first = first + weight * offset

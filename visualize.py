@@ -3,7 +3,7 @@
     python visualize.py --run log/blender_lego_mipnerf                      a circle about the scene
     python visualize.py --scene lego --visualize_depth --visualize_normals  all three, side by side
     python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
-    python visualize.py --dataset_name multicam --scene lego --path zoom    from half to twice
+    python visualize.py --dataset_name multicam --scene lego --path zoom    to twice and back
 
 Needs a run folder and nothing else. Frames are kept as they are rendered, so a video that was
 interrupted goes on where it stopped; the same command does it.

@@ -182,14 +182,17 @@ def test_the_arc_stays_among_the_cameras(tmp_path):
 def test_a_zoom_narrows_the_cones_and_a_dolly_does_not():
     frames = path_cameras(blender_demo(), "zoom", 4, zoom=3.0)
     radii = rays_of(frames)[:, 50, 50].radii[:, 0]
-    # From a third of the focal length over 1 to three times and back.
-    torch.testing.assert_close(radii[1] / radii, torch.tensor([1 / 3, 1, 3, 1]), rtol=1e-3, atol=0)
+    # To three times the focal length and back.
+    half = math.sqrt(3)
+    torch.testing.assert_close(radii[0] / radii, torch.tensor([1, half, 3, half]), rtol=1e-3,
+                               atol=0)
     assert torch.equal(frames.camtoworlds, frames.camtoworlds[:1].expand(4, 3, 4))
     moved = path_cameras(blender_demo(), "zoom", 4, zoom=2.0, dolly=True)
     radii = rays_of(moved)[:, 50, 50].radii[:, 0]
     torch.testing.assert_close(radii, radii[:1].expand(4))
     distance = moved.camtoworlds[:, :, 3].norm(dim=-1)
-    torch.testing.assert_close(distance, torch.tensor([8.0, 4, 2, 4]), rtol=1e-3, atol=0)
+    half = 4 / math.sqrt(2)
+    torch.testing.assert_close(distance, torch.tensor([4.0, half, 2, half]), rtol=1e-3, atol=0)
     torch.testing.assert_close(moved.far - moved.near, torch.full((4,), 2.8), rtol=1e-3, atol=0)
 
 

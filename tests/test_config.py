@@ -194,7 +194,7 @@ def test_choices_of_the_command_line_are_the_tables_of_the_code():
 
 
 @pytest.mark.parametrize("words", [
-    ["--zoom", "1"], ["--zoom", "nan"], ["--fps", "0"], ["--frames", "-1"], ["--width", "0"],
+    ["--zoom", "0"], ["--zoom", "nan"], ["--fps", "0"], ["--frames", "-1"], ["--width", "0"],
     ["--grid_size", "7"], ["--x_range", "1"], ["--y_range", "0", "inf"], ["--path", "round"],
     ["--sigma_threshold", "0"], ["--min_component", "1.5"], ["--grid_size", "100000"],
     ["--width", "1000000"], ["--x_range", "0", "1e30"],
