@@ -8,7 +8,8 @@ import torch
 from imageio.v3 import imread, imwrite
 
 from config import UserError, get_config
-from datasets import DATASETS, composite, convert_to_multiscale, load_dataset, ray_box
+from datasets import DATASETS, composite, convert_to_multiscale, load_dataset
+from scene_files import ray_box
 from tests.scenes import (
     GOLDEN_DATASETS,
     look_at,
