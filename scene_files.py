@@ -42,7 +42,8 @@ STRAY_PERCENT = 0.1
 # As many points suffice to tell the range and the box.
 MOST_POINTS = 20_000
 # Without points: near and far as multiples of the cameras' distance to what they look at.
-NEAR_SHARE, FAR_SHARE = 0.05, 10.0
+# In four captures, features lie between 0.43 and 6.6 of it.
+NEAR_SHARE, FAR_SHARE = 0.2, 10.0
 
 
 # Where scenes lie.
