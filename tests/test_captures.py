@@ -139,24 +139,30 @@ def test_rays_of_the_demo_pass_through_its_points(dataset_name, factor, demo, tm
         assert angle.max() * lens["fl_x"] < 2e-3  # pixels
 
 
-LENS_PARAMS = {"f": 50.0, "fx": 50.0, "fy": 54.0, "cx": 25.5, "cy": 14.5, "k1": -0.04, "k2": 0.012,
-               "k3": -0.003, "k4": 0.001, "p1": 0.004, "p2": -0.003}
+# Parameters as COLMAP orders them, and the same as fx, fy, and OpenCV's coefficients.
+MODELS = {
+    "SIMPLE_PINHOLE": ([50.0, 25.5, 14.5], 50.0, 50.0, [0.0] * 4),
+    "PINHOLE": ([50.0, 54.0, 25.5, 14.5], 50.0, 54.0, [0.0] * 4),
+    "SIMPLE_RADIAL": ([50.0, 25.5, 14.5, -0.04], 50.0, 50.0, [-0.04, 0.0, 0.0, 0.0]),
+    "RADIAL": ([50.0, 25.5, 14.5, -0.04, 0.1], 50.0, 50.0, [-0.04, 0.1, 0.0, 0.0]),
+    "OPENCV": ([50.0, 54.0, 25.5, 14.5, -0.04, 0.1, 0.004, -0.003], 50.0, 54.0,
+               [-0.04, 0.1, 0.004, -0.003]),
+    "OPENCV_FISHEYE": ([50.0, 54.0, 25.5, 14.5, -0.04, 0.1, -0.2, 0.3], 50.0, 54.0,
+                       [-0.04, 0.1, -0.2, 0.3]),
+    "SIMPLE_RADIAL_FISHEYE": ([50.0, 25.5, 14.5, -0.04], 50.0, 50.0, [-0.04, 0.0, 0.0, 0.0]),
+    "RADIAL_FISHEYE": ([50.0, 25.5, 14.5, -0.04, 0.1], 50.0, 50.0, [-0.04, 0.1, 0.0, 0.0]),
+}
 
 
 @pytest.mark.parametrize("model", sorted(LENSES))
 def test_every_lens_model_is_opencvs(model, tmp_path):
-    names = LENSES[model].split()
-    write_colmap(tmp_path / "scene", model=model, params=[LENS_PARAMS[name] for name in names])
+    params, focal_x, focal_y, coefficients = MODELS[model]
+    write_colmap(tmp_path / "scene", model=model, params=params)
     dataset = open_scene(tmp_path / "scene", "colmap", "test", read_pixels=False)
     points = np.random.default_rng(0).uniform(-0.8, 0.8, (40, 3))
-    k1, k2, k3, k4, p1, p2 = (LENS_PARAMS[n] if n in names else 0.0
-                              for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    fisheye = model.endswith("FISHEYE")
-    matrix = np.diag([50.0, 50.0 if "f" in names else 54.0, 1.0])
-    matrix[:2, 2] = 25.5, 14.5
-    distortion = [k1, k2, k3, k4] if fisheye else [k1, k2, p1, p2]
+    matrix = np.array([[focal_x, 0, 25.5], [0, focal_y, 14.5], [0, 0, 1]])
     for i, pose in enumerate(walk_poses(9)[::8]):
-        pixels = project(points, pose, matrix, distortion, fisheye)
+        pixels = project(points, pose, matrix, coefficients, model.endswith("FISHEYE"))
         angle = miss(rays_through(dataset.cameras, i, pixels / 4), to_scene(dataset.scene, points))
         assert angle.max() < 5e-6  # radians
 
@@ -270,17 +276,22 @@ def test_range_and_box_come_from_the_points_that_views_see(tmp_path):
     assert np.abs(scene.box.numpy()).max() < 100 * scene.scale / 4
 
 
-def test_points_that_a_lens_model_folds_back_are_not_seen(tmp_path):
-    """Points far to the side come back into the picture, close to the camera."""
-    sides = np.array([2.99 * p[:3, 0] + p[:3, 3] - 0.6 * p[:3, 2] for p in walk_poses(9)])
+@pytest.mark.parametrize("sideways,upward", [(2.34, 0.0), (0.0, 0.27)])
+def test_points_outside_the_picture_are_not_seen(sideways, upward, tmp_path):
+    """The first would be folded back by the lens model, the second is a little above the picture.
+
+    Both lie closer to their camera than anything else.
+    """
+    beside = np.array([p[:3, 3] + sideways * p[:3, 0] + upward * p[:3, 1] - 0.6 * p[:3, 2]
+                       for p in walk_poses(9)])
     middle = np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3))
-    params = [50.0, 24.0, 16.0, -0.06]
-    ranges = []
-    for name, points in (("with", np.concatenate([middle, sides])), ("without", middle)):
-        write_colmap(tmp_path / name, points=points, model="SIMPLE_RADIAL", params=params)
+    nears = []
+    for name, points in (("with", np.concatenate([middle, beside])), ("without", middle)):
+        write_colmap(tmp_path / name, points=points, model="SIMPLE_RADIAL",
+                     params=[50.0, 24.0, 16.0, -0.06])
         cameras = open_scene(tmp_path / name, "colmap", read_pixels=False).scene.cameras
-        ranges.append(float(cameras.near[0]))
-    assert ranges[0] == pytest.approx(ranges[1], rel=0.02)
+        nears.append(float(cameras.near[0]))
+    assert nears[0] == pytest.approx(nears[1], rel=0.02)
 
 
 def test_flags_win_over_the_range_of_the_points(tmp_path):
