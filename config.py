@@ -24,6 +24,9 @@ DATASET_DEFAULTS = {
         "ray_shape": "cylinder",
         "density_noise": 1.0,
     },
+    # Own captures see far into their surroundings.
+    "colmap": {"factor": 4, "white_bkgd": False, "lindisp": True},
+    "nerfstudio": {"factor": 1, "white_bkgd": False, "lindisp": True},
 }
 
 # An inward-facing LLFF capture has no common forward direction, so neither NDC nor its cylinders.
@@ -469,7 +472,8 @@ def _add_data_flags(group):
          help="normalized device coordinates, for forward-facing LLFF scenes")
     flag("--spherify", action=argparse.BooleanOptionalAction, default=False,
          help="LLFF captures that face inward: centre and scale the cameras, no NDC")
-    flag("--llffhold", type=_positive_int, default=8, help="every n-th LLFF view is a test view")
+    flag("--llffhold", type=_positive_int, default=8, help="every n-th view is a test view, in "
+         "formats that do not say which are")
 
 
 def _add_model_flags(group):

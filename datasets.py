@@ -4,11 +4,11 @@ A format is one class with `load(split) -> Scene` and one line in `DATASETS`. Ra
 they are needed, from the cameras; what is kept in memory is the pictures as they were stored.
 """
 
-import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,45 @@ import demo_scene
 import image_utils
 import pose_utils
 from config import UserError, first_line, resolve_scene
-from file_utils import new_folder, writable_folder
-from ray_utils import Batch, Cameras, Scene, corner_rays, image_rays, pixels_to_rays
+from file_utils import new_folder
+from ray_utils import Batch, image_rays, pixels_to_rays
+from scene_files import (
+    Views,
+    cameras_range,
+    check_forward_facing,
+    checked_angle,
+    checked_array,
+    checked_points,
+    checked_poses,
+    checked_range,
+    colmap_lens,
+    content_box,
+    cube,
+    every_nth,
+    find_image,
+    find_scene,
+    fits,
+    image_folder,
+    import_pycolmap,
+    listed_splits,
+    make_cameras,
+    make_scene,
+    pixtocam,
+    png_file,
+    ray_box,
+    read_frames,
+    read_json,
+    read_masks_of,
+    read_model,
+    read_pixels_of,
+    report_left_out,
+    seen_range,
+    stored_size,
+    transforms_lens,
+    view_cameras,
+)
 
 SPLITS = ("train", "val", "test")
-DEMO = "demo"
-
-# Above this share of difference an image is not the stated full size divided by its factor.
-SIZE_TOLERANCE = 0.01
 
 
 def load_dataset(config, split, device="cpu", read_pixels=True):
@@ -75,7 +106,7 @@ class NeRFDataset(ABC):
     def facts(self):
         """Every split's scene without its pixels: `dict` of name to `Scene`."""
         scenes = {split: self.load(split, read_pixels=False) for split in self.splits()}
-        return {split: replace(scene, files=()) for split, scene in scenes.items()}
+        return {s: replace(scene, files=(), mask_files=()) for s, scene in scenes.items()}
 
     def check_is(self, facts):
         """Raise UserError unless `facts`, a run's `dict` of scenes, are of this very scene."""
@@ -104,15 +135,22 @@ class NeRFDataset(ABC):
         width = sizes[cam_idx, 0]
         drawn = cam_idx, within % width, within // width, self.scene.pixels[index]
         cam_idx, x, y, pixels = map(self._on_device, drawn)
-        rays = pixels_to_rays(self.cameras, cam_idx, x, y)
-        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
+        masks = self.scene.masks
+        return Batch(
+            rays=pixels_to_rays(self.cameras, cam_idx, x, y),
+            rgb=composite(pixels, self.scene.background),
+            mask=None if masks is None else self._on_device(masks[index, None]).float(),
+        )
 
     def image(self, index):
         """All pixels of one image, in rows: a `Batch` of shape `[h, w]`."""
         width, height = self.scene.cameras.sizes[index].tolist()
         pixels = self._on_device(self._pixels_of(index)).reshape(height, width, -1)
+        mask = None
+        if self.scene.mask_files:
+            mask = self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
         rays = image_rays(self.cameras, index)
-        return Batch(rays=rays, rgb=composite(pixels, self.scene.background))
+        return Batch(rays=rays, rgb=composite(pixels, self.scene.background), mask=mask)
 
     def _pixels_of(self, index):
         """The pixels `[h * w, C]` of one image, from memory or from its file."""
@@ -121,6 +159,13 @@ class NeRFDataset(ABC):
             return self.scene.pixels[slice(*offsets.tolist())]
         return read_pixels_of(self.scene.files[index : index + 1],
                               self.scene.cameras.sizes[index : index + 1], self.num_channels)
+
+    def _mask_of(self, index):
+        """The mask `[h * w]` of one image, from memory or from its file."""
+        if self.scene.masks is not None:
+            return self.scene.masks[slice(*self.scene.offsets[index : index + 2].tolist())]
+        return read_masks_of(self.scene.mask_files[index : index + 1],
+                             self.scene.cameras.sizes[index : index + 1])
 
     def _on_device(self, tensor):
         """Without waiting for the device, which CUDA does for pinned memory alone."""
@@ -136,157 +181,6 @@ def composite(pixels, background):
         return values
     rgb, alpha = values[..., :3], values[..., 3:]
     return rgb * alpha + background * (1 - alpha)
-
-
-# Where scenes lie.
-
-
-def find_scene(config, folders, make_demo):
-    """The folder of `--scene`; the demo scene is made by `make_demo(folder)` on first use."""
-    data_dir = Path(config.data_dir)
-    if Path(config.scene).is_absolute():
-        places = [Path(config.scene)]
-    else:
-        places = [data_dir / folder / config.scene for folder in folders]
-        places.append(data_dir / config.scene)
-    for place in places:
-        if place.is_dir():
-            return place
-    if config.scene == DEMO:
-        folder = writable_folder(data_dir / folders[0], folders[0]) / DEMO
-        if not folder.is_dir():
-            print(f"Making the demo scene in {folder} ...", flush=True)
-            make_demo(folder)
-        return folder
-    looked = " or ".join(str(place) for place in places)
-    raise UserError(
-        f"the scene {config.scene!r} is not at {looked}; download it (scripts/download_*.sh) or "
-        "set --data_dir and --scene (a name or a path)."
-    )
-
-
-# What the formats share.
-
-
-def read_json(path):
-    """A JSON object from a file of the scene."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is wanted.")
-    return value
-
-
-def read_frames(meta, path):
-    """The image names and camera-to-world matrices that a Blender file lists, as they are there."""
-    frames = meta.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path} lists no frames; a split needs at least one.")
-    try:
-        return ([Path(frame["file_path"]).as_posix() for frame in frames],
-                [frame["transform_matrix"] for frame in frames])
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} has a frame without {error}; file_path and transform_matrix are wanted."
-        ) from None
-
-
-def png_file(folder, name):
-    """The file of a Blender frame, which is named with or without its ending."""
-    return folder / (name if name.lower().endswith(".png") else f"{name}.png")
-
-
-def checked_poses(poses, path, names):
-    """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
-    try:
-        poses = np.asarray(poses, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        poses = np.empty(0)
-    if poses.ndim != 3 or poses.shape[1] not in (3, 4) or poses.shape[2] != 4:
-        raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
-    for name, pose in zip(names, poses, strict=True):
-        fault = pose_utils.pose_fault(pose[:3])
-        if fault:
-            raise UserError(f"the pose of {name} in {path} {fault}; correct or remove this frame.")
-    return poses[:, :3]
-
-
-def checked_angle(meta, path):
-    """The horizontal field of view of a Blender file, in radians."""
-    value = meta.get("camera_angle_x")
-    if type(value) in (int, float) and 0 < value < math.pi:
-        return float(value)
-    raise UserError(f"{path} has camera_angle_x = {value!r}; radians between 0 and pi are wanted.")
-
-
-def pixtocam(focal_x, focal_y, width, height):
-    """`[3, 3]` from pixels to OpenGL camera directions, the principal point in the centre."""
-    return np.array([
-        [1 / focal_x, 0, -0.5 * width / focal_x],
-        [0, -1 / focal_y, 0.5 * height / focal_y],
-        [0, 0, -1],
-    ])
-
-
-def read_pixels_of(files, sizes, num_channels):
-    """All images, made `sizes [N, 2]` big by area averages, as uint8 `[P, num_channels]`."""
-    pixels = np.empty((int(sizes.prod(dim=-1).sum()), num_channels), dtype=np.uint8)
-    first = 0
-    for file, (width, height) in zip(files, sizes.tolist(), strict=True):
-        image = image_utils.read_image(file, num_channels)
-        small = image_utils.resize_area(image, width, height)
-        pixels[first : first + width * height] = small.reshape(-1, num_channels)
-        first += width * height
-    return torch.from_numpy(pixels)
-
-
-def make_scene(*, files, names, cameras, num_channels, read_pixels, **facts):
-    """A `Scene` of images whose sizes the cameras tell."""
-    ends = cameras.sizes.prod(dim=-1).cumsum(0)
-    pixels = read_pixels_of(files, cameras.sizes, num_channels) if read_pixels else None
-    return Scene(
-        pixels=pixels, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
-        names=tuple(names), files=tuple(map(str, files)), **facts,
-    )
-
-
-def make_cameras(camtoworlds, pixtocams, sizes, **facts):
-    """`Cameras` in float32 from float64 arrays."""
-    return Cameras(
-        camtoworlds=torch.as_tensor(np.asarray(camtoworlds), dtype=torch.float32),
-        pixtocams=torch.as_tensor(np.asarray(pixtocams), dtype=torch.float32),
-        sizes=torch.as_tensor(np.asarray(sizes), dtype=torch.int64),
-        **facts,
-    )
-
-
-def cube(half_width):
-    """The corners `[2, 3]` of a cube about the origin."""
-    return torch.tensor([[-half_width] * 3, [half_width] * 3])
-
-
-def check_forward_facing(cameras, files):
-    """Raise UserError for a camera with rays that do not go towards -z: NDC has none for them."""
-    steepest = corner_rays(cameras).viewdirs[..., 2].amax(dim=-1)
-    worst = int(steepest.argmax())
-    if steepest[worst] >= 0:
-        angle = math.degrees(math.acos(-float(steepest[worst])))
-        raise UserError(
-            f"{files[worst].name} sees {angle:.0f} degrees away from the mean direction of the "
-            "cameras, and NDC ends at 90; use --spherify for an inward-facing capture, or --no-ndc."
-        )
-
-
-def ray_box(cameras):
-    """The corners `[2, 3]` of the box around all rays between near and far."""
-    rays = corner_rays(cameras)
-    ends = torch.cat([rays.origins + t * rays.directions for t in (rays.near, rays.far)])
-    ends = ends.reshape(-1, 3)
-    return torch.stack([ends.amin(dim=0), ends.amax(dim=0)])
 
 
 # The formats.
@@ -404,7 +298,7 @@ class LLFF(NeRFDataset):
 
     def load(self, split, read_pixels=True):
         config = self.config
-        folder = self._image_folder()
+        folder = image_folder(self.root, config.factor)
         files = image_utils.list_images(folder)
         poses, bounds, full_sizes, focals = self._poses_bounds(len(files), folder)
         scale = 1 / (0.75 * bounds.min())
@@ -419,7 +313,7 @@ class LLFF(NeRFDataset):
             check_forward_facing(everything, files)
             everything = replace(everything, ndc=(focal, *(int(side) for side in sizes[0])))
         box = cube(1.0) if config.spherify else ray_box(everything)
-        index = self._split_index(split, len(files), folder)
+        index = every_nth(split, len(files), config.llffhold, folder)
         return make_scene(
             files=[files[i] for i in index], names=[files[i].name for i in index],
             cameras=everything[torch.as_tensor(index)], num_channels=self.num_channels,
@@ -430,15 +324,6 @@ class LLFF(NeRFDataset):
 
     def make_demo(self, folder):
         demo_scene.write_llff(folder)
-
-    def _split_index(self, split, count, folder):
-        """Every `--llffhold`-th view is a test view; they serve as validation too."""
-        held_out = [i for i in range(count) if i % self.config.llffhold == 0]
-        index = sorted(set(range(count)) - set(held_out)) if split == "train" else held_out
-        if not index:
-            raise UserError(f"{folder} has {count} image(s); with --llffhold "
-                            f"{self.config.llffhold} the {split} split is empty.")
-        return index
 
     def _poses_bounds(self, num_images, folder):
         """Poses, bounds `[N, 2]`, full sizes `[N, 2]` and focal lengths `[N]` as in the file."""
@@ -497,7 +382,7 @@ class LLFF(NeRFDataset):
         for file, full, focal in zip(files, full_sizes, focals, strict=True):
             size = np.array(image_utils.image_size(file))
             wanted = full / factor
-            if (np.abs(size - wanted) > np.maximum(1, SIZE_TOLERANCE * wanted)).any():
+            if not fits(size, wanted):
                 raise UserError(
                     f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy says {full[0]:.0f}x"
                     f"{full[1]:.0f} in full, so {wanted[0]:.0f}x{wanted[1]:.0f} at --factor "
@@ -508,68 +393,170 @@ class LLFF(NeRFDataset):
             pixtocams.append(pixtocam(focal_x, focal_y, *size))
         return sizes, pixtocams, float(focals[0] * sizes[0][0] / full_sizes[0][0])
 
-    def _image_folder(self):
-        """The folder of images at `--factor`: the shipped one, or one made from a finer one."""
-        factor = self.config.factor
-        name = "images" if factor == 1 else f"images_{factor}"
-        if (self.root / name).is_dir():
-            return self.root / name
-        shipped = {1: self.root / "images"} if (self.root / "images").is_dir() else {}
-        for folder in self.root.glob("images_*"):
-            if folder.name[7:].isdigit() and folder.is_dir():
-                shipped[int(folder.name[7:])] = folder
-        finer = [f for f in shipped if f < factor]
-        if not finer:
-            there = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
-            raise UserError(f"{self.root} has no images at --factor {factor} or finer; it ships: "
-                            f"{there}. Set --factor to one of these or a coarser one.")
-        source = max(finer)
-        # Scenes of the same name must not share a folder in the cache.
-        digest = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
-        target = writable_folder(self.root, f"{self.root.name}_{digest}") / name
-        if not target.is_dir():
-            self._make_smaller(shipped[source], target, factor / source)
-        return target
 
-    def _make_smaller(self, source, target, ratio):
-        files = image_utils.list_images(source)
-        print(f"Making {len(files)} images at --factor {self.config.factor} in {target} ...")
-        with new_folder(target) as folder:
-            for file in files:
-                image = image_utils.read_image(file, 3)
-                height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
-                small = image_utils.resize_area(image, width, height)
-                image_utils.write_image(folder / f"{file.stem}.png", small)
+class Capture(NeRFDataset):
+    """Own photographs, with the cameras that structure from motion found for them.
 
-
-DATASETS = {"blender": Blender, "llff": LLFF, "multicam": Multicam}
-
-
-def checked_range(near, far, lindisp):
-    """near and far, numbers or one per camera, as float64.
-
-    Raises UserError unless 0 <= near < far; for samples linear in disparity, 0 < near.
+    A subclass defines `read_views() -> Views` and `split_index(split)`.
     """
-    near, far = np.asarray(near, dtype=np.float64), np.asarray(far, dtype=np.float64)
-    if lindisp and (near <= 0).any():
-        raise UserError("--lindisp divides by near, which is 0 here; set --near or --no-lindisp.")
-    if not ((near >= 0) & (near < far) & np.isfinite(far)).all():
-        raise UserError(f"near {near.max():g} and far {far.min():g} do not make a range; set "
-                        "--near and --far.")
-    return near, far
+
+    @abstractmethod
+    def read_views(self):
+        """The `Views` of all splits."""
+
+    @abstractmethod
+    def split_index(self, split):
+        """The indices of a split's views."""
+
+    def load(self, split, read_pixels=True):
+        views, index = self.views, self.split_index(split)
+        cameras, transform, box = self._world
+        return make_scene(
+            files=[views.files[i] for i in index], names=[views.names[i] for i in index],
+            cameras=cameras[torch.as_tensor(index)], num_channels=self.num_channels,
+            read_pixels=read_pixels,
+            mask_files=[views.mask_files[i] for i in index] if views.mask_files else (),
+            background=float(self.config.white_bkgd), box=box,
+            world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
+        )
+
+    @cached_property
+    def views(self):
+        """What `read_views` tells, read once."""
+        return self.read_views()
+
+    @cached_property
+    def _world(self):
+        """All views' aligned `Cameras`, the similarity that aligned them, and the scene's box."""
+        views = self.views
+        if np.ptp(views.camtoworlds[:, :, 3], axis=0).max() == 0:
+            raise UserError(f"{self.root} has {len(views.names)} camera(s) in one place, which "
+                            "tells no scale; views from several places are wanted.")
+        camtoworlds, transform = pose_utils.align_pca(views.camtoworlds)
+        points = views.points @ transform[:3, :3].T + transform[:3, 3]
+        cameras = view_cameras(views, camtoworlds)
+        near, far = seen_range(cameras, points) or cameras_range(camtoworlds)
+        near = near if self.config.near is None else self.config.near
+        far = far if self.config.far is None else self.config.far
+        near, far = checked_range(near, far, self.config.lindisp)
+        return replace(cameras, near=near, far=far), transform, content_box(camtoworlds, points)
 
 
-def checked_array(values, shape, path, key):
-    """A list of finite `shape`d numbers from a file, lossmult above 0, as float64 `[N, *shape]`."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        array = np.empty(0)
-    if array.shape[1:] != shape or len(array) != len(values) or not np.isfinite(array).all():
-        raise UserError(f"{path} has entries of {key} that are no finite numbers of shape {shape}.")
-    if key == "lossmult" and (array <= 0).any():
-        raise UserError(f"{path} has a lossmult that is not above 0.")
-    return array
+class Colmap(Capture):
+    """`sparse/0/` (or `sparse/`) and `images[_factor]/`, as COLMAP leaves a reconstruction."""
+
+    folders = ("colmap", "colmap_360")
+    num_channels = 3
+
+    def read_views(self):
+        folder = image_folder(self.root, self.config.factor)
+        path = self.root / "sparse"
+        path = path / "0" if (path / "0").is_dir() else path
+        model = read_model(path)
+        registered = {im.name: im for im in model.images.values() if im.has_pose}
+        files = {name: find_image(folder / name) for name in sorted(registered)}
+        unknown = set(image_utils.list_images(folder)) - set(files.values())
+        names = [name for name, file in files.items() if file is not None]
+        report_left_out(folder, f"image(s) that {path} does not place",
+                        sorted(file.name for file in unknown))
+        report_left_out(path, f"view(s) without an image in {folder}",
+                        [name for name, file in files.items() if file is None])
+        if not names:
+            raise UserError(f"{path} places none of the images in {folder}; check that the two "
+                            "belong together.")
+        lenses = [colmap_lens(registered[name].camera, path) for name in names]
+        files = [files[name] for name in names]
+        worldtocams = np.stack([registered[name].cam_from_world().matrix() for name in names])
+        return Views(
+            names=names, files=files, lenses=lenses, mask_files=[],
+            camtoworlds=checked_poses(pose_utils.from_opencv(worldtocams), path, names),
+            sizes=[stored_size(file, lens, path)
+                   for file, lens in zip(files, lenses, strict=True)],
+            points=checked_points(model, path),
+        )
+
+    def split_index(self, split):
+        return every_nth(split, len(self.views.names), self.config.llffhold, self.root)
+
+    def make_demo(self, folder):
+        import_pycolmap()
+        demo_scene.write_colmap(folder)
+
+
+class Nerfstudio(Capture):
+    """`transforms.json` and images, as nerfstudio and instant-ngp have them."""
+
+    folders = ("nerfstudio",)
+
+    @cached_property
+    def num_channels(self):
+        """4 where all images have alpha."""
+        return 4 if all(map(image_utils.has_alpha, self.views.files)) else 3
+
+    @property
+    def path(self):
+        return self.root / "transforms.json"
+
+    @cached_property
+    def meta(self):
+        """The content of `transforms.json`, read once."""
+        return read_json(self.path)
+
+    def read_views(self):
+        names, matrices = read_frames(self.meta, self.path)
+        poses = checked_poses(matrices, self.path, names)
+        files = [self._file(name) for name in names]
+        report_left_out(self.path, "frame(s) without an image",
+                        [name for name, (file, _) in zip(names, files, strict=True) if not file])
+        order = [i for i in sorted(range(len(names)), key=names.__getitem__) if files[i][0]]
+        if not order:
+            raise UserError(f"{self.path} lists {len(names)} frames, and there is an image for "
+                            f"none of them (the first would be {self.root / names[0]}).")
+        lenses, sizes, masks = [], [], []
+        for i in order:
+            (file, reduction), frame = files[i], self.meta["frames"][i]
+            lens = transforms_lens(self.meta | frame, file, self.config.factor // reduction,
+                                   f"{self.path} ({names[i]})")
+            width, height = stored_size(file, lens, self.path)
+            if min(width, height) < reduction:
+                raise UserError(f"{file} is {width}x{height}; --factor {self.config.factor} "
+                                "leaves no pixel.")
+            lenses.append(lens)
+            sizes.append((width // reduction, height // reduction))
+            masks.append(str(self.root / frame["mask_path"]) if "mask_path" in frame else None)
+        return Views(
+            names=[names[i] for i in order], files=[files[i][0] for i in order],
+            camtoworlds=poses[order], lenses=lenses, sizes=sizes, points=np.empty((0, 3)),
+            mask_files=masks if any(masks) else [],
+        )
+
+    def _file(self, name):
+        """The image of a frame (None if there is none), and how much smaller it is to be made."""
+        factor, (folder, *rest) = self.config.factor, Path(name).parts
+        shipped = find_image(self.root.joinpath(f"{folder}_{factor}", *rest)) if rest else None
+        return (shipped, 1) if shipped else (find_image(self.root / name), factor)
+
+    def split_index(self, split):
+        lists = listed_splits(self.meta, self.path)
+        if not lists:
+            return every_nth(split, len(self.views.names), self.config.llffhold, self.path)
+        # Where one of the two is not listed, the other serves as both.
+        stand_ins = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
+        chosen = next((lists[s] for s in stand_ins[split] if lists.get(s)), None)
+        others = set().union(*lists.values())
+        index = [i for i, name in enumerate(self.views.names)
+                 if (name not in others if chosen is None else name in chosen)]
+        if not index:
+            raise UserError(f"{self.path} leaves the {split} split without a view; correct its "
+                            "train_filenames, val_filenames and test_filenames, or remove them.")
+        return index
+
+    def make_demo(self, folder):
+        demo_scene.write_nerfstudio(folder)
+
+
+DATASETS = {"blender": Blender, "colmap": Colmap, "llff": LLFF, "multicam": Multicam,
+            "nerfstudio": Nerfstudio}
 
 
 # The multiscale conversion.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import imageio.v3 as imageio
 import numpy as np
 import torch
@@ -34,6 +35,14 @@ LLFF_FACTOR = 4
 LLFF_FOCAL = 112.0
 LLFF_GRID = (6, 4)
 LLFF_HOLD = 8
+
+CAPTURE_SIZE = (96, 72)
+CAPTURE_FACTOR = 4
+NUM_CAPTURE_VIEWS = 40
+NUM_CAPTURE_POINTS = 2000
+# Of the stored pictures; the principal point is off their centre.
+CAPTURE_LENS = {"fl_x": 84.0, "fl_y": 85.0, "cx": 49.5, "cy": 34.8,
+                "k1": -0.08, "k2": 0.02, "p1": 0.004, "p2": -0.003}
 
 LIGHT = (0.42, -0.58, 0.698)
 RAYS_PER_BAND = 1 << 18
@@ -314,6 +323,16 @@ FORWARD_FACING = STILL_LIFE + (
 """The still life on a floor before a wall: something to see at every pixel of the LLFF pictures."""
 
 
+ROOM = STILL_LIFE + (
+    Part(Box((12.0, 12.0, 0.1)), (0.0, 0.0, -0.81), planks, 0.1, 10.0),
+    Part(Box((7.0, 0.1, 3.0)), (0.0, 7.0, 2.0), bricks),
+    Part(Box((7.0, 0.1, 3.0)), (0.0, -7.0, 2.0), bricks),
+    Part(Box((7.0, 0.1, 3.0)), (7.0, 0.0, 2.0), bricks, rotation=_turned(90)),
+    Part(Box((7.0, 0.1, 3.0)), (-7.0, 0.0, 2.0), bricks, rotation=_turned(90)),
+)
+"""The still life on a floor between four walls: what a camera sees that walks round it."""
+
+
 def _components(v: torch.Tensor) -> torch.Tensor:
     """[..., 3] to [3, N]."""
     return v.reshape(-1, 3).T.contiguous()
@@ -446,11 +465,13 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def render(
-    camtoworld, pixtocam, width: int, height: int, supersample: int = 4, parts=STILL_LIFE
+    camtoworld, pixtocam, width: int, height: int, supersample: int = 4, parts=STILL_LIFE,
+    straighten=lambda x, y: (x, y),
 ) -> np.ndarray:
     """Picture as uint8 RGBA [height, width, 4], straight alpha = coverage.
 
-    Each pixel is the mean of supersample² premultiplied colours (box filter).
+    Each pixel is the mean of supersample² premultiplied colours (box filter). `straighten` maps
+    pixel coordinates x, y of the picture to those that a lens without distortion would give.
     """
     across = (np.arange(width * supersample) + 0.5) / supersample
     rows = max(1, RAYS_PER_BAND // (width * supersample**2))
@@ -458,7 +479,8 @@ def render(
     for top in range(0, height, rows):
         count = min(rows, height - top)
         down = top + (np.arange(count * supersample) + 0.5) / supersample
-        seen = trace(*pixel_rays(camtoworld, pixtocam, *np.meshgrid(across, down)), parts)
+        x, y = straighten(*np.meshgrid(across, down))
+        seen = trace(*pixel_rays(camtoworld, pixtocam, x, y), parts)
         premultiplied = torch.cat([seen.rgb, seen.hit[..., None].to(seen.rgb)], -1)
         cells = premultiplied.reshape(count, supersample, width, supersample, 4)
         bands.append(cells.mean((1, 3)).numpy())
@@ -515,6 +537,57 @@ def llff_cameras() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(camtoworlds), pinhole(*LLFF_SIZE, LLFF_FOCAL)
 
 
+def capture_cameras() -> np.ndarray:
+    """camtoworlds [N, 4, 4] of a walk round the still life, looking inward: low, then high.
+
+    The walk is an ellipse, so that the cameras' principal axes are no matter of chance.
+    """
+    turn = np.arange(NUM_CAPTURE_VIEWS) * (4 * math.pi / NUM_CAPTURE_VIEWS)
+    high = np.arange(NUM_CAPTURE_VIEWS) >= NUM_CAPTURE_VIEWS // 2
+    x, y = 3.6 * np.cos(turn), 3.1 * np.sin(turn)
+    z = np.where(high, 1.9, 0.7) + 0.15 * np.sin(3 * turn)
+    return np.stack([look_at(p, (0.0, 0.0, 0.05)) for p in np.stack([x, y, z], axis=-1)])
+
+
+def capture_matrix() -> np.ndarray:
+    """The intrinsic matrix [3, 3] of the pictures of the walk, of OpenCV's kind."""
+    lens = CAPTURE_LENS
+    return np.array([[lens["fl_x"], 0, lens["cx"]], [0, lens["fl_y"], lens["cy"]], [0, 0, 1]])
+
+
+def straighten_capture(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixel coordinates of the walk's pictures would be without distortion (by OpenCV)."""
+    matrix, distortion = capture_matrix(), [CAPTURE_LENS[k] for k in ("k1", "k2", "p1", "p2")]
+    pixels = np.stack([x, y], axis=-1).reshape(-1, 1, 2)
+    often = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 100, 1e-12)
+    straight = cv2.undistortPoints(
+        pixels, matrix, np.array(distortion), P=matrix, criteria=often
+    )
+    return straight[:, 0, 0].reshape(x.shape), straight[:, 0, 1].reshape(y.shape)
+
+
+def capture_picture(camtoworld) -> np.ndarray:
+    """One picture of the walk as uint8 RGB [height, width, 3]."""
+    pixtocam = np.diag([1.0, -1.0, -1.0]) @ np.linalg.inv(capture_matrix())
+    return render(camtoworld, pixtocam, *CAPTURE_SIZE, supersample=2, parts=ROOM,
+                  straighten=straighten_capture)[..., :3]
+
+
+def capture_points() -> tuple[np.ndarray, np.ndarray]:
+    """Points [M, 3] on what the walk's pictures show, and their colours, uint8 [M, 3]."""
+    rng = np.random.default_rng(0)
+    pixtocam = np.diag([1.0, -1.0, -1.0]) @ np.linalg.inv(capture_matrix())
+    points, colours = [], []
+    for camtoworld in capture_cameras():
+        pixels = rng.uniform(0, CAPTURE_SIZE, (NUM_CAPTURE_POINTS // NUM_CAPTURE_VIEWS, 2))
+        rays = pixel_rays(camtoworld, pixtocam, *straighten_capture(*pixels.T))
+        seen = trace(*rays, ROOM)
+        points.append(rays[0] + seen.distance[:, None] * rays[1])
+        colours.append(seen.rgb)
+    colours = (255 * torch.cat(colours)).round().to(torch.uint8)
+    return torch.cat(points).numpy(), colours.numpy()
+
+
 def write_blender(folder: str | Path) -> None:
     """Write the scene in Blender format, unless `folder` exists: 60 training, 20 test pictures."""
     folder = Path(folder)
@@ -565,3 +638,55 @@ def write_llff(folder: str | Path) -> None:
             bounds = _depth_bounds(camtoworld, pixtocam, width, height)
             rows.append(np.concatenate([pose.ravel(), bounds]))
         np.save(unfinished / "poses_bounds.npy", np.stack(rows))
+
+
+def write_nerfstudio(folder: str | Path) -> None:
+    """Write the walk round the still life in nerfstudio's format, unless `folder` exists."""
+    folder = Path(folder)
+    if folder.exists():
+        return
+    with new_folder(folder) as unfinished:
+        (unfinished / "images").mkdir()
+        frames = []
+        for i, camtoworld in enumerate(capture_cameras()):
+            name = f"images/frame_{i:05d}.png"
+            imageio.imwrite(unfinished / name, capture_picture(camtoworld))
+            frames.append({"file_path": name, "transform_matrix": camtoworld.tolist()})
+        width, height = CAPTURE_SIZE
+        meta = {"camera_model": "OPENCV", "w": width, "h": height} | CAPTURE_LENS
+        text = json.dumps(meta | {"frames": frames}, indent=2)
+        (unfinished / "transforms.json").write_text(text)
+
+
+def write_colmap(folder: str | Path) -> None:
+    """Write the walk round the still life as COLMAP's model and images, unless `folder` exists.
+
+    The model speaks of pictures CAPTURE_FACTOR times larger than those in `images_4`.
+    """
+    import pycolmap
+
+    folder = Path(folder)
+    if folder.exists():
+        return
+    lens, factor = list(CAPTURE_LENS.values()), CAPTURE_FACTOR
+    width, height = (factor * side for side in CAPTURE_SIZE)
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(pycolmap.Camera(
+        camera_id=1, model="OPENCV", width=width, height=height,
+        params=[*(factor * value for value in lens[:4]), *lens[4:]],
+    ))
+    with new_folder(folder) as unfinished:
+        images, sparse = unfinished / f"images_{factor}", unfinished / "sparse" / "0"
+        images.mkdir()
+        sparse.mkdir(parents=True)
+        for i, camtoworld in enumerate(capture_cameras()):
+            name = f"frame_{i:05d}.png"
+            imageio.imwrite(images / name, capture_picture(camtoworld))
+            opencv = np.linalg.inv(camtoworld @ np.diag([1.0, -1.0, -1.0, 1.0]))
+            model.add_image_with_trivial_frame(
+                pycolmap.Image(name=name, camera_id=1, image_id=i + 1),
+                pycolmap.Rigid3d(opencv[:3]),
+            )
+        for point, colour in zip(*capture_points(), strict=True):
+            model.add_point3D(point, pycolmap.Track(), colour)
+        model.write(str(sparse))

@@ -3,6 +3,7 @@
 Images are `[h, w, 3]` or `[h, w, 4]` (straight alpha), float in [0, 1] or uint8, colour in sRGB.
 """
 
+import re
 from pathlib import Path
 
 import cv2
@@ -23,9 +24,10 @@ WINDOW_PER_NOISE = 10
 
 
 def list_images(folder):
-    """The image files of a folder, sorted by name."""
-    files = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
-    return sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files of a folder and of those inside it, sorted by name."""
+    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    hidden = re.compile(r"(^|/)\.")
+    return sorted(p for p in files if not hidden.search(p.relative_to(folder).as_posix()))
 
 
 def image_size(path):
@@ -53,6 +55,24 @@ def read_image(path, num_channels):
         wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
         raise UserError(f"{path} has {found} channel(s); {wanted} is wanted.")
     return image[..., :num_channels]
+
+
+def has_alpha(path):
+    """Whether an image file has colour and an alpha channel, from its header alone."""
+    return _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"]) == "RGBA"
+
+
+def read_mask(path, width, height):
+    """A mask file as uint8 `[height, width]`: 0 where it is black or transparent, else 1.
+
+    A pixel of the wanted size is 1 where all of the file's pixels in it are.
+    """
+    image = np.atleast_3d(_guarded(path, lambda: iio.imread(path, plugin="pillow"))) != 0
+    alpha = image[..., -1] if image.shape[-1] in (2, 4) else True
+    colour = image[..., :3] if image.shape[-1] > 2 else image[..., :1]
+    kept = (colour.any(axis=-1) & alpha).astype(np.float32)
+    small = cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA)
+    return (small > 0.999).astype(np.uint8)
 
 
 def _guarded(path, read):

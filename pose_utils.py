@@ -1,4 +1,4 @@
-"""Camera poses in float64 NumPy: averages, recentring, spherifying, orbits.
+"""Camera poses in float64 NumPy: averages, recentring, spherifying, alignment, orbits.
 
 `camtoworlds` are `[N, 3, 4]` with OpenGL axes (x right, y up, looking along -z). A function that
 moves the world returns the moved poses and the similarity `[4, 4]` that moves points likewise.
@@ -44,6 +44,13 @@ def scaling(factor):
     return np.diag([factor, factor, factor, 1.0])
 
 
+def from_opencv(worldtocams):
+    """`camtoworlds [N, 3, 4]` of maps from the world to OpenCV's axes (y down, looking along z)."""
+    turned = np.swapaxes(worldtocams[:, :, :3], 1, 2)
+    positions = -turned @ worldtocams[:, :, 3:]
+    return np.concatenate([turned * [1.0, -1.0, -1.0], positions], axis=2)
+
+
 def recentre(camtoworlds):
     """Move the world so that the average pose is the identity."""
     transform = np.linalg.inv(homogeneous(average_pose(camtoworlds)))
@@ -72,6 +79,28 @@ def spherify(camtoworlds):
     moved = transform_poses(camtoworlds, to_frame)
     factor = 1 / np.sqrt(np.mean(np.sum(moved[:, :, 3] ** 2, axis=-1)))
     transform = scaling(factor) @ to_frame
+    return transform_poses(camtoworlds, transform), transform
+
+
+def align_pca(camtoworlds):
+    """Move the cameras' mean to the origin, their principal axes to x, y, z, and all into a cube.
+
+    As mip-NeRF 360's code does it: variance falls from x to z, the mean upward axis has z above 0
+    (a mean of 0 is left as it is), and the largest coordinate of a camera is 1. Signs that this
+    leaves open are chosen by the axes' largest components. Cameras must not all be in one place.
+    """
+    positions = camtoworlds[:, :, 3]
+    mean = positions.mean(axis=0)
+    _, axes = np.linalg.eigh((positions - mean).T @ (positions - mean))
+    rotation = axes[:, ::-1].T
+    largest = np.abs(rotation).argmax(axis=1)
+    rotation = rotation * np.sign(rotation[[0, 1, 2], largest])[:, None]
+    rotation[2] *= np.sign(np.linalg.det(rotation))
+    if rotation[2] @ camtoworlds[:, :, 1].mean(axis=0) < 0:
+        rotation = rotation * np.array([[1.0], [-1.0], [-1.0]])
+    factor = 1 / np.abs((positions - mean) @ rotation.T).max()
+    transform = np.eye(4)
+    transform[:3] = factor * np.c_[rotation, -rotation @ mean]
     return transform_poses(camtoworlds, transform), transform
 
 

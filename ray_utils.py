@@ -118,6 +118,8 @@ class Scene(TensorRecord):
     cameras: `Cameras` of the N images; names: their names; files: where they lie, empty in the
         facts that a checkpoint keeps; labels: `[N]` the scale of a Multicam image (0 is the
         finest), or None.
+    masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: for each image where
+        its mask lies, or None; empty if no image has one, and in the facts.
     background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
@@ -129,6 +131,8 @@ class Scene(TensorRecord):
     names: tuple
     files: tuple = ()
     labels: Tensor | None = None
+    masks: Tensor | None = None
+    mask_files: tuple = ()
     background: float
     world_to_scene: Tensor
     box: Tensor
@@ -141,6 +145,8 @@ class Scene(TensorRecord):
         assert self.cameras.sizes.shape == (count, 2), self.cameras.sizes.shape
         if self.pixels is not None:
             assert len(self.pixels) == int(self.offsets[-1]), (self.pixels.shape, self.offsets[-1])
+        if self.masks is not None:
+            assert self.masks.shape == self.pixels.shape[:1], (self.masks.shape, self.pixels.shape)
 
     @property
     def scale(self):
@@ -194,7 +200,10 @@ class Batch(TensorRecord):
 
     def total_weight(self):
         """What a weighted mean over the whole batch divides by."""
-        return self.loss_weights().sum() if self.lossmult_sum is None else self.lossmult_sum
+        if self.lossmult_sum is not None:
+            return self.lossmult_sum
+        # All pixels of a batch may be masked; its loss is then 0.
+        return self.loss_weights().sum().clamp(min=1e-9)
 
     def split(self, size):
         """Parts of at most `size` rays whose losses add up to that of this (flat) batch."""

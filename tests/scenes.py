@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from imageio.v3 import imwrite
+from scipy.spatial.transform import Rotation
 
 GOLDEN_DATASETS = Path(__file__).parent / "golden" / "google_datasets.npz"
 ANGLE = 0.7
@@ -61,6 +62,66 @@ def write_llff(folder, num_views=9, factor=4, size=(12, 8), poses=None):
     np.save(folder / "poses_bounds.npy", np.c_[matrices.reshape(-1, 15), bounds])
     for i, image in enumerate(random_images(len(poses), size, 3)):
         imwrite(folder / f"images_{factor}" / f"{i:03d}.png", image)
+
+
+def walk_poses(count):
+    """Cameras that look at the origin from an ellipse about it, at changing heights."""
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return [look_at([4 * np.cos(a), 3 * np.sin(a), 1.5 + 0.2 * np.sin(2 * a)]) for a in angles]
+
+
+def to_opencv(pose):
+    """World to camera `[4, 4]` with OpenCV's axes, of a camera-to-world `pose` with OpenGL's."""
+    return np.linalg.inv(pose @ np.diag([1, -1, -1, 1]))
+
+
+def write_colmap(folder, num_views=9, factor=4, size=(12, 8), model="OPENCV", params=None,
+                 names=None, points=None):
+    """A model in COLMAP's text format, one camera for each view, and `images_<factor>`.
+
+    params: of all cameras, or a list of those of each, in pixels of the full size.
+    """
+    width, height = factor * size[0], factor * size[1]
+    params = params or [1.2 * width, 1.3 * width, 0.52 * width, 0.47 * height,
+                        -0.05, 0.01, 0.002, -0.001]
+    params = params if isinstance(params[0], list) else [params] * num_views
+    names = names or [f"{i:03d}.png" for i in range(num_views)]
+    if points is None:
+        points = np.random.default_rng(1).uniform(-0.7, 0.7, (50, 3))
+    cameras, images = [], []
+    for i, (pose, name) in enumerate(zip(walk_poses(num_views), names, strict=True)):
+        opencv = to_opencv(pose)
+        x, y, z, w = Rotation.from_matrix(opencv[:3, :3]).as_quat()
+        cameras.append((i + 1, model, width, height, *params[i]))
+        images.append((i + 1, w, x, y, z, *opencv[:3, 3], i + 1, name))
+    (folder / "sparse" / "0").mkdir(parents=True)
+    for file, rows, between in (
+        ("cameras", cameras, "\n"), ("images", images, "\n\n"),
+        ("points3D", [(i + 1, *p, 9, 9, 9, 0.5) for i, p in enumerate(points)], "\n"),
+    ):
+        lines = [" ".join(map(str, row)) + between for row in rows]
+        (folder / "sparse" / "0" / f"{file}.txt").write_text("".join(lines))
+    for name, image in zip(names, random_images(num_views, size, 3), strict=True):
+        file = folder / (f"images_{factor}" if factor > 1 else "images") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        imwrite(file, image)
+
+
+NERFSTUDIO_LENS = {"camera_model": "OPENCV", "fl_x": 14.0, "fl_y": 15.0, "cx": 6.3, "cy": 3.8,
+                   "k1": -0.05, "k2": 0.01, "p1": 0.002, "p2": -0.001}
+
+
+def write_nerfstudio(folder, num_views=9, size=(12, 8), lens=None, channels=3, **meta):
+    """`transforms.json` and `images/`; `lens` replaces the intrinsics, `meta` adds to the file."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i, (pose, image) in enumerate(zip(
+        walk_poses(num_views), random_images(num_views, size, channels), strict=True
+    )):
+        imwrite(folder / "images" / f"{i:03d}.png", image)
+        frames.append({"file_path": f"images/{i:03d}.png", "transform_matrix": pose.tolist()})
+    lens = lens or NERFSTUDIO_LENS | {"w": size[0], "h": size[1]}
+    (folder / "transforms.json").write_text(json.dumps(lens | meta | {"frames": frames}))
 
 
 def write_multicam(folder, num_views=2, size=(12, 8)):

@@ -11,8 +11,9 @@ import demo_scene
 import pose_utils
 from camera_paths import path_cameras
 from config import UserError, get_config
-from datasets import load_dataset, pixtocam
+from datasets import load_dataset
 from ray_utils import Cameras, pixels_to_rays
+from scene_files import pixtocam
 from tests.scenes import look_at, round_poses, write_llff
 
 ALL_PATHS = [("spherical", {}), ("spiral", {}), ("zoom", {}), ("zoom", {"dolly": True})]

@@ -8,18 +8,22 @@ import torch
 from imageio.v3 import imread, imwrite
 
 from config import UserError, get_config
-from datasets import DATASETS, composite, convert_to_multiscale, load_dataset, ray_box
+from datasets import DATASETS, composite, convert_to_multiscale, load_dataset
+from scene_files import ray_box
 from tests.scenes import (
     GOLDEN_DATASETS,
     look_at,
     write_blender,
+    write_colmap,
     write_llff,
     write_multicam,
+    write_nerfstudio,
     write_official,
 )
 
 FORMATS = sorted(DATASETS)
-WRITERS = {"blender": write_blender, "llff": write_llff, "multicam": write_multicam}
+WRITERS = {"blender": write_blender, "colmap": write_colmap, "llff": write_llff,
+           "multicam": write_multicam, "nerfstudio": write_nerfstudio}
 
 
 def open_scene(folder, dataset, split="train", *flags):

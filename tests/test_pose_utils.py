@@ -91,3 +91,40 @@ def test_faults_of_poses_are_named(change, words):
     assert pose_utils.pose_fault(pose) is None
     change(pose)
     assert words in pose_utils.pose_fault(pose)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 9])  # Before the flip, up is up, down, down.
+def test_alignment_by_principal_axes(seed):
+    poses = random_poses(12, seed)
+    moved, transform = pose_utils.align_pca(poses)
+    assert all(pose_utils.pose_fault(pose) is None for pose in moved)
+    positions = moved[:, :, 3]
+    assert np.abs(positions).max() == pytest.approx(1)
+    np.testing.assert_allclose(positions.mean(axis=0), 0, atol=1e-12)
+    covariance = positions.T @ positions
+    variances = np.diag(covariance)
+    np.testing.assert_allclose(covariance, np.diag(variances), atol=1e-12)
+    assert (np.diff(variances) < 0).all()
+    assert moved[:, 2, 1].mean() > 0
+    assert np.linalg.det(transform[:3, :3]) > 0
+    np.testing.assert_allclose(poses[:, :, 3] @ transform[:3, :3].T + transform[:3, 3], positions,
+                               atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_alignment_undoes_any_motion_but_for_half_turns(scale):
+    poses = random_poses(12)
+    frame = pose_utils.homogeneous(random_poses(1, seed=5)[0]) @ pose_utils.scaling(scale)
+    one, other = (pose_utils.align_pca(p)[0]
+                  for p in (poses, pose_utils.transform_poses(poses, frame)))
+    # The signs of the first two axes depend on the frame; that of the third follows.
+    signs = np.sign(one[0, :2, 3] * other[0, :2, 3])
+    turn = np.diag([signs[0], signs[1], signs[0] * signs[1]])
+    assert signs[0] * signs[1] == 1
+    np.testing.assert_allclose(other, turn @ one, atol=1e-9)
+
+
+def test_cameras_with_opencvs_axes_are_turned():
+    poses = random_poses(5)
+    opencv = np.linalg.inv(pose_utils.homogeneous(poses) @ np.diag([1, -1, -1, 1]))[:, :3]
+    np.testing.assert_allclose(pose_utils.from_opencv(opencv), poses, atol=1e-12)
