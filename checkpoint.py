@@ -13,7 +13,15 @@ from pathlib import Path
 
 import torch
 
-from config import UserError, first_line, get_config, saved_flags
+from config import (
+    READER_FLAGS,
+    UserError,
+    apply_typed_flags,
+    first_line,
+    get_config,
+    run_folder,
+    saved_flags,
+)
 from file_utils import write_whole
 from model import build_model, select_device
 from ray_utils import Cameras, Scene
@@ -107,6 +115,17 @@ def load_checkpoint(path, device="cpu"):
         scene={split: _scene(facts) for split, facts in content["scene"].items()},
         optimizer=content["optimizer"],
     )
+
+
+def open_run(argv=None):
+    """The `Checkpoint` of the run that a reader's command line names, its config with typed flags.
+
+    Raises UserError for a typed flag that would make it another run.
+    """
+    flags = get_config(argv)
+    run = load_checkpoint(run_folder(flags), flags.device)
+    apply_typed_flags(run.config, flags, argv, READER_FLAGS)
+    return run
 
 
 def read_checkpoint(path):

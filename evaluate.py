@@ -13,11 +13,7 @@ import subprocess
 from pathlib import Path
 
 from config import (
-    READER_FLAGS,
-    apply_typed_flags,
     check_flags,
-    get_config,
-    run_folder,
     run_script,
     saved_flags,
 )
@@ -30,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import image_utils
-from checkpoint import load_checkpoint
+from checkpoint import open_run
 from datasets import load_dataset
 from file_utils import write_whole
 from model import render_image, select_device
@@ -40,10 +36,8 @@ SHEET_ROWS = 8
 
 
 def main(argv=None):
-    flags = get_config(argv)
-    run = load_checkpoint(run_folder(flags), flags.device)
+    run = open_run(argv)
     config = run.config
-    apply_typed_flags(config, flags, argv, READER_FLAGS)
     dataset = load_dataset(config, config.split, select_device(config), read_pixels=False)
     dataset.check_is(run.scene)
     folder = evaluation_folder(run.path.parent, dataset.split, run.step)

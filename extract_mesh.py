@@ -15,13 +15,9 @@ import time
 from typing import NamedTuple
 
 from config import (
-    READER_FLAGS,
     UserError,
-    apply_typed_flags,
     as_name,
     check_flags,
-    get_config,
-    run_folder,
     run_script,
 )
 
@@ -34,7 +30,7 @@ import torch
 import coord
 import image_utils
 import mesh_utils
-from checkpoint import load_checkpoint
+from checkpoint import open_run
 from datasets import load_dataset
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
@@ -69,10 +65,8 @@ OVERSAMPLING = 2
 
 
 def main(argv=None):
-    flags = get_config(argv)
-    run = load_checkpoint(run_folder(flags), flags.device)
+    run = open_run(argv)
     config = run.config
-    apply_typed_flags(config, flags, argv, READER_FLAGS)
     folder = run.path.parent / folder_name(config, run.step)
     with sole_writer(folder, "extracting a mesh"):
         begin = time.perf_counter()

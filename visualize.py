@@ -15,13 +15,9 @@ import zlib
 from typing import NamedTuple
 
 from config import (
-    READER_FLAGS,
     UserError,
-    apply_typed_flags,
     as_name,
     check_flags,
-    get_config,
-    run_folder,
     run_script,
 )
 
@@ -34,7 +30,7 @@ from tqdm import tqdm
 
 import image_utils
 from camera_paths import path_cameras
-from checkpoint import load_checkpoint
+from checkpoint import open_run
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
 from model import render_image, select_device
@@ -47,10 +43,8 @@ SCALE_SIDE = 48
 
 
 def main(argv=None):
-    flags = get_config(argv)
-    run = load_checkpoint(run_folder(flags), flags.device)
+    run = open_run(argv)
     config = run.config
-    apply_typed_flags(config, flags, argv, READER_FLAGS)
     scene, device = run.scene["train"], select_device(config)
     cameras = cameras_of(scene, config, config.width, config.height).to(device)
     width, height = cameras.sizes[0].tolist()

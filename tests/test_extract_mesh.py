@@ -10,6 +10,7 @@ import torch
 import trimesh
 from imageio.v3 import imread
 
+import checkpoint
 import extract_mesh
 import train
 from checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def blender_scene(tmp_path):
 def extract(monkeypatch, run, *flags):
     """The mesh that the script writes for a run, and the folder where it lies."""
     run.path.parent.mkdir(exist_ok=True)
-    monkeypatch.setattr(extract_mesh, "load_checkpoint", lambda path, device: run)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
     assert extract_mesh.main(["--run", "unused", *flags]) == 0
     folder = max(run.path.parent.glob("mesh_*"), key=lambda p: p.stat().st_mtime_ns)
     file = next(p for p in folder.glob("mesh.*") if p.suffix != ".json")
@@ -239,7 +240,7 @@ def test_the_script_takes_a_run_folder(tmp_path, capsys):
     train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
                 "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
                 "--eval_every", "0", "--no-final_eval"])
-    run = extract_mesh.load_checkpoint(tmp_path / "run")
+    run = checkpoint.load_checkpoint(tmp_path / "run")
     density = extract_mesh.density_at(run.model, survey_of(run), 0.1, 999)
     typical = np.median(density(np.random.default_rng(0).uniform(-2, 2, (500, 3))))
     assert extract_mesh.main(["--run", str(tmp_path / "run"), "--grid_size", "16", "--keep_unseen",

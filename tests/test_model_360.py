@@ -7,6 +7,7 @@ import extract_mesh
 import loss
 import train
 import visualize
+from checkpoint import load_checkpoint
 from config import default_config, get_config
 from model import build_model
 from ray_utils import Batch, compute_weights
@@ -176,7 +177,7 @@ def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys):
                 "--max_steps", "3", "--eval_every", "2"])
     run = str(tmp_path / "run")
     assert visualize.main(["--run", run, "--frames", "2", "--visualize_normals"]) == 0
-    loaded = extract_mesh.load_checkpoint(run)
+    loaded = load_checkpoint(run)
     points = torch.rand(500, 1, 3) * 2 - 1
     with torch.no_grad():
         typical = loaded.model.density(points, torch.full_like(points, 0.01)).median()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from imageio.v3 import imread, imwrite
 
+import checkpoint
 import train
 import visualize
 from checkpoint import Checkpoint
@@ -274,7 +275,7 @@ def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
     run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, step=1,
                      scene=facts, optimizer={}, path=tmp_path / "log" / "checkpoint_00000001.pt")
     run.path.parent.mkdir()
-    monkeypatch.setattr(visualize, "load_checkpoint", lambda path, device: run)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
     for path in ("spherical", "spiral", "zoom"):
         visualize.main(["--run", "unused", "--path", path])
     frames = [imread(p) / 255.0 for p in sorted(tmp_path.glob("log/video_*/frames/rgb_*.png"))]
