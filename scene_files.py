@@ -6,6 +6,7 @@ Everything that a user's files can do wrong ends here in a UserError that names 
 import hashlib
 import json
 import math
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -393,11 +394,32 @@ def read_model(path):
     Raises UserError where the package is missing, or where the folder holds no whole model.
     """
     pycolmap = import_pycolmap()
+    if (path / "points3D.bin").is_file():
+        _check_points_file(path / "points3D.bin")
     try:
         return pycolmap.Reconstruction(str(path))
     except Exception as error:  # The library raises many kinds for damaged files.
         raise UserError(f"{path} holds no COLMAP model that can be read ({first_line(error)}); "
                         "cameras, images and points3D, .bin or .txt, are wanted.") from None
+
+
+def _check_points_file(file):
+    """Raise UserError unless the points' records end where the file does.
+
+    COLMAP's own reader does not return from one that was cut off.
+    """
+    content = file.read_bytes()
+    try:
+        (count,), end = struct.unpack_from("<Q", content), 8
+        for _ in range(count):
+            # Identifier, position, colour and error, then the length of a track of pairs.
+            end += 43
+            end += 8 + 8 * struct.unpack_from("<Q", content, end)[0]
+    except struct.error:
+        end = None
+    if end != len(content):
+        raise UserError(f"{file} has {len(content)} bytes, which is not what its points take; copy "
+                        "it again, or make the model again.")
 
 
 def colmap_lens(camera, source):

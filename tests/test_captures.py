@@ -533,6 +533,7 @@ def damage_colmap(folder, kind):
         for name in ("cameras", "images", "points3D"):
             (sparse / f"{name}.txt").unlink()
             (sparse / f"{name}.bin").write_bytes(struct.pack("<QI", 3, 77) * 2)
+        (sparse / "points3D.bin").write_bytes(struct.pack("<Q", 0))
     elif kind == "no images":
         shutil.rmtree(folder / "images_4")
     elif kind == "other images":
@@ -542,17 +543,22 @@ def damage_colmap(folder, kind):
         imwrite(folder / "images_4" / "003.png", np.zeros((12, 8, 3), np.uint8))
     else:
         model = pycolmap.Reconstruction(str(sparse))
-        model.add_point3D(np.array([np.nan, 0, 0]), pycolmap.Track())
+        if kind == "nan point":
+            model.add_point3D(np.array([np.nan, 0, 0]), pycolmap.Track())
         shutil.rmtree(sparse)
         sparse.mkdir()
         model.write(str(sparse))
+        points = sparse / "points3D.bin"
+        cut = {"nan point": None, "points cut": -5, "points cut short": 3, "one point": 59}[kind]
+        points.write_bytes(points.read_bytes()[:cut])
 
 
 @pytest.mark.parametrize("kind,names", [
     ("no model", "sparse holds no COLMAP model"), ("no cameras", "holds no COLMAP model"),
     ("nonsense", "holds no COLMAP model"), ("no images", "no images folder at all"),
     ("other images", "places none of the images"), ("other shape", "003.png is 8x12"),
-    ("nan point", "not finite"),
+    ("nan point", "not finite"), ("points cut", "points3D.bin has 2553 bytes"),
+    ("points cut short", "points3D.bin has 3 bytes"), ("one point", "points3D.bin has 59 bytes"),
 ])
 def test_bad_colmap_data_is_one_sentence(kind, names, tmp_path):
     write_colmap(tmp_path / "scene")
