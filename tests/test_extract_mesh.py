@@ -1,6 +1,7 @@
 """Meshes of scenes that are known, in the world's coordinates; and the script as users run it."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from config import UserError, default_config
 from datasets import load_dataset
 from tests.analytic import AnalyticModel, ball, brick, union
 from tests.scenes import write_blender, write_llff
+from tests.test_training import run_script, start_script
 
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.8)
 
@@ -249,6 +251,45 @@ def test_the_script_takes_a_run_folder(tmp_path, capsys):
     path = Path(out.split("Mesh: ")[1].split("\n")[0])
     assert len(trimesh.load(path).faces) > 10
     assert "% of the grid" in out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder whose network has learnt next to nothing, and flags that find a surface."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_blender(folder / "scene", num_views=4, size=(16, 12))
+    train.main(["--preset", "debug", "--device", "cpu", "--scene", str(folder / "scene"),
+                "--log_dir", str(folder), "--exp_name", "run", "--max_steps", "1",
+                "--eval_every", "0", "--no-final_eval"])
+    run = checkpoint.load_checkpoint(folder / "run")
+    density = extract_mesh.density_at(run.model, survey_of(run), 0.1, 999)
+    typical = np.median(density(np.random.default_rng(0).uniform(-2, 2, (500, 3))))
+    return folder / "run", ["extract_mesh.py", "--run", folder / "run", "--keep_unseen",
+                            "--sigma_threshold", f"{typical:.4f}"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(trained):
+    folder, words = trained
+    result = run_script(*words, "--grid_size", "20", limit=2000)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "mesh.ply could not be written" in result.stderr
+    assert not list(folder.glob("mesh_*"))
+    assert run_script(*words, "--grid_size", "20").returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_extraction_leaves_no_mesh_and_can_be_run_again(trained, how):
+    folder, words = trained
+    words = [*words, "--grid_size", "150"]
+    process = start_script(*words)
+    for line in process.stdout:
+        if line.startswith("Surface of density"):
+            break
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in out
+    assert not list(folder.glob("mesh_*_150*/mesh.*"))
+    assert run_script(*words[:-1], "24").returncode == 0
 
 
 def survey_of(run):
