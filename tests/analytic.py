@@ -11,7 +11,7 @@ from ray_utils import (
     volumetric_rendering,
 )
 
-NUM_SAMPLES = 800
+NUM_SAMPLES = 500
 
 
 class AnalyticModel:
