@@ -609,7 +609,8 @@ def _add_mesh_flags(group):
     flag("--grid_size", type=_grid_size, default=256,
          help="grid points along the longest side of the box")
     flag("--sigma_threshold", type=_positive_float,
-         help="density of the surface (if not given: that at which the training rays end)")
+         help="density of the surface (if not given: what nine of ten training rays exceed where "
+         "they end)")
     for axis in "xyz":
         flag(f"--{axis}_range", type=_coordinate, nargs=2, metavar=("FROM", "TO"),
              help=f"{axis} of the box, in the coordinates of rays, which are NDC for NDC scenes "

@@ -236,23 +236,6 @@ def test_a_surface_that_no_camera_sees_is_said(monkeypatch, blender_scene):
         extract(monkeypatch, run, "--z_range", "-2.9", "-1.6")
 
 
-def test_the_script_takes_a_run_folder(tmp_path, capsys):
-    """The whole road, with a network that has learnt next to nothing."""
-    write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
-    train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
-                "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
-                "--eval_every", "0", "--no-final_eval"])
-    run = checkpoint.load_checkpoint(tmp_path / "run")
-    density = extract_mesh.density_at(run.model, survey_of(run), 0.1, 999)
-    typical = np.median(density(np.random.default_rng(0).uniform(-2, 2, (500, 3))))
-    assert extract_mesh.main(["--run", str(tmp_path / "run"), "--grid_size", "16", "--keep_unseen",
-                              "--sigma_threshold", f"{typical:.4f}"]) == 0
-    out = capsys.readouterr().out
-    path = Path(out.split("Mesh: ")[1].split("\n")[0])
-    assert len(trimesh.load(path).faces) > 10
-    assert "% of the grid" in out
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder whose network has learnt next to nothing, and flags that find a surface."""
@@ -268,12 +251,22 @@ def trained(tmp_path_factory):
                             "--sigma_threshold", f"{typical:.4f}"]
 
 
+def test_the_script_takes_a_run_folder(trained, capsys):
+    """The whole road, with a network that has learnt next to nothing."""
+    _, words = trained
+    assert extract_mesh.main([*map(str, words[1:]), "--grid_size", "16"]) == 0
+    out = capsys.readouterr().out
+    path = Path(out.split("Mesh: ")[1].split("\n")[0])
+    assert len(trimesh.load(path).faces) > 10
+    assert "% of the grid" in out
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(trained):
     folder, words = trained
     result = run_script(*words, "--grid_size", "20", limit=2000)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "mesh.ply could not be written" in result.stderr
-    assert not list(folder.glob("mesh_*"))
+    assert not list(folder.glob("mesh_*_20_*"))
     assert run_script(*words, "--grid_size", "20").returncode == 0
 
 

@@ -5,6 +5,7 @@ import torch
 
 import extract_mesh
 import loss
+import stepfun
 import train
 import visualize
 from checkpoint import load_checkpoint
@@ -118,6 +119,15 @@ def test_each_loss_reaches_its_own_network():
     assert gradients(model, ["distortion"], batch) == {"field": True, "proposal": False}
     assert gradients(model, ["interlevel"], batch) == {"field": False, "proposal": True}
     assert float(loss.LOSSES["coarse"](model, model(batch.rays), batch)) == 0
+
+
+def test_the_interlevel_loss_is_a_mean_over_intervals_and_a_sum_over_rounds():
+    model, batch = make_model().eval(), make_batch(5)
+    outputs = model(batch.rays)
+    last = outputs[-1]
+    wanted = sum(stepfun.interlevel_loss(last.sdist, last.weights, o.sdist, o.weights).mean() / 6
+                 for o in outputs[:2])
+    torch.testing.assert_close(loss.interlevel_loss(model, outputs, batch), wanted)
 
 
 def test_the_charbonnier_loss_by_hand():
