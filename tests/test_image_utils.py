@@ -185,13 +185,13 @@ def test_normals_of_a_noisy_sphere_are_smooth_and_its_empty_surroundings_have_no
 
 
 def test_the_noisier_the_distances_the_larger_the_neighbourhood():
-    """A plane under noise of a pixel's width: a window of 7 pixels would be off by 25 degrees."""
+    """A plane under noise of 3 % of the distance: 7 pixels alone would be off by 46 degrees."""
     viewdirs = camera_rays(60)
     normal = torch.tensor([0.6, 0.0, 0.8])
     exact = -4 / (viewdirs @ normal)
-    noise = 0.01 * exact * torch.randn(60, 60)
+    noise = 0.03 * exact * torch.randn(60, 60)
     found = image_utils.surface_normals(exact + noise, viewdirs, torch.ones(60, 60))
-    assert degrees_between(found, normal).mean() < 9
+    assert degrees_between(found, normal).mean() < 15
 
 
 def test_normals_keep_the_edge_between_two_surfaces():

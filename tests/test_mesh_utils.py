@@ -96,6 +96,8 @@ def test_unwanted_blocks_are_not_evaluated():
     assert upper.num_evaluated < 0.75 * whole.num_evaluated
     assert upper.vertices[:, 2].max() == whole.vertices[:, 2].max()
     assert -0.3 < upper.vertices[:, 2].min() < 0
+    # Where the evaluated part ends there is no wall.
+    assert np.abs(np.linalg.norm(upper.vertices, axis=1) - 0.7).max() < grid.step / 2
 
 
 @pytest.mark.parametrize("level", [0.0, 3.0])
