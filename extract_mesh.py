@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import trimesh
 
 import coord
 import image_utils
@@ -376,8 +377,6 @@ def folder_name(config, step):
 
 def write_mesh(path, mesh, world_to_scene):
     """Write a mesh in the coordinates of the scene's files."""
-    import trimesh
-
     to_files = np.linalg.inv(world_to_scene.double().numpy())
     vertices = mesh.vertices @ to_files[:3, :3].T + to_files[:3, 3]
     result = trimesh.Trimesh(vertices, mesh.faces, process=False,
