@@ -1,7 +1,7 @@
 """Cameras of a video, from the cameras that a scene was trained on.
 
-Cameras that look at one thing from around it are followed by circles and helices about it;
-cameras that look one way, by LLFF's spiral and by arcs that stay among them.
+Cameras that look at one thing from around it are followed by ellipses, circles and helices about
+it; cameras that look one way, by LLFF's spiral and by arcs that stay among them.
 """
 
 import math
@@ -17,6 +17,9 @@ from ray_utils import Cameras, corner_rays
 
 # Mean of unit view directions above which cameras look one way: within some 25 degrees.
 FORWARD_FACING = 0.95
+
+# Cameras that leave out more than this angle in a row, as seen from their focus, stand on an arc.
+LARGEST_GAP = math.radians(120)
 
 HELIX_TURNS = 2
 SPIRAL_TURNS = 2
@@ -55,11 +58,12 @@ class View(NamedTuple):
 def path_cameras(cameras, path, num_frames, *, width=None, height=None, zoom=2.0, dolly=False):
     """The `Cameras` of a video's frames, pinholes all.
 
-    cameras: those of the training views. path: "spherical" (a circle about the focus; an arc for
-    cameras that look one way), "spiral" (a helix from the equator to the pole; LLFF's spiral), or
-    "zoom" (to `zoom` times the focal length and back; with `dolly` the camera comes as much closer
-    instead). width, height: of the frames in pixels; in proportion to the
-    other, or the largest picture's, if None. Frames show at least what that picture shows.
+    cameras: those of the training views. path: "ellipse" (through the cameras, no farther than they
+    go), "spherical" (a circle about the focus), either an arc for cameras that look one way;
+    "spiral" (a helix from the equator to the pole; LLFF's spiral), or "zoom" (to `zoom` times the
+    focal length and back; with `dolly` the camera comes as much closer instead). width, height: of
+    the frames in pixels; in proportion to the other, or the largest picture's, if None. Frames
+    show at least what that picture shows.
     Raises UserError for a path with rays that NDC cannot express.
     """
     view = look(cameras)
@@ -83,6 +87,17 @@ def path_cameras(cameras, path, num_frames, *, width=None, height=None, zoom=2.0
     if cameras.ndc is not None:
         check_expressible(made, path)
     return made
+
+
+def choose_path(cameras):
+    """The path that fits how training cameras stand: "spiral" or "ellipse"; and how they stand."""
+    view = look(cameras)
+    if view.forward_facing:
+        return "spiral", "the cameras look one way"
+    if not view.distance:
+        return "ellipse", "the cameras look away from one another"
+    covered = math.degrees(covered_arc(view)[1])
+    return "ellipse", f"the cameras stand on {covered:.0f} of 360 degrees about what they look at"
 
 
 def look(cameras):
@@ -117,6 +132,37 @@ def circle(view, phase):
     azimuths, elevations = pose_utils.angles_about(view.camtoworlds, view.focus, up)
     height = np.full_like(phase, np.median(elevations))
     return pose_utils.orbit(view.focus, up, view.distance, azimuths[0] + phase, height)
+
+
+def ellipse(view, phase):
+    """The ellipse through the cameras about the focus; there and back where they stand on an arc.
+
+    Of the curves p(angle) = c + a cos(angle) + b sin(angle), that of least squares to the cameras.
+    """
+    if not view.distance:
+        return circle(view, phase)
+    up = pose_utils.up_direction(view.camtoworlds)
+    azimuths, _ = pose_utils.angles_about(view.camtoworlds, view.focus, up)
+    first, covered = covered_arc(view)
+    whole = covered > 2 * math.pi - LARGEST_GAP
+    turn = azimuths[0] + phase if whole else first + covered * (0.5 - 0.5 * np.cos(phase))
+
+    def basis(angles):
+        return np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], axis=-1)
+
+    offsets = view.camtoworlds[:, :, 3] - view.focus
+    curve, *_ = np.linalg.lstsq(basis(azimuths), offsets, rcond=None)
+    return np.stack([pose_utils.view_matrix(offset, up, view.focus + offset)
+                     for offset in basis(turn) @ curve])
+
+
+def covered_arc(view):
+    """Where the arc on which cameras stand about the focus begins, and its angle, in radians."""
+    up = pose_utils.up_direction(view.camtoworlds)
+    azimuths = np.sort(pose_utils.angles_about(view.camtoworlds, view.focus, up)[0])
+    gaps = np.diff(azimuths, append=azimuths[0] + 2 * math.pi)
+    widest = int(gaps.argmax())
+    return azimuths[(widest + 1) % len(azimuths)], 2 * math.pi - gaps[widest]
 
 
 def helix(view, phase):
@@ -160,7 +206,8 @@ def among(view, offsets):
     return np.stack([pose_utils.view_matrix(p - view.focus, mean[:, 1], p) for p in positions])
 
 
-PATHS = {"spherical": {False: circle, True: arc}, "spiral": {False: helix, True: spiral}}
+PATHS = {"ellipse": {False: ellipse, True: arc}, "spherical": {False: circle, True: arc},
+         "spiral": {False: helix, True: spiral}}
 
 
 # Zooming.

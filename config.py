@@ -15,8 +15,9 @@ from pathlib import Path
 
 # What the official configurations of each dataset set.
 DATASET_DEFAULTS = {
-    "blender": {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0},
-    "multicam": {"factor": 1, "white_bkgd": True},
+    # Cameras on a hemisphere, which one ellipse does not follow.
+    "blender": {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0, "path": "spherical"},
+    "multicam": {"factor": 1, "white_bkgd": True, "path": "spherical"},
     "llff": {
         "factor": 4,
         "white_bkgd": False,
@@ -585,9 +586,10 @@ def _add_evaluation_flags(group):
 
 def _add_video_flags(group):
     flag = group.add_argument
-    flag("--path", choices=["spherical", "spiral", "zoom"], default="spherical",
-         help="a circle about the scene (an arc for cameras that look one way); a helix from its "
-         "equator to its pole (LLFF's spiral); or standing still and zooming")
+    flag("--path", choices=["auto", "ellipse", "spherical", "spiral", "zoom"], default="auto",
+         help="through the cameras; a circle about the scene (either an arc for cameras that look "
+         "one way); a helix from its equator to its pole (LLFF's spiral); standing still and "
+         "zooming; or, by how the cameras stand, ellipse or spiral")
     flag("--frames", type=_between(int, 1, 100_000), default=120, help="frames of the video")
     flag("--fps", type=_between(int, 1, 1000), default=30, help="frames per second")
     flag("--width", type=_side, help="of the frames in pixels (in proportion to --height, "

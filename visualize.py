@@ -2,6 +2,7 @@
 
     python visualize.py --run log/blender_lego_mipnerf                      a circle about the scene
     python visualize.py --scene lego --visualize_depth --visualize_normals  all three, side by side
+    python visualize.py --dataset_name colmap --scene garden                through the cameras
     python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
     python visualize.py --dataset_name multicam --scene lego --path zoom    to twice and back
 
@@ -29,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 import image_utils
-from camera_paths import path_cameras
+from camera_paths import choose_path, path_cameras
 from checkpoint import open_run
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
@@ -46,6 +47,9 @@ def main(argv=None):
     run = open_run(argv)
     config = run.config
     scene, device = run.scene["train"], select_device(config)
+    if config.path == "auto":
+        config.path, why = choose_path(scene.cameras)
+        print(f"--path {config.path}: {why}.")
     cameras = cameras_of(scene, config, config.width, config.height).to(device)
     width, height = cameras.sizes[0].tolist()
     kinds = ["rgb"] + ["depth"] * config.visualize_depth + ["normals"] * config.visualize_normals

@@ -9,14 +9,15 @@ import torch
 import coord
 import demo_scene
 import pose_utils
-from camera_paths import path_cameras
+from camera_paths import choose_path, path_cameras
 from config import UserError, get_config
 from datasets import load_dataset
 from ray_utils import Cameras, pixels_to_rays
 from scene_files import pixtocam
 from tests.scenes import look_at, round_poses, write_llff
 
-ALL_PATHS = [("spherical", {}), ("spiral", {}), ("zoom", {}), ("zoom", {"dolly": True})]
+ALL_PATHS = [("ellipse", {}), ("spherical", {}), ("spiral", {}), ("zoom", {}),
+             ("zoom", {"dolly": True})]
 
 
 def cameras_of(poses, width=12, height=8, focal=15.0, near=2.0, far=6.0, **facts):
@@ -81,7 +82,7 @@ def test_every_camera_around_the_scene_sees_it_between_near_and_far(make, path, 
     assert (seen.distance[hit] < rays.far[..., 0][hit]).all()
 
 
-@pytest.mark.parametrize("path,flags", [*ALL_PATHS[:3], ("zoom", {"dolly": True, "zoom": 1.2})])
+@pytest.mark.parametrize("path,flags", [*ALL_PATHS[:4], ("zoom", {"dolly": True, "zoom": 1.2})])
 @pytest.mark.parametrize("ndc", ["--ndc", "--no-ndc"])
 def test_every_forward_facing_camera_sees_the_scene(tmp_path, ndc, path, flags):
     cameras, world_to_scene = llff_demo(tmp_path, ndc)
@@ -126,6 +127,52 @@ def test_the_circle_is_full_and_as_high_as_the_cameras():
     assert (frames.camtoworlds[:, 2, 1] > 0).all()
 
 
+def on_an_ellipse(angles):
+    """Places of a tilted ellipse that has its angles as azimuths about the origin."""
+    x, y = 3 * np.cos(angles), 3 * np.sin(angles)
+    return np.stack([x, y, 1.5 + 0.2 * x - 0.1 * y], axis=-1)
+
+
+def azimuths_of(frames):
+    """Those of cameras that must lie on that ellipse and look at the origin."""
+    places = frames.camtoworlds[:, :, 3].double()
+    angles = torch.atan2(places[:, 1], places[:, 0]).numpy()
+    np.testing.assert_allclose(places, on_an_ellipse(angles), atol=1e-5)
+    toward = torch.nn.functional.normalize(-places, dim=-1)
+    torch.testing.assert_close(-frames.camtoworlds[:, :, 2].double(), toward, atol=1e-5, rtol=0)
+    return angles
+
+
+def test_the_ellipse_goes_through_the_cameras():
+    cameras = cameras_of([look_at(p) for p in on_an_ellipse(2 * np.pi * np.arange(24) / 24)])
+    assert choose_path(cameras) == (
+        "ellipse", "the cameras stand on 345 of 360 degrees about what they look at")
+    angles = azimuths_of(path_cameras(cameras, "ellipse", 36))
+    turns = np.diff(angles, append=angles[0]) % (2 * np.pi)
+    np.testing.assert_allclose(turns, 2 * np.pi / 36, atol=1e-5)
+
+
+@pytest.mark.parametrize("middle", [0.0, 1.0, 3.0])
+def test_the_ellipse_goes_no_farther_than_the_cameras(middle):
+    """Cameras on a part of it: there and back, from end to end."""
+    cameras = cameras_of([look_at(p) for p in on_an_ellipse(middle + np.linspace(-1.4, 1.4, 15))])
+    frames = path_cameras(cameras, "ellipse", 24)
+    angles = (azimuths_of(frames) - middle + np.pi) % (2 * np.pi) - np.pi
+    np.testing.assert_allclose(angles[[0, 12]], [-1.4, 1.4], atol=1e-5)
+    np.testing.assert_allclose(angles[1:], angles[:0:-1], atol=1e-5)
+    assert (np.diff(angles[:13]) > 0).all()
+
+
+def test_the_path_is_chosen_by_how_the_cameras_stand(tmp_path):
+    path, why = choose_path(llff_demo(tmp_path)[0])
+    assert (path, why) == ("spiral", "the cameras look one way")
+    assert choose_path(blender_demo())[0] == "ellipse"
+    outward = np.stack(round_poses(8))
+    outward[:, :3, :3] = outward[:, :3, :3] @ np.diag([-1.0, 1, -1])
+    assert choose_path(cameras_of(outward)) == (
+        "ellipse", "the cameras look away from one another")
+
+
 def test_the_helix_climbs_from_the_equator_to_the_pole():
     frames = path_cameras(blender_demo(), "spiral", 30)
     height = frames.camtoworlds[:, 2, 3] / frames.camtoworlds[:, :, 3].norm(dim=-1)
@@ -141,7 +188,7 @@ def test_paths_turn_with_the_world(turn):
     poses = np.stack(round_poses(9))
     turned = poses.copy()
     turned[:, :3] = turn @ poses[:, :3]
-    for path in ("spherical", "spiral"):
+    for path in ("ellipse", "spherical", "spiral"):
         a, b = (path_cameras(cameras_of(p), path, 7).camtoworlds for p in (poses, turned))
         moved = torch.tensor(turn, dtype=torch.float32) @ a
         torch.testing.assert_close(moved, b, atol=1e-5, rtol=1e-5)
