@@ -50,6 +50,7 @@ from scene_files import (
     read_model,
     read_pixels_of,
     report_left_out,
+    reprojection_error,
     seen_range,
     stored_size,
     transforms_lens,
@@ -81,6 +82,8 @@ class NeRFDataset(ABC):
 
     folders = ()
     num_channels = 4
+    # Of the known points the mean, in pixels of the full size; None where the files do not tell.
+    reprojection_error = None
 
     def __init__(self, config, split, device="cpu", read_pixels=True):
         self.config = config
@@ -107,6 +110,10 @@ class NeRFDataset(ABC):
         """Every split's scene without its pixels: `dict` of name to `Scene`."""
         scenes = {split: self.load(split, read_pixels=False) for split in self.splits()}
         return {s: replace(scene, files=(), mask_files=()) for s, scene in scenes.items()}
+
+    def points(self):
+        """Known points `[M, 3]` on surfaces, in the cameras' world; M is 0 if files have none."""
+        return np.empty((0, 3))
 
     def check_is(self, facts):
         """Raise UserError unless `facts`, a run's `dict` of scenes, are of this very scene."""
@@ -146,11 +153,15 @@ class NeRFDataset(ABC):
         """All pixels of one image, in rows: a `Batch` of shape `[h, w]`."""
         width, height = self.scene.cameras.sizes[index].tolist()
         pixels = self._on_device(self._pixels_of(index)).reshape(height, width, -1)
-        mask = None
-        if self.scene.mask_files:
-            mask = self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
         rays = image_rays(self.cameras, index)
-        return Batch(rays=rays, rgb=composite(pixels, self.scene.background), mask=mask)
+        return Batch(rays=rays, rgb=composite(pixels, self.scene.background), mask=self.mask(index))
+
+    def mask(self, index):
+        """Which pixels of one image count: `[h, w, 1]`, 1 or 0; None if all do."""
+        if not self.scene.mask_files:
+            return None
+        width, height = self.scene.cameras.sizes[index].tolist()
+        return self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
 
     def _pixels_of(self, index):
         """The pixels `[h * w, C]` of one image, from memory or from its file."""
@@ -425,6 +436,14 @@ class Capture(NeRFDataset):
         """What `read_views` tells, read once."""
         return self.read_views()
 
+    def points(self):
+        _, transform, _ = self._world
+        return pose_utils.transform_points(self.views.points, transform)
+
+    @property
+    def reprojection_error(self):
+        return self.views.reprojection_error
+
     @cached_property
     def _world(self):
         """All views' aligned `Cameras`, the similarity that aligned them, and the scene's box."""
@@ -433,7 +452,7 @@ class Capture(NeRFDataset):
             raise UserError(f"{self.root} has {len(views.names)} camera(s) in one place, which "
                             "tells no scale; views from several places are wanted.")
         camtoworlds, transform = pose_utils.align_pca(views.camtoworlds)
-        points = views.points @ transform[:3, :3].T + transform[:3, 3]
+        points = pose_utils.transform_points(views.points, transform)
         cameras = view_cameras(views, camtoworlds)
         near, far = seen_range(cameras, points) or cameras_range(camtoworlds)
         near = near if self.config.near is None else self.config.near
@@ -472,7 +491,7 @@ class Colmap(Capture):
             camtoworlds=checked_poses(pose_utils.from_opencv(worldtocams), path, names),
             sizes=[stored_size(file, lens, path)
                    for file, lens in zip(files, lenses, strict=True)],
-            points=checked_points(model, path),
+            points=checked_points(model, path), reprojection_error=reprojection_error(model),
         )
 
     def split_index(self, split):

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 from config import (
+    UserError,
     check_flags,
     run_script,
     saved_flags,
@@ -103,13 +104,24 @@ def world_distance(cameras, rays, distance):
 
 
 def score_image(pictures, dataset, index, lpips=None):
-    """The scores of one view, quantized as `render_pictures` gives it."""
+    """The scores of one view, quantized as `render_pictures` gives it.
+
+    Pixels that a mask leaves out do not count in PSNR, and as rendered without fault in the others.
+    Raises UserError where it leaves out all.
+    """
     truth, rgb = pictures["truth"], pictures["rgb"]
+    mask = dataset.mask(index)
+    counts = np.ones(truth.shape[:2], bool) if mask is None else mask[..., 0].bool().cpu().numpy()
+    if not counts.any():
+        raise UserError(f"the mask {dataset.scene.mask_files[index]} leaves no pixel to score; "
+                        "correct it, or keep this view for training.")
+    rgb = np.where(counts[..., None], rgb, truth)
+    blank = np.full_like(truth, dataset.scene.background)
     scores = {
         "name": dataset.scene.names[index],
-        "psnr": image_utils.psnr(rgb, truth),
+        "psnr": image_utils.psnr(rgb[counts], truth[counts]),
         "ssim": image_utils.ssim(rgb, truth),
-        "blank_psnr": image_utils.psnr(np.full_like(truth, dataset.scene.background), truth),
+        "blank_psnr": image_utils.psnr(blank[counts], truth[counts]),
     }
     if lpips is not None:
         scores["lpips"] = lpips(rgb, truth)

@@ -31,6 +31,7 @@ import trimesh
 import coord
 import image_utils
 import mesh_utils
+import pose_utils
 from checkpoint import open_run
 from datasets import load_dataset
 from evaluate import world_distance
@@ -378,7 +379,7 @@ def folder_name(config, step):
 def write_mesh(path, mesh, world_to_scene):
     """Write a mesh in the coordinates of the scene's files."""
     to_files = np.linalg.inv(world_to_scene.double().numpy())
-    vertices = mesh.vertices @ to_files[:3, :3].T + to_files[:3, 3]
+    vertices = pose_utils.transform_points(mesh.vertices, to_files)
     result = trimesh.Trimesh(vertices, mesh.faces, process=False,
                              vertex_colors=image_utils.to_uint8(mesh.colours))
     content = result.export(file_type=path.suffix[1:])

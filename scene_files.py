@@ -251,10 +251,7 @@ def image_folder(root, factor):
     name = "images" if factor == 1 else f"images_{factor}"
     if (root / name).is_dir():
         return root / name
-    shipped = {1: root / "images"} if (root / "images").is_dir() else {}
-    for folder in root.glob("images_*"):
-        if folder.name[7:].isdigit() and folder.is_dir():
-            shipped[int(folder.name[7:])] = folder
+    shipped = shipped_folders(root)
     finer = [f for f in shipped if f < factor]
     if not finer:
         there = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
@@ -267,6 +264,15 @@ def image_folder(root, factor):
     if not target.is_dir():
         _make_smaller(shipped[source], target, factor, factor / source)
     return target
+
+
+def shipped_folders(root):
+    """The folders of images that a scene ships: a `dict` from factors."""
+    shipped = {1: root / "images"} if (root / "images").is_dir() else {}
+    for folder in root.glob("images_*"):
+        if folder.name[7:].isdigit() and folder.is_dir():
+            shipped[int(folder.name[7:])] = folder
+    return shipped
 
 
 def _make_smaller(source, target, factor, ratio):
@@ -344,7 +350,8 @@ class Views(NamedTuple):
 
     names; files: as used at `--factor`; camtoworlds: `[N, 3, 4]`, OpenGL axes; lenses: N `Lens`;
     sizes: (width, height) of the pictures to be made of the files; points: `[M, 3]` on surfaces,
-    M may be 0; mask_files: N files or None each, empty if no view has a mask.
+    M may be 0; mask_files: N files or None each, empty if no view has a mask; reprojection_error:
+    the points' mean, in pixels of the full size, None where the files do not tell.
     """
 
     names: list
@@ -354,6 +361,7 @@ class Views(NamedTuple):
     sizes: list
     points: np.ndarray
     mask_files: list
+    reprojection_error: float | None = None
 
 
 def make_lens(model, values, size, source):
@@ -435,6 +443,12 @@ def checked_points(model, source):
     if not np.isfinite(points).all():
         raise UserError(f"{source} has points that are not finite; make the model again.")
     return points
+
+
+def reprojection_error(model):
+    """The mean of the errors in pixels that a COLMAP model keeps with its points, None if none."""
+    errors = [point.error for point in model.points3D.values() if point.error >= 0]
+    return float(np.mean(errors)) if errors else None
 
 
 def transforms_lens(values, file, times, source):

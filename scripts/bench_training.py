@@ -50,11 +50,11 @@ def score_run(folder, args):
     if not rows:
         raise UserError(f"{folder} holds no checkpoint; give run folders of train.py.")
     scales = "".join(f" 1/{2**scale} dB |" for scale in scores["scales"])
-    title = (f"{Path(config.scene).name} ({config.dataset_name}, factor {config.factor}): network "
-             f"{config.depth} x {config.hidden}, {config.num_levels} x {config.num_samples} "
-             f"samples, batch {config.batch_size}, seed {config.seed}, {scores['precision']} on "
-             f"{scores['device']}, commit {scores['commit']}; a blank picture has "
-             f"{scores['blank_psnr']:.2f} dB")
+    title = (f"{Path(config.scene).name} ({config.dataset_name}, factor {config.factor}): "
+             f"{config.model}, network {config.depth} x {config.hidden}, {config.num_levels} x "
+             f"{config.num_samples} samples, batch {config.batch_size}, seed {config.seed}, "
+             f"{scores['precision']} on {scores['device']}, commit {scores['commit']}; a blank "
+             f"picture has {scores['blank_psnr']:.2f} dB")
     return "\n".join([
         title, "", f"| steps | seconds | PSNR dB | SSIM |{scales}",
         "| --- | --- | --- | --- |" + " --- |" * len(scores["scales"]), *rows,

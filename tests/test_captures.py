@@ -16,6 +16,7 @@ from imageio.v3 import imread, imwrite
 import demo_scene
 from config import UserError, get_config
 from datasets import load_dataset
+from evaluate import score_image
 from image_utils import read_mask
 from loss import colour_error
 from ray_utils import pixels_to_rays
@@ -481,6 +482,31 @@ def test_masks_of_smaller_pictures_count_whole_pixels_alone(tmp_path):
     for i in range(2):
         wanted = masks[i].reshape(4, 2, 6, 2).min((1, 3)) / 255
         np.testing.assert_array_equal(dataset.image(i).mask[..., 0], wanted)
+
+
+def test_masked_pixels_do_not_count_in_scores(tmp_path):
+    write_nerfstudio(tmp_path / "scene", size=(24, 16))
+    mask = np.full((16, 24), 255, np.uint8)
+    mask[:, :6] = 0
+    imwrite(tmp_path / "scene" / "mask.png", mask)
+    change_json(tmp_path / "scene", lambda v: v["frames"][0].update(mask_path="mask.png"))
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
+    truth = dataset.image(0).rgb.numpy()
+    wrong = np.clip(truth + 0.1, 0, 1)
+    wrong[mask == 0] = np.random.default_rng(0).random((16 * 6, 3))
+    scores = score_image({"truth": truth, "rgb": wrong}, dataset, 0)
+    kept = mask > 0
+    assert scores["psnr"] == pytest.approx(
+        -10 * np.log10(np.mean((wrong[kept] - truth[kept]) ** 2)), rel=1e-5)
+    assert scores["blank_psnr"] == pytest.approx(-10 * np.log10(np.mean(truth[kept] ** 2)),
+                                                 rel=1e-5)
+    only_masked = np.where(kept[..., None], truth, wrong)
+    scores = score_image({"truth": truth, "rgb": only_masked}, dataset, 0)
+    assert scores["psnr"] == np.inf and scores["ssim"] == pytest.approx(1)
+    imwrite(tmp_path / "scene" / "mask.png", 0 * mask)
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
+    with pytest.raises(UserError, match="mask.png leaves no pixel to score"):
+        score_image({"truth": truth, "rgb": wrong}, dataset, 0)
 
 
 @pytest.mark.parametrize("mask", [

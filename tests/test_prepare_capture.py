@@ -1,0 +1,271 @@
+"""Photographs and videos become scenes: cameras against those that drew the pictures, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from imageio.v3 import imread, imwrite
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+import demo_scene
+from config import UserError
+from datasets import load_dataset
+from image_utils import list_images, resize_area
+from scene_report import scene_config
+from scripts import bench_capture, prepare_capture
+from tests.test_training import ROOT
+
+SIZE = (320, 240)
+ORIENTATION = 0x0112
+
+
+def walk(count):
+    """Poses of a third of a walk round the demo scene."""
+    turn = np.radians(np.linspace(0, 120, count))
+    places = np.stack([3.4 * np.cos(turn), 3.0 * np.sin(turn), 1.3 + 0.3 * np.sin(3 * turn)], -1)
+    return np.stack([demo_scene.look_at(place)[:3] for place in places])
+
+
+def photograph(pose):
+    pixtocam = demo_scene.pinhole(*SIZE, 300.0)
+    return demo_scene.render(pose, pixtocam, *SIZE, 2, demo_scene.ROOM)[..., :3]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Twelve good ones, one of nothing, one that was noted to be turned, one that is broken."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for i, pose in enumerate(walk(12)):
+        image = photograph(pose)
+        if i == 5:
+            exif = Image.Exif()
+            exif[ORIENTATION] = 8  # To be turned by 90 degrees against the clock.
+            Image.fromarray(np.rot90(image, -1)).save(folder / "view_05.png", exif=exif)
+        else:
+            imwrite(folder / f"view_{i:02d}.png", image)
+    imwrite(folder / "wall.png", np.full((SIZE[1], SIZE[0], 3), 128, dtype=np.uint8))
+    (folder / "broken.png").write_bytes(b"\x89PNG nothing")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(photographs, tmp_path_factory):
+    """A scene made of the photographs as a user makes it, and what was printed."""
+    out = tmp_path_factory.mktemp("prepared") / "scene"
+    before = {p: p.read_bytes() for p in photographs.iterdir()}
+    result = run("scripts/prepare_capture.py", photographs, out)
+    assert result.returncode == 0, result.stderr
+    assert {p: p.read_bytes() for p in photographs.iterdir()} == before
+    return out, result.stdout
+
+
+def run(*words):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True,
+                          capture_output=True)
+
+
+def test_cameras_are_found_where_the_pictures_were_drawn(prepared):
+    out, _ = prepared
+    found = bench_capture.poses_by_name(out)
+    names = [f"view_{i:02d}" for i in range(12)]
+    assert sorted(found) == names
+    position, angle = bench_capture.pose_errors(np.stack([found[n] for n in names]), walk(12))
+    assert position.max() < 0.01 and angle.max() < 0.5
+
+
+def test_what_was_left_out_is_said_by_name(prepared, photographs):
+    out, said = prepared
+    assert f"{photographs}: left out 1 image(s) that cannot be read: broken.png" in said
+    assert "13 images in " in said
+    assert "12 of 13 images are placed." in said
+    assert "Not placed: wall.png. To have them, take more photographs that overlap" in said
+    assert not (out / "images" / "broken.png").exists()
+
+
+def test_the_scene_is_complete_and_smaller_copies_are_area_averages(prepared, photographs):
+    out, said = prepared
+    assert sorted(p.name for p in out.iterdir() if p.name != ".lock") == [
+        "images", "images_2", "prepare.json", "report.json", "report.png", "sparse"]
+    full, half = (imread(out / folder / "view_03.png") for folder in ("images", "images_2"))
+    np.testing.assert_array_equal(full, photograph(walk(12)[3]))
+    means = full.reshape(120, 2, 160, 2, 3).mean(axis=(1, 3))
+    assert np.abs(half - means).max() <= 0.5
+    np.testing.assert_array_equal(half, resize_area(full, 160, 120))
+    # The picture that was noted as turned is upright, and no note says otherwise.
+    np.testing.assert_array_equal(imread(out / "images" / "view_05.png"), photograph(walk(12)[5]))
+    facts = json.loads((out / "report.json").read_text())
+    assert facts["views"]["train"] == 10 and facts["views"]["test"] == 2
+    assert 0 < facts["reprojection_error"] < 1
+    assert f"mean reprojection error {facts['reprojection_error']:.2f} pixels" in said
+    assert imread(out / "report.png").shape[-1] == 3
+    assert f"--dataset_name colmap --scene {out} --factor 1" in said
+
+
+def test_the_command_that_is_named_trains(prepared, tmp_path):
+    out, said = prepared
+    command = said[said.index("python train.py"):].split()
+    result = run(*command[1:], "--max_steps", "2", "--no-final_eval", "--eval_every", "0",
+                 "--log_dir", tmp_path, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_scene_that_is_there_is_not_made_again(prepared, photographs):
+    out, _ = prepared
+    result = run("scripts/prepare_capture.py", photographs, out)
+    assert result.returncode == 2
+    assert "holds a scene already; choose another folder" in result.stderr
+
+
+def test_what_was_interrupted_goes_on(photographs, tmp_path):
+    """Stopped after the features: they are kept, and what comes out is whole."""
+    out = tmp_path / "scene"
+    words = [sys.executable, "scripts/prepare_capture.py", photographs, out]
+    process = subprocess.Popen(list(map(str, words)), cwd=ROOT, text=True, bufsize=0,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = ""
+    while "Matches" not in said:
+        letter = process.stdout.read(1)
+        assert letter, said
+        said += letter
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said + rest
+    assert not (out / "sparse").exists()
+    features = (out / "database.db").stat().st_size
+    assert features > 100_000
+    other = run("scripts/prepare_capture.py", photographs, out, "--matching", "sequential")
+    assert other.returncode == 2 and "was begun with" in other.stderr
+    again = run("scripts/prepare_capture.py", photographs, out)
+    assert again.returncode == 0, again.stderr
+    assert "was begun before: going on" in again.stdout
+    assert "12 of 13 images are placed" in again.stdout
+    assert (out / "sparse" / "0" / "points3D.bin").exists()
+
+
+# Videos.
+
+
+def write_frames(path, frames):
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def test_the_sharpest_frame_of_each_part_of_a_video_is_taken(tmp_path):
+    rng = np.random.default_rng(0)
+    sharp = [2, 5, 10, 12, 19]
+    frames = []
+    for i in range(20):
+        frame = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((5, 5, 1))).astype(np.uint8)
+        frames.append(frame if i in sharp else cv2.GaussianBlur(frame, (0, 0), 3))
+    write_frames(tmp_path / "v.avi", frames)
+    (tmp_path / "out").mkdir()
+    prepare_capture.take_frames(tmp_path / "v.avi", tmp_path / "out", 5)
+    files = list_images(tmp_path / "out")
+    assert [f.name for f in files] == [f"frame_{i:06d}.jpg" for i in sharp]
+    shown = imread(files[2]).astype(float)
+    assert np.abs(shown - frames[10][..., ::-1]).mean() < 8
+
+
+def test_a_short_video_is_taken_whole(tmp_path):
+    write_frames(tmp_path / "v.avi", list(np.random.default_rng(0).integers(
+        0, 256, (4, 48, 64, 3), dtype=np.uint8)))
+    (tmp_path / "out").mkdir()
+    prepare_capture.take_frames(tmp_path / "v.avi", tmp_path / "out", 150)
+    assert len(list_images(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("video,count,flag,matching", [
+    (True, 20, "auto", "sequential"), (False, 20, "auto", "exhaustive"),
+    (False, 201, "auto", "sequential"), (True, 20, "exhaustive", "exhaustive"),
+])
+def test_pairs_are_chosen_by_what_the_images_are(tmp_path, video, count, flag, matching):
+    source = tmp_path / "source"
+    source.touch() if video else source.mkdir()
+    args = prepare_capture.parse([str(source), "out", "--matching", flag])
+    assert prepare_capture.choose_matching(args, count) == matching
+
+
+# Bad input.
+
+
+def refused(*words):
+    with pytest.raises(UserError) as error:
+        prepare_capture.main(list(map(str, words)))
+    return str(error.value)
+
+
+def test_sources_that_cannot_be_used_are_said_and_leave_nothing(tmp_path):
+    out = tmp_path / "out"
+    assert "does not exist" in refused(tmp_path / "missing", out)
+    (tmp_path / "empty").mkdir()
+    assert "holds 0 readable images" in refused(tmp_path / "empty", out)
+    (tmp_path / "text.mp4").write_text("no video")
+    assert "is no video with 3 frames or more" in refused(tmp_path / "text.mp4", out)
+    write_frames(tmp_path / "two.avi", [np.zeros((48, 64, 3), np.uint8)] * 2)
+    assert "is no video with 3 frames or more" in refused(tmp_path / "two.avi", out)
+    assert not (out / "images").exists() and not (out / "sparse").exists()
+
+
+def test_folders_that_hold_other_things_are_left_alone(tmp_path, photographs):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    assert "is there and is no capture that was begun here" in refused(
+        photographs, tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["letter.txt"]
+    assert "is there and is no capture" in refused(photographs, tmp_path / "mine" / "letter.txt")
+
+
+def test_images_that_do_not_fit_together_are_said(tmp_path):
+    folder = tmp_path / "walls"
+    folder.mkdir()
+    for i in range(4):
+        imwrite(folder / f"{i}.png", np.full((60, 80, 3), 60 * i, dtype=np.uint8))
+    assert "could not place any of the 4 images" in refused(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("words", [
+    ["one"], ["one", "two", "three"], ["--check"], ["--check", "one", "two"],
+    ["one", "two", "--num_frames", "2"], ["--check", "one", "--factor", "0"], ["a", "b", "--chek"],
+])
+def test_wrong_command_lines_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        prepare_capture.main(words)
+    assert end.value.code == 2
+
+
+# The comparison of poses.
+
+
+def test_pose_errors_are_what_was_done_to_the_poses():
+    known = walk(9)
+    rotation = Rotation.from_euler("xyz", [0.4, 1.1, -2.0]).as_matrix()
+    moved = known.copy()
+    moved[:, :, :3] = rotation @ known[:, :, :3]
+    moved[:, :, 3] = 2.5 * known[:, :, 3] @ rotation.T + [1, 2, 3]
+    position, angle = bench_capture.pose_errors(moved, known)
+    assert position.max() < 1e-6 and angle.max() < 1e-3
+    moved[4, :, :3] = moved[4, :, :3] @ Rotation.from_euler("y", 3, degrees=True).as_matrix()
+    _, angle = bench_capture.pose_errors(moved, known)
+    np.testing.assert_allclose(angle, [0, 0, 0, 0, 3, 0, 0, 0, 0], atol=1e-3)
+
+
+def test_scenes_are_compared_by_the_names_of_their_images(prepared, tmp_path):
+    out, _ = prepared
+    shutil.copytree(out, tmp_path / "copy")
+    found = bench_capture.poses_by_name(out)
+    said = bench_capture.comparison(found, bench_capture.poses_by_name(tmp_path / "copy"))
+    assert said.startswith("12 poses compared.") and "off by 0.00 and 0.00 %" in said
+    with pytest.raises(UserError, match="have 0 images of the same name"):
+        bench_capture.comparison(found, {"other": walk(1)[0]})
+    assert len(load_dataset(scene_config(out), "test", read_pixels=False)) == 2
