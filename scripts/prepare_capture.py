@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from PIL import Image, ImageOps  # noqa: E402
 from config import DATASET_DEFAULTS, UserError, first_line, run_script  # noqa: E402
 from file_utils import new_folder, sole_writer, write_whole  # noqa: E402
 from image_utils import IMAGE_SUFFIXES, image_size, list_images, write_image  # noqa: E402
-from scene_files import image_folder, import_pycolmap, report_left_out  # noqa: E402
+from scene_files import LENSES, image_folder, import_pycolmap, report_left_out  # noqa: E402
 from scene_report import examine, scene_config  # noqa: E402
 
 # Above so many photographs, each is matched with its neighbours in name order alone: pairs of all
@@ -95,8 +96,10 @@ def parse(argv):
                         help="match all pairs, or neighbours in name order; auto: sequential for a "
                         f"video and for more than {MOST_EXHAUSTIVE} photographs")
     parser.add_argument("--camera", choices=["auto", "single", "per_image"], default="auto",
-                        help="whether the images share one lens (OPENCV model) or each has its own "
-                        "(SIMPLE_RADIAL); auto: one if they have one size")
+                        help="whether the images share one lens or each has its own; auto: one if "
+                        "they have one size")
+    parser.add_argument("--lens", choices=sorted(LENSES), default="SIMPLE_RADIAL",
+                        help="COLMAP's model of the lens (default: %(default)s)")
     args = parser.parse_args(argv)
     wanted = 1 if args.check else 2
     if len(args.paths) != wanted:
@@ -136,8 +139,8 @@ def note_of(out):
 def check_is_begun_alike(out, source, args):
     """Note what the scene is made of. Raises UserError if it was begun otherwise."""
     made_of = {"source": str(source.absolute()), "num_frames": args.num_frames,
-               "matching": args.matching, "camera": args.camera}
-    before = note_of(out)
+               "matching": args.matching, "camera": args.camera, "lens": args.lens}
+    before = note_of(out) if (out / "images").is_dir() else None
     if before not in (None, made_of):
         raise UserError(f"{out} was begun with {before}, and now {made_of} is asked for; give the "
                         "same, or choose another folder.")
@@ -259,7 +262,7 @@ def find_cameras(images, out, args):
     files = list_images(images)
     database = out / "database.db"
     try:
-        timed("Features", lambda: extract(pycolmap, database, images, files, args.camera))
+        timed("Features", lambda: extract(pycolmap, database, images, files, args))
         matching = choose_matching(args, len(files))
         timed(f"Matches ({matching})", lambda: match(pycolmap, database, matching))
         models = timed("Cameras", lambda: place(pycolmap, database, images, out))
@@ -283,13 +286,12 @@ def timed(what, work):
     return result
 
 
-def extract(pycolmap, database, images, files, camera):
+def extract(pycolmap, database, images, files, args):
     """Features of the images into the database; images that it has already are passed over."""
-    if camera == "auto":
-        camera = "single" if len({image_size(file) for file in files}) == 1 else "per_image"
-    single = camera == "single"
+    one_size = len({image_size(file) for file in files}) == 1
+    single = args.camera == "single" or (args.camera == "auto" and one_size)
     reading = pycolmap.ImageReaderOptions()
-    reading.camera_model = "OPENCV" if single else "SIMPLE_RADIAL"
+    reading.camera_model = args.lens
     extraction = pycolmap.FeatureExtractionOptions()
     extraction.max_image_size = FEATURE_SIDE
     mode = pycolmap.CameraMode.SINGLE if single else pycolmap.CameraMode.PER_IMAGE
@@ -320,7 +322,7 @@ def place(pycolmap, database, images, out):
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size = FEWEST
     options.random_seed = 0
-    with new_folder(out / "models") as folder:
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         return list(pycolmap.incremental_mapping(database, images, folder, options).values())
 
 

@@ -22,13 +22,13 @@ from scene_report import scene_config
 from scripts import bench_capture, prepare_capture
 from tests.test_training import ROOT
 
-SIZE = (320, 240)
+COUNT, SIZE = 16, (320, 240)
 ORIENTATION = 0x0112
 
 
 def walk(count):
-    """Poses of a third of a walk round the demo scene."""
-    turn = np.radians(np.linspace(0, 120, count))
+    """Poses of a quarter of a walk round the demo scene."""
+    turn = np.radians(np.linspace(0, 96, count))
     places = np.stack([3.4 * np.cos(turn), 3.0 * np.sin(turn), 1.3 + 0.3 * np.sin(3 * turn)], -1)
     return np.stack([demo_scene.look_at(place)[:3] for place in places])
 
@@ -40,9 +40,9 @@ def photograph(pose):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Twelve good ones, one of nothing, one that was noted to be turned, one that is broken."""
+    """Many good ones, one of nothing, one that was noted to be turned, one that is broken."""
     folder = tmp_path_factory.mktemp("photographs")
-    for i, pose in enumerate(walk(12)):
+    for i, pose in enumerate(walk(COUNT)):
         image = photograph(pose)
         if i == 5:
             exif = Image.Exif()
@@ -75,17 +75,17 @@ def run(*words):
 def test_cameras_are_found_where_the_pictures_were_drawn(prepared):
     out, _ = prepared
     found = bench_capture.poses_by_name(out)
-    names = [f"view_{i:02d}" for i in range(12)]
+    names = [f"view_{i:02d}" for i in range(COUNT)]
     assert sorted(found) == names
-    position, angle = bench_capture.pose_errors(np.stack([found[n] for n in names]), walk(12))
-    assert position.max() < 0.01 and angle.max() < 0.5
+    position, angle = bench_capture.pose_errors(np.stack([found[n] for n in names]), walk(COUNT))
+    assert position.max() < 0.01 and angle.max() < 1
 
 
 def test_what_was_left_out_is_said_by_name(prepared, photographs):
     out, said = prepared
     assert f"{photographs}: left out 1 image(s) that cannot be read: broken.png" in said
-    assert "13 images in " in said
-    assert "12 of 13 images are placed." in said
+    assert f"{COUNT + 1} images in " in said
+    assert f"{COUNT} of {COUNT + 1} images are placed." in said
     assert "Not placed: wall.png. To have them, take more photographs that overlap" in said
     assert not (out / "images" / "broken.png").exists()
 
@@ -95,14 +95,15 @@ def test_the_scene_is_complete_and_smaller_copies_are_area_averages(prepared, ph
     assert sorted(p.name for p in out.iterdir() if p.name != ".lock") == [
         "images", "images_2", "prepare.json", "report.json", "report.png", "sparse"]
     full, half = (imread(out / folder / "view_03.png") for folder in ("images", "images_2"))
-    np.testing.assert_array_equal(full, photograph(walk(12)[3]))
+    np.testing.assert_array_equal(full, photograph(walk(COUNT)[3]))
     means = full.reshape(120, 2, 160, 2, 3).mean(axis=(1, 3))
     assert np.abs(half - means).max() <= 0.5
     np.testing.assert_array_equal(half, resize_area(full, 160, 120))
     # The picture that was noted as turned is upright, and no note says otherwise.
-    np.testing.assert_array_equal(imread(out / "images" / "view_05.png"), photograph(walk(12)[5]))
+    turned = imread(out / "images" / "view_05.png")
+    np.testing.assert_array_equal(turned, photograph(walk(COUNT)[5]))
     facts = json.loads((out / "report.json").read_text())
-    assert facts["views"]["train"] == 10 and facts["views"]["test"] == 2
+    assert facts["views"]["train"] == COUNT - 2 and facts["views"]["test"] == 2
     assert 0 < facts["reprojection_error"] < 1
     assert f"mean reprojection error {facts['reprojection_error']:.2f} pixels" in said
     assert imread(out / "report.png").shape[-1] == 3
@@ -146,7 +147,7 @@ def test_what_was_interrupted_goes_on(photographs, tmp_path):
     again = run("scripts/prepare_capture.py", photographs, out)
     assert again.returncode == 0, again.stderr
     assert "was begun before: going on" in again.stdout
-    assert "12 of 13 images are placed" in again.stdout
+    assert f"{COUNT} of {COUNT + 1} images are placed" in again.stdout
     assert (out / "sparse" / "0" / "points3D.bin").exists()
 
 
@@ -174,7 +175,8 @@ def test_the_sharpest_frame_of_each_part_of_a_video_is_taken(tmp_path):
     files = list_images(tmp_path / "out")
     assert [f.name for f in files] == [f"frame_{i:06d}.jpg" for i in sharp]
     shown = imread(files[2]).astype(float)
-    assert np.abs(shown - frames[10][..., ::-1]).mean() < 8
+    differences = [np.abs(shown - frame[..., ::-1]).mean() for frame in frames]
+    assert np.argmin(differences) == 10
 
 
 def test_a_short_video_is_taken_whole(tmp_path):
@@ -265,7 +267,7 @@ def test_scenes_are_compared_by_the_names_of_their_images(prepared, tmp_path):
     shutil.copytree(out, tmp_path / "copy")
     found = bench_capture.poses_by_name(out)
     said = bench_capture.comparison(found, bench_capture.poses_by_name(tmp_path / "copy"))
-    assert said.startswith("12 poses compared.") and "off by 0.00 and 0.00 %" in said
+    assert said.startswith(f"{COUNT} poses compared.") and "off by 0.00 and 0.00 %" in said
     with pytest.raises(UserError, match="have 0 images of the same name"):
         bench_capture.comparison(found, {"other": walk(1)[0]})
     assert len(load_dataset(scene_config(out), "test", read_pixels=False)) == 2
