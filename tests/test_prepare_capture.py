@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from imageio.v3 import imread, imwrite
 from PIL import Image
@@ -20,6 +22,7 @@ from datasets import load_dataset
 from image_utils import list_images, resize_area
 from scene_report import scene_config
 from scripts import bench_capture, prepare_capture
+from tests.scenes import write_colmap
 from tests.test_training import ROOT
 
 COUNT, SIZE = 16, (320, 240)
@@ -86,6 +89,7 @@ def test_what_was_left_out_is_said_by_name(prepared, photographs):
     assert f"{photographs}: left out 1 image(s) that cannot be read: broken.png" in said
     assert f"{COUNT + 1} images in " in said
     assert f"{COUNT} of {COUNT + 1} images are placed." in said
+    assert re.search(r"(\d+) of the \1 pairs of images that are most alike agree", said)
     assert "Not placed: wall.png. To have them, take more photographs that overlap" in said
     assert not (out / "images" / "broken.png").exists()
 
@@ -244,6 +248,56 @@ def test_wrong_command_lines_end_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as end:
         prepare_capture.main(words)
     assert end.value.code == 2
+
+
+# Cameras that contradict what images share.
+
+
+def shared(image, other, points):
+    """Where two images of a COLMAP model see points `[K, 3]`: an entry of `matched_pairs`."""
+    pixels = []
+    for view in (image, other):
+        inside = points @ view.cam_from_world().rotation.matrix().T
+        pixels.append(view.camera.img_from_cam(inside + view.cam_from_world().translation))
+    return image.name, other.name, *pixels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "scene"
+    write_colmap(folder)
+    return pycolmap.Reconstruction(str(folder / "sparse" / "0"))
+
+
+def test_the_epipolar_error_is_how_far_features_miss(model):
+    points = np.random.default_rng(0).uniform(-0.8, 0.8, (60, 3))
+    a, b = model.images[3], model.images[5]
+    _, _, in_a, in_b = shared(a, b, points)
+    assert prepare_capture.epipolar_error(a, b, in_a, in_b) < 1e-3
+    # What a shift along the lines does not show, one across does; half is taken off each image.
+    errors = [prepare_capture.epipolar_error(a, b, in_a, in_b + shift)
+              for shift in ([6.0, 0.0], [0.0, 6.0])]
+    assert 0.7 * 6 / 2**0.5 < np.hypot(*errors) < 1.3 * 6 / 2**0.5
+
+
+def test_pairs_that_the_cameras_contradict_are_named(model, capsys):
+    points = np.random.default_rng(0).uniform(-0.8, 0.8, (100, 3))
+    images = [model.images[i] for i in (2, 3, 4)]
+    good = [shared(images[0], images[1], points), shared(images[1], images[2], points[:80])]
+    prepare_capture.report_contradictions(model, good)
+    said = capsys.readouterr().out
+    assert said == "2 of the 2 pairs of images that are most alike agree with the cameras.\n"
+    # Few wrong features between images that share many with others are no sign of anything.
+    first, second, in_first, in_second = shared(images[0], images[2], points[:20])
+    prepare_capture.report_contradictions(
+        model, [*good, (first, second, in_first, in_second[::-1].copy())])
+    assert capsys.readouterr().out == said
+    first, second, in_first, in_second = shared(images[0], images[2], points[:70])
+    prepare_capture.report_contradictions(
+        model, [*good, (first, second, in_first, in_second[::-1].copy())])
+    said = capsys.readouterr().out
+    assert "2 of the 3 pairs" in said
+    assert f"These do not: {first} and {second}. The capture is folded there" in said
 
 
 # The comparison of poses.
