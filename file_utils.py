@@ -53,7 +53,7 @@ def sole_writer(folder, work):
         with open(lock, "w") as file:
             if not _claimed(file):
                 raise UserError(f"another process is {work} in {folder}; wait for it, or choose "
-                                "another folder (--exp_name, --log_dir).")
+                                "another folder.")
             yield
     finally:
         if [p.name for p in folder.iterdir()] == [".lock"]:

@@ -42,6 +42,9 @@ FEATURE_SIDE = 1600
 # How sharp a video's frame is, is told from one no wider than this.
 SHARPNESS_WIDTH = 480
 
+# The tag in which cameras note how they were held; 1 is upright.
+ORIENTATION = 0x0112
+
 # Quality of the JPEGs that are made of a video's frames and of turned photographs.
 JPEG_QUALITY = 95
 
@@ -129,6 +132,9 @@ def check_new(source, out):
     """Raise UserError where the source is missing, or where the scene is, or something else."""
     if not source.exists():
         raise UserError(f"{source} does not exist; give a folder of photographs or a video.")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out} lies in the folder of photographs, {source}, whose images it would "
+                        "add to; choose a folder outside.")
     if (out / "sparse" / "0").exists():
         raise UserError(f"{out} holds a scene already; choose another folder, or describe that one "
                         f"by --check {out}.")
@@ -180,20 +186,28 @@ def make_images(source, folder, num_frames):
 
 def copy_photographs(source, folder):
     """Copies of a folder's photographs; those that cannot be read are left out by name."""
-    files, broken = list_images(source), []
-    for file in files:
-        target = folder / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            copy_upright(file, target)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            target.unlink(missing_ok=True)
-            broken.append(file.name)
-    report_left_out(source, "image(s) that cannot be read", broken)
-    if len(files) - len(broken) < FEWEST:
-        raise UserError(f"{source} holds {len(files) - len(broken)} readable images "
+    files = list_images(source)
+    readable = [file for file in files if is_readable(file)]
+    report_left_out(source, "image(s) that cannot be read",
+                    [file.name for file in files if file not in readable])
+    if len(readable) < FEWEST:
+        raise UserError(f"{source} holds {len(readable)} readable images "
                         f"({', '.join(sorted(IMAGE_SUFFIXES))}); at least {FEWEST} are wanted, and "
                         "some dozens are usual.")
+    for file in readable:
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_upright(file, target)
+
+
+def is_readable(file):
+    """Whether a file is a whole image of 8 bits a channel."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.mode in ("RGB", "RGBA", "L", "LA", "P", "CMYK")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # Pillow raises these for damaged files.
 
 
 def copy_upright(file, target):
@@ -202,8 +216,7 @@ def copy_upright(file, target):
     A camera notes how it was held beside the pixels, and not every reader turns them.
     """
     with Image.open(file) as image:
-        image.load()
-        upright = image.getexif().get(0x0112, 1) == 1
+        upright = image.getexif().get(ORIENTATION, 1) == 1
         if upright and image.mode in ("RGB", "RGBA"):
             shutil.copyfile(file, target)
         else:

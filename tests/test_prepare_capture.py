@@ -232,6 +232,32 @@ def test_folders_that_hold_other_things_are_left_alone(tmp_path, photographs):
     assert "is there and is no capture" in refused(photographs, tmp_path / "mine" / "letter.txt")
 
 
+def test_a_scene_inside_its_photographs_is_refused(photographs):
+    assert "lies in the folder of photographs" in refused(photographs, photographs / "scene")
+    assert not (photographs / "scene").exists()
+
+
+def test_photographs_become_upright_rgb_and_others_are_copied_as_they_are(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    (source / "inside").mkdir(parents=True)
+    folder.mkdir()
+    colour = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    imwrite(source / "a.png", colour)
+    imwrite(source / "inside" / "grey.png", colour[..., 0])
+    imwrite(source / "deep.png", colour[..., 0].astype(np.uint16) * 257)
+    Image.fromarray(colour).save(source / "b.jpg", quality=90)
+    Image.fromarray(colour).save(source / "half.png")
+    content = (source / "half.png").read_bytes()
+    (source / "half.png").write_bytes(content[: len(content) // 2])
+    prepare_capture.copy_photographs(source, folder)
+    assert [f.relative_to(folder).as_posix() for f in list_images(folder)] == [
+        "a.png", "b.jpg", "inside/grey.png"]
+    for name in ("a.png", "b.jpg"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    np.testing.assert_array_equal(imread(folder / "inside" / "grey.png"),
+                                  np.repeat(colour[..., :1], 3, axis=-1))
+
+
 def test_images_that_do_not_fit_together_are_said(tmp_path):
     folder = tmp_path / "walls"
     folder.mkdir()
