@@ -1,10 +1,14 @@
 """Shared by all tests: a fixed seed, and the golden numbers."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# Started in the background of a shell, tests would hand on to scripts that Ctrl-C is to be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden" / "google_mipnerf.npz"
 
