@@ -326,7 +326,8 @@ def points_to_pixels(cameras, cam_idx, points):
 
     cam_idx: integers `[...]`; points: `[..., 3]` in the world. Returns continuous pixel coordinates
     `[..., 2]` (the centre of the first pixel is (0.5, 0.5)) and depths `[...]` along the optical
-    axis; where a depth is not above 0, a pinhole does not see the point.
+    axis; where a depth is not above 0, a pinhole does not see the point. Coordinates are NaN where
+    a lens model, far outside of the pictures that it was fitted to, folds back.
     """
     pose = cameras.camtoworlds[cam_idx]
     offset = points - pose[..., :, 3]
@@ -355,6 +356,7 @@ def _distorted(cameras, cam_idx, plane, depth, image):
         x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
         y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
     ], dim=-1)
+    pinhole = torch.where(_folded(r2, k1, k2, k3, k4)[..., None], torch.nan, pinhole)
     if cameras.fisheye is None:
         return pinhole
     ring = plane.norm(dim=-1)
@@ -362,7 +364,18 @@ def _distorted(cameras, cam_idx, plane, depth, image):
     a2 = angle * angle
     stretched = angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
     curved = plane * (stretched / ring.clamp(min=1e-12))[..., None]
+    curved = torch.where(_folded(a2, k1, k2, k3, k4)[..., None], torch.nan, curved)
     return torch.where(cameras.fisheye[cam_idx][..., None], curved, pinhole)
+
+
+def _folded(u, k1, k2, k3, k4):
+    """Whether a lens's radius falls somewhere on the way to a squared pinhole radius (or angle) u.
+
+    Looked for at four places on that way.
+    """
+    slopes = [1 + v * (3 * k1 + v * (5 * k2 + v * (7 * k3 + v * 9 * k4)))
+              for v in (share * u for share in (1 / 16, 1 / 4, 9 / 16, 1))]
+    return ~(torch.stack(slopes).amin(dim=0) > 0)
 
 
 def undistort(distorted, coefficients):

@@ -136,6 +136,12 @@ def test_the_nearer_of_two_triangles_is_drawn_and_the_rest_is_white():
     assert abs((picture[..., 1] == 0).sum() - 18 * 18 / 2) < 20
 
 
+def test_triangles_with_a_corner_that_no_lens_shows_are_left_out():
+    pixels = np.array([[1, 1], [9, 1], [1, np.nan]])
+    picture = draw_mesh(pixels, np.ones(3), np.array([[0, 1, 2]]), np.zeros((3, 3)), 10, 10)
+    assert (picture == 1).all()
+
+
 def test_triangles_behind_the_camera_or_outside_the_picture_are_left_out():
     pixels = np.array([[1, 1], [9, 1], [1, 9], [200, 200], [210, 200], [200, 210.0]])
     faces = np.array([[0, 1, 2], [3, 4, 5]])

@@ -913,3 +913,18 @@ def test_points_behind_a_camera_or_in_it_have_no_depth_and_stay_finite():
     points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]], dtype=DOUBLE)
     pixels, depth = ray_utils.points_to_pixels(make_cameras(), torch.zeros(2).long(), points)
     assert depth.tolist() == [-2, 0] and torch.isfinite(pixels).all()
+
+
+def test_points_where_a_lens_folds_back_have_no_pixel():
+    """r + k r^3 with k < 0 falls beyond r = 1 / sqrt(-3 k), and would come back to the middle."""
+    lens = torch.tensor([[-0.1, 0, 0, 0, 0, 0]], dtype=DOUBLE)
+    fold = (1 / 0.3) ** 0.5
+    for fisheye, radii in ((None, [0.9 * fold, 1.1 * fold, 10**0.5, 9.0]),
+                           (torch.tensor([True]), np.tan([0.5, 0.8, 1.2, 1.5]))):
+        cameras = make_cameras(torch.eye(4, dtype=DOUBLE)[None, :3], distortion=lens,
+                               fisheye=fisheye)
+        points = torch.tensor([[r, 0.0, -1.0] for r in radii], dtype=DOUBLE)
+        pixels, _ = ray_utils.points_to_pixels(cameras, torch.zeros(4).long(), points)
+        folds = [False, True, True, True] if fisheye is None else [False] * 4
+        assert torch.isnan(pixels).all(dim=-1).tolist() == folds
+        assert torch.isnan(pixels).any(dim=-1).tolist() == folds
