@@ -552,15 +552,9 @@ def seen_range(cameras, points):
 def _seen_distances(cameras, index, points):
     """The t of those `points` that lie in one camera's picture."""
     pixels, depth = points_to_pixels(cameras, torch.full((len(points),), index), points)
-    offset = points - cameras.camtoworlds[index, :, 3]
-    distance = offset.norm(dim=-1)
-    # Beyond the corners of the picture a lens model may fold back into it.
-    forward = -cameras.camtoworlds[index, :, 2]
-    widest = (corner_rays(cameras[index : index + 1]).viewdirs @ forward).min()
-    inside = (pixels >= 0) & (pixels <= cameras.sizes[index])
-    inside = inside.all(dim=-1) & (offset @ forward >= widest * distance)
+    inside = ((pixels >= 0) & (pixels <= cameras.sizes[index])).all(dim=-1)
     fisheye = cameras.fisheye is not None and bool(cameras.fisheye[index])
-    t = distance if fisheye else depth
+    t = (points - cameras.camtoworlds[index, :, 3]).norm(dim=-1) if fisheye else depth
     return t[inside & (t > 0)].numpy()
 
 

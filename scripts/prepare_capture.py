@@ -76,9 +76,10 @@ def main(argv=None):
         check_is_begun_alike(out, source, args)
         images = make_images(source, out / "images", args.num_frames)
         model = find_cameras(images, out, args)
+        make_smaller_copies(out)
+        # Last, since a folder with cameras counts as done.
         with new_folder(out / "sparse" / "0") as folder:
             model.write(str(folder))
-        make_smaller_copies(out)
         (out / "database.db").unlink()
     found = report(scene_config(out, "colmap"))
     write_image(out / "report.png", found.picture)
