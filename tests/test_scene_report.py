@@ -58,6 +58,9 @@ def test_numbers_are_those_of_the_files(tmp_path):
     assert (report.facts["points"], report.facts["reprojection_error"]) == (0, None)
     assert "7 training and 2 test views of 12x8 pixels." in report.lines[0]
     assert "no reprojection error is told" in report.lines[2]
+    train, test = (np.abs(report.picture.astype(int) - colour).sum(axis=-1) < 60
+                   for colour in (scene_report.TRAIN, scene_report.TEST))
+    assert train.sum() > 2 * test.sum() > 0
     near, far, scale = (report.facts[k] for k in ("near", "far", "scale"))
     assert f"{near / scale:.3g} to {far / scale:.3g} units of the files" in report.lines[3]
 
