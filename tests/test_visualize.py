@@ -59,6 +59,18 @@ def count_frames(path):
     return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
 
 
+@pytest.mark.parametrize("name,flags,path", [
+    ("llff", [], "spiral"), ("blender", [], "spherical"), ("blender", ["--path", "auto"], "ellipse"),
+])
+def test_the_path_that_fits_is_taken_and_said(runs, tmp_path, capsys, name, flags, path):
+    folder = copied(runs, tmp_path, name)
+    assert visualize.main(["--run", str(folder), "--frames", "1", *flags]) == 0
+    out = capsys.readouterr().out
+    video, = folder.glob("video_*")
+    assert video.name.startswith(f"video_{path}_") and f"on the {path} path" in out
+    assert (f"--path {path}: the cameras" in out) == (path != "spherical")
+
+
 @pytest.mark.parametrize("path", ["spherical", "spiral", "zoom"])
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_every_path_of_every_format_needs_the_run_folder_alone(runs, tmp_path, capsys, name, path):
