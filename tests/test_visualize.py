@@ -60,7 +60,8 @@ def count_frames(path):
 
 
 @pytest.mark.parametrize("name,flags,path", [
-    ("llff", [], "spiral"), ("blender", [], "spherical"), ("blender", ["--path", "auto"], "ellipse"),
+    ("llff", [], "spiral"), ("blender", [], "spherical"),
+    ("blender", ["--path", "auto"], "ellipse"),
 ])
 def test_the_path_that_fits_is_taken_and_said(runs, tmp_path, capsys, name, flags, path):
     folder = copied(runs, tmp_path, name)
