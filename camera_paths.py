@@ -137,7 +137,8 @@ def circle(view, phase):
 def ellipse(view, phase):
     """The ellipse through the cameras about the focus; there and back where they stand on an arc.
 
-    Of the curves p(angle) = c + a cos(angle) + b sin(angle), that of least squares to the cameras.
+    Of the curves p(angle) = c + a cos(angle) + b sin(angle), that of least squares to the cameras;
+    what they look at is followed by such a curve too.
     """
     if not view.distance:
         return circle(view, phase)
@@ -150,10 +151,18 @@ def ellipse(view, phase):
     def basis(angles):
         return np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], axis=-1)
 
-    offsets = view.camtoworlds[:, :, 3] - view.focus
-    curve, *_ = np.linalg.lstsq(basis(azimuths), offsets, rcond=None)
-    return np.stack([pose_utils.view_matrix(offset, up, view.focus + offset)
-                     for offset in basis(turn) @ curve])
+    curves, *_ = np.linalg.lstsq(
+        basis(azimuths), np.c_[view.camtoworlds[:, :, 3], looked_at(view)], rcond=None)
+    positions, targets = np.split(basis(turn) @ curves, 2, axis=-1)
+    return np.stack([pose_utils.view_matrix(p - t, up, p)
+                     for p, t in zip(positions, targets, strict=True)])
+
+
+def looked_at(view):
+    """What each camera looks at: the point `[N, 3]` of its axis that is nearest to the focus."""
+    positions, directions = view.camtoworlds[:, :, 3], -view.camtoworlds[:, :, 2]
+    along = np.sum((view.focus - positions) * directions, axis=-1, keepdims=True)
+    return positions + np.maximum(along, SMALLEST_SPREAD * view.distance) * directions
 
 
 def covered_arc(view):

@@ -32,6 +32,7 @@ import coord
 import image_utils
 import mesh_utils
 import pose_utils
+from camera_paths import look
 from checkpoint import open_run
 from datasets import load_dataset
 from evaluate import world_distance
@@ -131,8 +132,8 @@ class Survey(NamedTuple):
 
     cameras: `Cameras` of the N views; stride: every how many pixels a ray was sent; distances: N
     tensors `[h, w]` of world distances to the surface, inf where there is none; points: `[M, 3]` on
-    the surface, in the coordinates of rays; radius: the median width there of what the model saw
-    at once, likewise.
+    the surface that is wanted, in the coordinates of rays; radius: the median width there of what
+    the model saw at once, likewise.
     """
 
     cameras: Cameras
@@ -143,7 +144,12 @@ class Survey(NamedTuple):
 
 
 def look_around(model, cameras, chunk):
-    """The `Survey` of a scene: where the rays of its training cameras end."""
+    """The `Survey` of a scene: where the rays of its training cameras end.
+
+    Of what cameras stand around, the points are no farther out than they are: the surroundings of
+    an unbounded capture would leave few points of the grid for what is in its middle.
+    """
+    view = look(cameras)
     pixels = cameras.sizes.prod(dim=-1)
     # Of a Multicam scene, the finest scale alone.
     large = torch.nonzero(2 * pixels > pixels.max())[:, 0]
@@ -165,6 +171,9 @@ def look_around(model, cameras, chunk):
         width = rays.radii[..., 0] * (t if model.ray_shape == "cone" else 1)
         radii.append(width[solid])
     points, radii = torch.cat(points), torch.cat(radii)
+    if not view.forward_facing and view.distance:
+        away = (points.double() - torch.as_tensor(view.focus, device=points.device)).norm(dim=-1)
+        points, radii = points[away <= view.distance], radii[away <= view.distance]
     return Survey(cameras, stride, distances, points, float(radii.median()) if len(radii) else 0.0)
 
 

@@ -11,6 +11,7 @@ range, and draws cameras and points from above and from the side.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -34,6 +35,9 @@ from scene_report import examine, scene_config  # noqa: E402
 # Above so many photographs, each is matched with its neighbours in name order alone: pairs of all
 # with all grow with the square.
 MOST_EXHAUSTIVE = 200
+
+# Of images in an order, so many of the first are also matched with as many of the last.
+CLOSING = 10
 
 # Features are sought in pictures no longer than this. A limit on time: 12 megapixels take minutes
 # a picture on a small machine, and the cameras of this length are good to a fraction of a pixel.
@@ -287,7 +291,7 @@ def find_cameras(images, out, args):
     try:
         timed("Features", lambda: extract(pycolmap, database, images, files, args))
         matching = choose_matching(args, len(files))
-        timed(f"Matches ({matching})", lambda: match(pycolmap, database, matching))
+        timed(f"Matches ({matching})", lambda: match(pycolmap, database, matching, files, images))
         models = timed("Cameras", lambda: place(pycolmap, database, images, out))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"COLMAP stopped with: {first_line(error)}; remove {out} and try again, or "
@@ -334,11 +338,24 @@ def choose_matching(args, count):
     return "sequential" if from_video or count > MOST_EXHAUSTIVE else "exhaustive"
 
 
-def match(pycolmap, database, matching):
+def match(pycolmap, database, matching, files, images):
     """Matches of features into the database; pairs that it has already are passed over."""
-    run = {"exhaustive": pycolmap.match_exhaustive,
-           "sequential": pycolmap.match_sequential}[matching]
-    run(database, device=pycolmap.Device.cpu)
+    if matching == "exhaustive":
+        pycolmap.match_exhaustive(database, device=pycolmap.Device.cpu)
+        return
+    pycolmap.match_sequential(database, device=pycolmap.Device.cpu)
+    # Who has walked around a thing comes back to the beginning. (COLMAP's list of pairs ends a name
+    # at a space.)
+    names = [file.relative_to(images).as_posix() for file in files]
+    names = [name for name in names if " " not in name]
+    ends = itertools.product(names[:CLOSING], names[-CLOSING:])
+    pairs = {tuple(sorted(pair)) for pair in ends if len(set(pair)) == 2}
+    lines = "".join(f"{first} {last}\n" for first, last in sorted(pairs))
+    with tempfile.TemporaryDirectory(dir=database.parent) as folder:
+        pairing = pycolmap.ImportedPairingOptions()
+        pairing.match_list_path = Path(folder) / "pairs.txt"
+        pairing.match_list_path.write_text(lines, encoding="utf-8")
+        pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
 
 
 def place(pycolmap, database, images, out):

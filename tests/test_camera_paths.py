@@ -163,6 +163,21 @@ def test_the_ellipse_goes_no_farther_than_the_cameras(middle):
     assert (np.diff(angles[:13]) > 0).all()
 
 
+def test_the_ellipse_looks_where_its_cameras_look():
+    """Handheld cameras do not all look at one point: those at the ends of this arc look aside."""
+    angles = np.linspace(-1.1, 1.1, 15)
+    places = on_an_ellipse(angles)
+    aims = 0.8 * np.stack([-np.sin(angles), np.cos(angles), 0 * angles], -1) * angles[:, None]
+    poses = [demo_scene.look_at(place, aim)[:3] for place, aim in zip(places, aims, strict=True)]
+    frames = path_cameras(cameras_of(poses), "ellipse", 28).camtoworlds.double().numpy()
+    distances = np.linalg.norm(frames[:, None, :, 3] - places, axis=-1)
+    forward = -np.stack(poses)[distances.argmin(axis=1), :3, 2]
+    apart = np.degrees(np.arccos((forward * -frames[:, :, 2]).sum(axis=-1)))
+    assert apart.max() < 4
+    to_middle = -frames[[0, 14], :, 3] / np.linalg.norm(frames[[0, 14], :, 3], axis=1)[:, None]
+    assert np.degrees(np.arccos((to_middle * -frames[[0, 14], :, 2]).sum(axis=1))).min() > 10
+
+
 def test_the_path_is_chosen_by_how_the_cameras_stand(tmp_path):
     path, why = choose_path(llff_demo(tmp_path)[0])
     assert (path, why) == ("spiral", "the cameras look one way")

@@ -110,6 +110,22 @@ def test_small_pieces_and_pieces_of_the_backgrounds_colour_are_dropped(monkeypat
     assert mesh.body_count == 3
 
 
+def test_far_surroundings_do_not_make_the_box_large(monkeypatch, blender_scene):
+    """A ball on a wide floor: the cameras stand around it, 4 away, and see three times as far."""
+    floor = brick([-12, -12, -1], [12, 12, -0.7])
+    run = analytic_run(blender_scene, AnalyticModel(
+        union(ball([0, 0, 0], 0.7), floor), colour_by_side))
+    scene = run.scene["train"]
+    run.scene["train"] = replace(
+        scene, box=torch.tensor([[-14.0] * 3, [14.0] * 3]),
+        cameras=replace(scene.cameras, far=torch.full_like(scene.cameras.far, 14.0)))
+    mesh, _ = extract(monkeypatch, run)
+    assert np.abs(mesh.vertices[:, :2]).max() < 4.5
+    radii = np.linalg.norm(mesh.vertices[mesh.vertices[:, 2] > -0.5], axis=1)
+    # A step of the grid is 0.11; over the whole floor it would be 0.38.
+    np.testing.assert_allclose(radii, 0.7, atol=0.11)
+
+
 def test_flags_override_the_box_and_the_density(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(
         ball([0, 0, 0], 0.7), colour_by_side, peak=100.0, softness=0.05))

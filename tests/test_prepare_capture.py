@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -202,6 +203,29 @@ def test_pairs_are_chosen_by_what_the_images_are(tmp_path, video, count, flag, m
     source.touch() if video else source.mkdir()
     args = prepare_capture.parse([str(source), "out", "--matching", flag])
     assert prepare_capture.choose_matching(args, count) == matching
+
+
+def test_a_walk_is_closed(tmp_path):
+    """The last images are matched with the first, no image with itself, none twice."""
+    listed = []
+
+    class Matcher:
+        ImportedPairingOptions, Device = SimpleNamespace, SimpleNamespace(cpu="cpu")
+
+        def match_sequential(self, database, device):
+            assert not listed
+
+        def match_image_pairs(self, database, pairing_options, device):
+            listed.extend(pairing_options.match_list_path.read_text().splitlines())
+
+    names = [f"frame {i}.jpg" if i == 3 else f"{i:03d}.jpg" for i in range(15)]
+    prepare_capture.match(Matcher(), tmp_path / "d.db", "sequential",
+                          [tmp_path / n for n in names], tmp_path)
+    pairs = [tuple(line.split(" ")) for line in listed]
+    assert ("000.jpg", "014.jpg") in pairs and ("005.jpg", "009.jpg") in pairs
+    assert all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs)
+    assert len(pairs) == len(set(map(frozenset, pairs)))
+    assert not any("014.jpg" in pair and "012.jpg" in pair for pair in pairs)
 
 
 # Bad input.
