@@ -86,7 +86,37 @@ PRESETS = {
         "eval_every": 1500,
         "save_every": 500,
     },
+    "demozip": {
+        "prop_rounds": 1,
+        "prop_finest": [128],
+        "prop_features": 2,
+        "pulse_width": [0.01],
+        "num_multisamples": 1,
+        "grid_finest": 2048,
+        "grid_log2_size": 17,
+        "grid_features": 4,
+        "bottleneck": 32,
+        "view_hidden": 64,
+        "view_depth": 2,
+        "prop_hidden": 32,
+        "batch_size": 1024,
+        "micro_batch": 1024,
+        "max_steps": 2000,
+        "lr_init": 1e-2,
+        "lr_final": 1e-3,
+        "lr_delay_steps": 50,
+        "lr_delay_mult": 0.01,
+        "log_every": 100,
+        "eval_every": 1000,
+        "save_every": 500,
+    },
     "debug": {
+        "prop_rounds": 1,
+        "prop_finest": [16],
+        "pulse_width": [0.03],
+        "grid_coarsest": 8,
+        "grid_finest": 32,
+        "grid_log2_size": 12,
         "prop_samples": 12,
         "prop_hidden": 16,
         "prop_depth": 2,
@@ -118,6 +148,15 @@ MODEL_DEFAULTS = {
         "lr_init": 1e-3, "lr_final": 1e-5, "lr_delay_steps": 512,
         "adam_eps": 1e-6, "grad_max_norm": 1e-3,
     },
+    "zipnerf": {
+        "num_samples": 32, "hidden": 64, "depth": 1, "prop_hidden": 64, "prop_depth": 1,
+        "bottleneck": 256, "view_hidden": 256, "view_depth": 3, "view_skip": 2,
+        "weight_init": "he", "dilation_bias": 0.0, "dilation_mult": 0.0,
+        "fine_loss_mult": 0.0, "coarse_loss_mult": 0.0, "charbonnier_loss_mult": 1.0,
+        "antialiased_interlevel_loss_mult": 0.01, "distortion_loss_mult": 0.01,
+        "grid_decay_loss_mult": 0.1, "batch_size": 8192, "lr_init": 1.25e-3, "lr_final": 1.25e-4,
+        "lr_delay_steps": 20_000, "lr_delay_mult": 1e-8, "adam_beta2": 0.99, "adam_eps": 1e-15,
+    },
 }
 
 # What an unbounded capture wants of it: all of space, near and far, behind everything a wall.
@@ -127,7 +166,13 @@ UNBOUNDED_DEFAULTS = {
         "contraction": True, "ray_warp": "reciprocal", "basis": "icosahedron", "max_deg": 12,
         "opaque_background": True,
     },
+    "zipnerf": {
+        "contraction": True, "ray_warp": "power", "opaque_background": True, "random_bkgd": True,
+    },
 }
+
+# Zip-NeRF's grids decay the more on Blender's scenes.
+BOUNDED_DEFAULTS = {"zipnerf": {"grid_decay_loss_mult": 10.0}}
 
 # The official Blender configuration draws each batch from a single image.
 PAPER_BLENDER_DEFAULTS = {"batching": "single_image"}
@@ -139,8 +184,8 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
 READER_FLAGS = {
     "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
-    "path", "frames", "fps", "width", "height", "zoom", "dolly", "visualize_depth",
-    "visualize_normals",
+    "path", "frames", "fps", "width", "height", "zoom", "dolly", "skip_empty",
+    "visualize_depth", "visualize_normals",
     "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
     "min_component",
 }
@@ -221,6 +266,8 @@ def get_config(argv=None):
     parser.set_defaults(**MODEL_DEFAULTS.get(model, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))
+    else:
+        parser.set_defaults(**BOUNDED_DEFAULTS.get(model, {}))
     parser.set_defaults(**PRESETS.get(preset, {}))
     if preset == "paper" and dataset == "blender":
         parser.set_defaults(**PAPER_BLENDER_DEFAULTS)
@@ -237,6 +284,18 @@ def _check_together(config, parser):
     coarse = config.coarse_loss_mult and config.model == "mipnerf" and config.num_levels > 1
     if not (config.fine_loss_mult or config.charbonnier_loss_mult or coarse):
         parser.error("no colour loss has a weight above 0: nothing is learnt; set --fine_loss_mult")
+    for name in ("antialiased_interlevel_loss_mult", "grid_decay_loss_mult"):
+        if getattr(config, name) and config.model != "zipnerf":
+            parser.error(f"--{name} {getattr(config, name):g} is for --model zipnerf")
+    if config.model == "zipnerf":
+        for name in ("prop_finest", "pulse_width"):
+            values = getattr(config, name)
+            if len(values) != config.prop_rounds:
+                parser.error(f"--{name} has {len(values)} numbers, and --prop_rounds is "
+                             f"{config.prop_rounds}; give one for each round")
+        if min(config.grid_finest, *config.prop_finest) < config.grid_coarsest:
+            parser.error(f"--grid_coarsest {config.grid_coarsest} must not be above --grid_finest "
+                         f"{config.grid_finest} and --prop_finest {config.prop_finest}")
     if config.num_samples < 2 and config.model != "mipnerf":
         parser.error(f"--num_samples {config.num_samples} must be at least 2 for {config.model}")
     if config.dataset_name != "llff" and (config.ndc or config.spherify):
@@ -344,9 +403,10 @@ def _check_value(action, value, path):
     if isinstance(action, argparse.BooleanOptionalAction) != isinstance(value, bool):
         raise UserError(f"--config {path} has {action.dest} = {value!r}; true and false are for "
                         "switches, and for nothing else.")
-    if action.nargs == 2:
-        if not isinstance(value, list) or len(value) != 2:
-            raise UserError(f"--config {path} has {action.dest} = {value!r}; two numbers in "
+    if action.nargs is not None and action.nargs != 0:
+        wanted = "two numbers" if action.nargs == 2 else "at least one number"
+        if not isinstance(value, list) or not value or action.nargs == 2 != len(value):
+            raise UserError(f"--config {path} has {action.dest} = {value!r}; {wanted} in "
                             "brackets are wanted.")
         for part in value:
             _check_value(argparse.Action([], action.dest, type=action.type), part, path)
@@ -479,7 +539,7 @@ def _add_data_flags(group):
 
 def _add_model_flags(group):
     flag = group.add_argument
-    flag("--model", choices=["mipnerf", "mipnerf360"], default="mipnerf",
+    flag("--model", choices=["mipnerf", "mipnerf360", "zipnerf"], default="mipnerf",
          help="which model to train")
     flag("--num_levels", type=_positive_int, default=2, help="sampling levels, coarse to fine")
     flag("--num_samples", type=_positive_int, default=128, help="intervals per ray and level")
@@ -491,6 +551,8 @@ def _add_model_flags(group):
          help="width between trunk and view branch (that of the trunk if not given)")
     flag("--view_hidden", type=_positive_int, default=128, help="width of the view branch")
     flag("--view_depth", type=_positive_int, default=1, help="layers of the view branch")
+    flag("--view_skip", type=_positive_int, default=4, help="the view branch's inputs are "
+         "concatenated again after every layer of it with this index, 0 excepted")
     flag("--use_viewdirs", action=argparse.BooleanOptionalAction, default=True,
          help="colour depends on the view direction")
     flag("--min_deg", type=_nonnegative_int, default=0, help="lowest frequency 2^n of positions")
@@ -517,8 +579,9 @@ def _add_model_flags(group):
          help="while training, a random colour behind each ray, so that nothing half "
          "transparent fits")
     flag("--ray_warp", choices=["linear", "reciprocal", "piecewise", "power"], default="linear",
-         help="curve of distances along which mipnerf360 samples")
-    flag("--prop_rounds", type=_positive_int, default=2, help="proposal rounds of mipnerf360")
+         help="curve of distances along which mipnerf360 and zipnerf sample")
+    flag("--prop_rounds", type=_between(int, 1, 8), default=2,
+         help="proposal rounds of mipnerf360 and zipnerf")
     flag("--prop_samples", type=_between(int, 2, 4096), default=64,
          help="intervals per ray in a proposal round")
     flag("--prop_hidden", type=_positive_int, default=256, help="width of the proposal network")
@@ -529,6 +592,23 @@ def _add_model_flags(group):
          help="how far in s proposals are widened")
     flag("--dilation_mult", type=_nonnegative_float, default=0.5,
          help="and how far in average intervals of the rounds before")
+    flag("--grid_coarsest", type=_between(int, 2, 1024), default=16,
+         help="cells along a side of zipnerf's coarsest grids")
+    flag("--grid_finest", type=_between(int, 2, 1 << 20), default=8192,
+         help="and of its finest grid; each level has twice the cells of the one before")
+    flag("--grid_log2_size", type=_between(int, 4, 24), default=21,
+         help="a level has at most 2^n entries; corners of finer levels share them by a hash")
+    flag("--grid_features", type=_between(int, 1, 16), default=4, help="numbers per entry")
+    flag("--prop_finest", type=_between(int, 2, 1 << 20), nargs="+", default=[512, 2048],
+         metavar="N", help="cells along a side of the finest grid of each proposal round")
+    flag("--prop_features", type=_between(int, 1, 16), default=1,
+         help="numbers per entry of the proposals' grids")
+    flag("--num_multisamples", type=int, choices=[1, 6], default=6,
+         help="points of an interval at which zipnerf reads its grids; 1 for speed")
+    flag("--downweight", action=argparse.BooleanOptionalAction, default=True,
+         help="levels of a grid count the less, the smaller their cells are beside the pixel")
+    flag("--pulse_width", type=_positive_float, nargs="+", default=[0.03, 0.003], metavar="S",
+         help="how far in s the finest weights are blurred for the loss of each proposal round")
     flag("--rgb_padding", type=_nonnegative_float, default=0.001,
          help="how far the sigmoid of colours reaches beyond [0, 1]")
 
@@ -553,8 +633,16 @@ def _add_training_flags(group):
          help="weight of the finest level's smoothed absolute error")
     flag("--interlevel_loss_mult", type=_nonnegative_float, default=0.0,
          help="weight of what the proposals fail to cover")
+    flag("--antialiased_interlevel_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of what zipnerf's proposals fail to cover")
+    flag("--grid_decay_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of the mean squares of the grids' levels")
     flag("--distortion_loss_mult", type=_nonnegative_float, default=0.0,
          help="weight of the spread of a ray's mass")
+    flag("--grid_lr_mult", type=_positive_float, default=1.0,
+         help="the grids' learning rate is so many times the others'")
+    flag("--adam_beta2", type=_between(float, 0.5, 0.99999), default=0.999,
+         help="how long Adam remembers squared gradients")
     flag("--adam_eps", type=_positive_float, default=1e-8, help="Adam's epsilon")
     flag("--grad_max_norm", type=_nonnegative_float, default=0.0,
          help="gradients are scaled down to this norm (0: never)")
@@ -600,6 +688,9 @@ def _add_video_flags(group):
          "what no training view may have seen")
     flag("--dolly", action=argparse.BooleanOptionalAction, default=False,
          help="on the zoom path move the camera instead of changing the focal length")
+    flag("--skip_empty", action=argparse.BooleanOptionalAction, default=True,
+         help="first find out where the scene is empty, and render the rest alone (scores are "
+         "always of whole pictures)")
     flag("--visualize_depth", action=argparse.BooleanOptionalAction, default=False,
          help="also a video of distances")
     flag("--visualize_normals", action=argparse.BooleanOptionalAction, default=False,

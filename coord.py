@@ -22,6 +22,16 @@ class Gaussians(NamedTuple):
     covs: Tensor
 
 
+class IsotropicGaussians(NamedTuple):
+    """J round Gaussians of each ray section (Zip-NeRF), in world units (or NDC).
+
+    means: `[..., S, J, 3]`; stds: `[..., S, J]`.
+    """
+
+    means: Tensor
+    stds: Tensor
+
+
 class LineBundle(NamedTuple):
     """Half lines `origins + t * directions`; both `[..., 3]`."""
 
@@ -99,6 +109,19 @@ def contract_gaussians(means, covs):
     return Gaussians(across * means, contracted + extra_**2 * stretch * outer)
 
 
+def contract_isotropic(means, stds):
+    """`IsotropicGaussians` through `contract` (Zip-NeRF, section 2): they stay as round.
+
+    means: `[..., 3]`; stds: `[...]`, scaled as the volume is, by the cube root of the Jacobian's
+    determinant.
+    """
+    norm = _norm_outside(means)
+    # The Jacobian is `across` twice at right angles to the radius, and 1 / norm^2 along it.
+    across = (2 - 1 / norm) / norm
+    volume = (across / norm)[..., 0] ** 2
+    return IsotropicGaussians(across * means, stds * volume ** (1 / 3))
+
+
 def _norm_outside(x):
     """The length `[..., 1]` of vectors, and 1 inside the unit ball."""
     return (x**2).sum(dim=-1, keepdim=True).clamp(min=1).sqrt()
@@ -133,14 +156,27 @@ def _inverse_piecewise(g):
     return torch.where(g < 0.5, 2 * g, 0.5 / (1 - g.clamp(min=0.5)))
 
 
+def power_ladder(x, power):
+    """The curve P(x, power) of distances x >= 0, for a power below 1 and not 0 (Zip-NeRF, eq. 9).
+
+    Near 0 it rises as x does; far out it flattens the more, the lower the power.
+    """
+    room = abs(power - 1)
+    return room / power * ((x / room + 1) ** power - 1)
+
+
+def inverse_power_ladder(y, power):
+    """The inverse of `power_ladder`."""
+    room = abs(power - 1)
+    return room * ((power * y / room + 1) ** (1 / power) - 1)
+
+
 def _power(t):
-    room = abs(POWER_LAMBDA - 1)
-    return room / POWER_LAMBDA * ((POWER_PREMULT * t / room + 1) ** POWER_LAMBDA - 1)
+    return power_ladder(POWER_PREMULT * t, POWER_LAMBDA)
 
 
 def _inverse_power(g):
-    room = abs(POWER_LAMBDA - 1)
-    return room / POWER_PREMULT * ((POWER_LAMBDA * g / room + 1) ** (1 / POWER_LAMBDA) - 1)
+    return inverse_power_ladder(g, POWER_LAMBDA) / POWER_PREMULT
 
 
 CURVES = {

@@ -93,6 +93,7 @@ def extract(model, scene, config):
     surface.
     """
     ndc = scene.cameras.ndc
+    model.skip_empty_space(scene.box, SURVEY_RAYS)
     survey = look_around(model, scene.cameras, config.chunk)
     low, high = choose_box(config, survey, scene.box.cpu())
     grid = mesh_utils.make_grid(low, high, config.grid_size)

@@ -42,14 +42,37 @@ def interlevel_loss(model, outputs, batch):
     return mean_over_rays(per_ray, batch)
 
 
+def antialiased_interlevel_loss(model, outputs, batch):
+    """How much of the finest histogram, blurred, the proposals fail to cover (Zip-NeRF, eq. 7).
+
+    Summed over proposal rounds, of which each has its own blur; of each the mean over intervals.
+    """
+    finest = outputs[-1]
+    lost = (stepfun.antialiased_interlevel_loss(
+                finest.sdist, finest.weights, output.sdist, output.weights, width
+            ) / output.weights.shape[-1]
+            for output, width in zip(outputs[:-1], model.pulse_widths, strict=True))
+    return mean_over_rays(sum(lost, torch.zeros_like(finest.acc)), batch)
+
+
 def distortion_loss(model, outputs, batch):
     """How far the mass of the finest level's rays is spread (mip-NeRF 360, eq. 15)."""
     return mean_over_rays(stepfun.distortion_loss(outputs[-1].sdist, outputs[-1].weights), batch)
 
 
+def grid_decay_loss(model, outputs, batch):
+    """The mean square of each level of the hash grids, summed (Zip-NeRF, section 4).
+
+    As a share of the whole batch, so that the losses of its parts add up.
+    """
+    share = batch.loss_weights().sum() / batch.total_weight()
+    return share * sum(field.grid_decay() for field in model.grids())
+
+
 LOSSES = {
     "fine": fine_loss, "coarse": coarse_loss, "charbonnier": charbonnier_loss,
-    "interlevel": interlevel_loss, "distortion": distortion_loss,
+    "interlevel": interlevel_loss, "antialiased_interlevel": antialiased_interlevel_loss,
+    "distortion": distortion_loss, "grid_decay": grid_decay_loss,
 }
 
 

@@ -4,21 +4,41 @@ import torch
 from torch import nn
 
 import coord
+import hash_grid
 import stepfun
 from config import UserError
-from fields import MLPField
+from fields import FieldOutput, HashField, MLPField
+from occupancy import find_occupancy
 from ray_utils import (
     RenderOutput,
     cast_rays,
     compute_weights,
     concatenate,
+    multisample_rays,
     resample_along_rays,
     sample_along_rays,
     volumetric_rendering,
 )
 
+# A ray is looked up so many times to find what may be empty. Rendering then asks about intervals
+# in so many blocks, front to back, and no more where the optical depth before them is this: less
+# than a thousandth of the light is left.
+PROBES = 128
+DEPTH_BLOCKS = 4
+HIDDEN = 7.0
+
+# Fewest samples in all for which a grid of what is empty is made: it asks about half a million.
+WORTH_IT = 2_000_000
+
+# Without chance, every other section's multisamples are turned by half a sixth and in the other
+# sense, as in the official code.
+HALF_TURNED = 0.5 + 1 / 24
+
 # Measured on two cores: 8,192 samples at once render 1.4 to 1.8 times as fast as 500,000.
 SAMPLES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 19}
+
+# Where empty space is passed over, so many times as many rays make as many samples.
+FEWER_SAMPLES = 8
 
 
 class RayModel(nn.Module):
@@ -32,16 +52,91 @@ class RayModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.ray_shape, self.num_samples = config.ray_shape, config.num_samples
-        self.opaque_background = config.opaque_background
+        self.opaque_background, self.contraction = config.opaque_background, config.contraction
         self.random_bkgd, self.bg_rgb = config.random_bkgd, float(config.white_bkgd)
+        self.occupancy = None
+
+    def skip_empty_space(self, box, num_rays):
+        """From now on rendering passes over what is empty, or hidden, in a scene's box `[2, 3]`.
+
+        Training does not. Nothing changes where finding out costs more than `num_rays` rays can
+        save, or where little is empty.
+        """
+        def density(means, variances):
+            return self.density(means[:, None], variances[:, None])[:, 0]
+
+        if num_rays * self.samples_per_level > WORTH_IT:
+            self.occupancy = find_occupancy(density, box, self.contraction)
+
+    def grids(self):
+        """The fields that are hash grids."""
+        return []
+
+    def set_box(self, box):
+        """Take the box `[2, 3]` of the scene; networks of positions need none."""
 
     def density(self, means, covs):
         """Density `[..., S]` of Gaussians in the coordinates of rays (NDC for NDC scenes)."""
         return self.field(coord.Gaussians(means, covs), with_rgb=False).density
 
-    def _gaussians(self, field, tdist, rays):
-        return cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
-                         diag=not field.wants_full_covariances)
+    def _gaussians(self, field, tdist, rays, generator, index=None):
+        """The Gaussians of intervals, of the kind that a field wants.
+
+        index: `[..., S]` their places along their rays, if these are not all intervals.
+        """
+        if not field.num_multisamples:
+            return cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
+                             diag=not field.wants_full_covariances)
+        rotations = self._draw(torch.rand, tdist[..., 1:].shape, tdist, generator)
+        if rotations is None:
+            if index is None:
+                index = torch.arange(tdist.shape[-1] - 1, device=tdist.device)
+            rotations = torch.where(index % 2 == 0, 0.0, HALF_TURNED).expand_as(tdist[..., 1:])
+        return multisample_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
+                                field.num_multisamples, rotations)
+
+    def _ask(self, field, tdist, rays, generator, density_noise=None):
+        """A field's `FieldOutput` of all intervals `[..., S]`."""
+        if self.occupancy is not None and not self.training:
+            return self._ask_where_needed(field, tdist, rays)
+        gaussians = self._gaussians(field, tdist, rays, generator)
+        return field(gaussians, rays.viewdirs, density_noise)
+
+    def _ask_where_needed(self, field, tdist, rays):
+        """As `_ask`, but of intervals that may hold something and are not hidden by others."""
+        shape, posts = rays.shape, tdist.flatten(0, -2)
+        rays = rays.flatten()
+        needed = self._may_hold_something(posts, rays)
+        density = torch.zeros_like(posts[:, 1:])
+        rgb = density.new_zeros(*density.shape, 3) if field.has_rgb else None
+        length = posts.diff(dim=-1) * rays.directions.norm(dim=-1, keepdim=True)
+        passed = torch.zeros_like(posts[:, :1])
+        for block in torch.arange(density.shape[1], device=posts.device).chunk(DEPTH_BLOCKS):
+            ray, sample = (needed[:, block] & (passed < HIDDEN)).nonzero(as_tuple=True)
+            sample = block[sample]
+            ends = torch.stack([posts[ray, sample], posts[ray, sample + 1]], dim=-1)
+            gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
+            found = field(gaussians, rays.viewdirs[ray])
+            density[ray, sample] = found.density[:, 0]
+            if rgb is not None:
+                rgb[ray, sample] = found.rgb[:, 0]
+            passed = passed + (density[:, block] * length[:, block]).sum(dim=-1, keepdim=True)
+        density = density.reshape(*shape, density.shape[1])
+        return FieldOutput(density, None if rgb is None else rgb.reshape(*density.shape, 3))
+
+    def _may_hold_something(self, tdist, rays):
+        """Which intervals of flat rays are not known to be empty: `[N, S]`."""
+        # The shorter the ways, the closer the grid can tell.
+        parts = max(1, PROBES // (tdist.shape[1] - 1))
+        shares = torch.arange(parts, device=tdist.device) / parts
+        starts = (tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * shares).flatten(1)
+        posts = torch.cat([starts, tdist[:, -1:]], dim=-1)
+        posts = rays.origins[:, None] + posts[..., None] * rays.directions[:, None]
+        needed = self.occupancy.between(posts[:, :-1], posts[:, 1:])
+        needed = needed.unflatten(1, (-1, parts)).any(dim=-1)
+        if self.opaque_background:
+            needed[:, -1:] = True
+        return needed
 
     def _output(self, samples, tdist, sdist, rays, generator):
         """The `RenderOutput` of a level from its field's answers."""
@@ -83,9 +178,8 @@ class MipNeRF(RayModel):
         outputs = []
         for _ in range(self.num_levels):
             tdist = self._sample(rays, outputs, generator)
-            gaussians = self._gaussians(self.field, tdist, rays)
             noise = self._density_noise(tdist[..., 1:], generator)
-            samples = self.field(gaussians, rays.viewdirs, noise)
+            samples = self._ask(self.field, tdist, rays, generator, noise)
             sdist = (tdist - rays.near) / (rays.far - rays.near)
             outputs.append(self._output(samples, tdist, sdist, rays, generator))
         return outputs
@@ -143,6 +237,9 @@ class MipNeRF360(RayModel):
         self.first_coloured = config.prop_rounds
         self.ray_warp, self.anneal_slope = config.ray_warp, config.anneal_slope
         self.dilation_bias, self.dilation_mult = config.dilation_bias, config.dilation_mult
+        self._make_fields(config, compute_dtype)
+
+    def _make_fields(self, config, compute_dtype):
         self.field = colour_field(config, compute_dtype)
         self.proposal = MLPField(
             hidden=config.prop_hidden, depth=config.prop_depth, skip=config.skip, has_rgb=False,
@@ -161,15 +258,19 @@ class MipNeRF360(RayModel):
         outputs, drawn = [], 1
         for level in range(self.prop_rounds + 1):
             last = level == self.prop_rounds
-            field = self.field if last else self.proposal
+            field = self.field if last else self._proposal(level)
             count = self.num_samples if last else self.prop_samples
             dilation = self.dilation_bias + self.dilation_mult / drawn
             sdist = self._sample(rays, outputs, count, dilation, train_frac, generator)
             drawn *= count
             tdist = warps.s_to_t(sdist)
-            samples = field(self._gaussians(field, tdist, rays), rays.viewdirs)
+            samples = self._ask(field, tdist, rays, generator)
             outputs.append(self._output(samples, tdist, sdist, rays, generator))
         return outputs
+
+    def _proposal(self, level):
+        """The field of a proposal round."""
+        return self.proposal
 
     @torch.no_grad()
     def _sample(self, rays, outputs, count, dilation, train_frac, generator):
@@ -179,9 +280,11 @@ class MipNeRF360(RayModel):
             sdist = torch.cat([torch.zeros_like(rays.near), torch.ones_like(rays.near)], dim=-1)
             logits = torch.zeros_like(rays.near)
             return stepfun.sample_intervals(sdist, logits, count, jitter, domain=(0.0, 1.0))
-        sdist, weights = stepfun.max_dilate_weights(
-            outputs[-1].sdist, outputs[-1].weights, dilation, (0.0, 1.0), renormalize=True)
-        sdist, weights = sdist[..., 1:-1], weights[..., 1:-1]
+        sdist, weights = outputs[-1].sdist, outputs[-1].weights
+        if dilation > 0:
+            sdist, weights = stepfun.max_dilate_weights(
+                sdist, weights, dilation, (0.0, 1.0), renormalize=True)
+            sdist, weights = sdist[..., 1:-1], weights[..., 1:-1]
         # At first all weights count alike (Schlick's bias; mip-NeRF 360, section 3.2).
         anneal = self.anneal_slope * train_frac / ((self.anneal_slope - 1) * train_frac + 1)
         # An empty ray, or 0 log 0 at the first step, must not become NaN.
@@ -190,28 +293,86 @@ class MipNeRF360(RayModel):
         return stepfun.sample_intervals(sdist, logits, count, jitter, domain=(0.0, 1.0))
 
 
+class ZipNeRF(MipNeRF360):
+    """Zip-NeRF (Barron et al., ICCV 2023): mip-NeRF 360's sampling of anti-aliased hash grids.
+
+    Each proposal round has a grid of its own, finer from round to round.
+    """
+
+    def _make_fields(self, config, compute_dtype):
+        shared = dict(
+            num_multisamples=config.num_multisamples, downweight=config.downweight,
+            density_bias=config.density_bias, contraction=config.contraction,
+            init=config.weight_init, compute_dtype=compute_dtype,
+        )
+        self.field = HashField(
+            levels=self._levels(config, config.grid_finest), features=config.grid_features,
+            hidden=config.hidden, depth=config.depth, **heads(config), **shared,
+        )
+        self.pulse_widths = config.pulse_width
+        self.proposals = nn.ModuleList(
+            HashField(levels=self._levels(config, finest), features=config.prop_features,
+                      hidden=config.prop_hidden, depth=config.prop_depth, has_rgb=False, **shared)
+            for finest in config.prop_finest
+        )
+
+    @staticmethod
+    def _levels(config, finest):
+        return hash_grid.make_levels(config.grid_coarsest, finest, config.grid_log2_size)
+
+    def grids(self):
+        return [*self.proposals, self.field]
+
+    def set_box(self, box):
+        """Lay the grids into a scene's box `[2, 3]`, unless they hold all of contracted space."""
+        for field in self.grids():
+            if not field.contraction:
+                field.box.copy_(box)
+
+    def density(self, means, covs):
+        variance = covs if covs.dim() == means.dim() else covs.diagonal(dim1=-2, dim2=-1)
+        stds = variance.mean(dim=-1).sqrt()
+        gaussians = coord.IsotropicGaussians(means[..., None, :], stds[..., None])
+        return self.field(gaussians, with_rgb=False).density
+
+    def _proposal(self, level):
+        return self.proposals[level]
+
+
 def colour_field(config, compute_dtype):
     """The network of the finest level."""
     return MLPField(
-        hidden=config.hidden, depth=config.depth, skip=config.skip, bottleneck=config.bottleneck,
-        view_hidden=config.view_hidden, view_depth=config.view_depth,
-        use_viewdirs=config.use_viewdirs, min_deg=config.min_deg, max_deg=config.max_deg,
-        view_deg=config.view_deg, density_bias=config.density_bias,
-        rgb_padding=config.rgb_padding, contraction=config.contraction, basis=config.basis,
-        init=config.weight_init, compute_dtype=compute_dtype,
+        hidden=config.hidden, depth=config.depth, skip=config.skip, min_deg=config.min_deg,
+        max_deg=config.max_deg, density_bias=config.density_bias, contraction=config.contraction,
+        basis=config.basis, init=config.weight_init, compute_dtype=compute_dtype, **heads(config),
     )
 
 
-MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360}
+def heads(config):
+    """What the fields of finest levels have between features and colour."""
+    return dict(
+        bottleneck=config.bottleneck, view_hidden=config.view_hidden,
+        view_depth=config.view_depth, view_skip=config.view_skip,
+        use_viewdirs=config.use_viewdirs, view_deg=config.view_deg,
+        rgb_padding=config.rgb_padding,
+    )
 
 
-def build_model(config, device="cpu"):
-    """The config's model with fresh weights, drawn from `--seed` alone, on `device`."""
+MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF}
+
+
+def build_model(config, device="cpu", box=None):
+    """The config's model with fresh weights, drawn from `--seed` alone, on `device`.
+
+    box: `[2, 3]`, what the scene fills of the space of its rays, for models with a grid.
+    """
     device = torch.device(device)
     compute_dtype = select_precision(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MODELS[config.model](config, compute_dtype)
+    if box is not None:
+        model.set_box(box)
     return model.to(device)
 
 
@@ -257,6 +418,8 @@ def render_image(model, rays, chunk=None):
 def rays_at_once(model, device):
     """How many rays to render at once: as many as stay in a CPU's cache, or fill a GPU."""
     samples = SAMPLES_AT_ONCE.get(device.type, SAMPLES_AT_ONCE["cuda"])
+    if model.occupancy is not None:
+        samples *= FEWER_SAMPLES
     return max(1, samples // model.samples_per_level)
 
 

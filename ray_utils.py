@@ -13,10 +13,13 @@ from torch import Tensor
 
 import coord
 import stepfun
-from coord import Gaussians
+from coord import Gaussians, IsotropicGaussians
 
 # The disc whose variance is that of a square pixel: r^2 / 4 = width^2 / 12.
 RADIUS_PER_PIXEL = 2 / math.sqrt(12)
+
+# Turns of the six multisamples of a ray section about the ray, in sixths (Zip-NeRF's code).
+HEXAGON = (0, 2, 4, 3, 5, 1)
 
 # Iterations of Newton's method: lens distortions converge to float32 in four or five.
 UNDISTORT_STEPS = 10
@@ -536,6 +539,62 @@ def cast_rays(tdist, origins, directions, radii, ray_shape, diag=True):
     shapes = {"cone": conical_frustum_to_gaussian, "cylinder": cylinder_to_gaussian}
     means, covs = shapes[ray_shape](directions, tdist[..., :-1], tdist[..., 1:], radii, diag)
     return Gaussians(means + origins[..., None, :], covs)
+
+
+def multisample_rays(
+    tdist, origins, directions, radii, ray_shape, num_multisamples, rotations=None
+):
+    """Round Gaussians within the intervals of rays (Zip-NeRF, section 2).
+
+    num_multisamples: 6 points on a helix, whose mean and, over all ways to turn them, covariance
+    are the section's own; or 1, at the mean and as wide as the section is across. rotations:
+    `[..., S]` in [0, 1), how a section's points are turned about the ray: up to 0.5 once round,
+    from there on once more in the other sense; None turns none. Other arguments as in `cast_rays`.
+    Returns `IsotropicGaussians` `[..., S, num_multisamples]`. Raises ValueError for another number.
+    """
+    if num_multisamples not in (1, len(HEXAGON)):
+        raise ValueError(f"{num_multisamples} multisamples were asked for; 1 or {len(HEXAGON)} "
+                         "are possible")
+    t0, t1 = tdist[..., :-1], tdist[..., 1:]
+    if num_multisamples == 1:
+        means, covs = cast_rays(tdist, origins, directions, radii, ray_shape)
+        middle = 0.5 * (t0 + t1) if ray_shape == "cone" else torch.ones_like(t0)
+        return IsotropicGaussians(means[..., None, :], (0.5 * radii * middle)[..., None])
+    along = _helix_distances(t0, t1, ray_shape)
+    across = radii[..., None] * (along if ray_shape == "cone" else torch.ones_like(along))
+    turns = torch.tensor(HEXAGON, dtype=tdist.dtype, device=tdist.device) / len(HEXAGON)
+    rotations = torch.zeros_like(t0) if rotations is None else rotations
+    sense, begin = torch.where(rotations < 0.5, 1, -1), 2 * rotations
+    angles = 2 * math.pi * (sense[..., None] * turns + begin[..., None])
+    side, up = _across(directions)
+    offsets = (angles.cos()[..., None] * side[..., None, None, :]
+               + angles.sin()[..., None] * up[..., None, None, :])
+    means = (origins[..., None, None, :] + along[..., None] * directions[..., None, None, :]
+             + across[..., None] / math.sqrt(2) * offsets)
+    return IsotropicGaussians(means, across / math.sqrt(8))
+
+
+def _helix_distances(t0, t1, ray_shape):
+    """Six distances `[..., S, 6]` with the mean and variance of a section's own."""
+    steps = torch.linspace(-1, 1, len(HEXAGON), dtype=t0.dtype, device=t0.device)
+    t0, t1 = t0[..., None], t1[..., None]
+    middle, half = 0.5 * (t0 + t1), 0.5 * (t1 - t0)
+    if ray_shape == "cylinder":
+        return middle + math.sqrt(5 / 7) * half * steps
+    spread = ((half**2 - middle**2) ** 2 + 4 * middle**4).sqrt()
+    mean = t1**2 + 2 * middle**2
+    # The share is 0/0 for an empty section at t = 0.
+    share = half / (half**2 + 3 * middle**2).clamp(min=torch.finfo(t0.dtype).tiny)
+    return t0 + share * (mean + 3 / math.sqrt(7) * spread * steps)
+
+
+def _across(directions):
+    """Two unit vectors `[..., 3]` at right angles to directions and to each other."""
+    # Crossed with the axis that is least along them.
+    axis = torch.nn.functional.one_hot(directions.abs().argmin(dim=-1), 3).to(directions)
+    side = torch.nn.functional.normalize(torch.linalg.cross(directions, axis), dim=-1)
+    up = torch.nn.functional.normalize(torch.linalg.cross(directions, side), dim=-1)
+    return side, up
 
 
 # Back to pixels.

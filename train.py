@@ -49,7 +49,7 @@ from loss import level_errors, weighted_loss
 from model import build_model, render_image, select_device
 from scheduler import make_scheduler, scheduled_rate
 
-# Rays of the trial that tells how long a training on a CPU will take.
+# Fewest rays of the trial that tells how long a training on a CPU will take.
 TRIAL_RAYS = 256
 
 # Rays carried through the network at once: what stays in a CPU's cache, what fills a GPU.
@@ -79,11 +79,9 @@ def main(argv=None):
         make_lpips(config.lpips)  # What cannot be had is better said before the training.
     config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
 
-    model = start.model if start else build_model(config, device)
+    model = start.model if start else build_model(config, device, dataset.scene.box)
     model.train()
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=1.0, betas=(0.9, 0.999), eps=config.adam_eps
-    )
+    optimizer = make_optimizer(model, config)
     if start:
         optimizer.load_state_dict(start.optimizer)
     first_step = start.step if start else 0
@@ -132,6 +130,15 @@ def main(argv=None):
     if test:
         print_scores(model.eval(), test, config, folder)
     return 0
+
+
+def make_optimizer(model, config):
+    """Adam, whose rate the schedule sets; grids may have a multiple of it."""
+    grids = [p for name, p in model.named_parameters() if name.endswith("table")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
+    groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
+    return torch.optim.Adam([group for group in groups if group["params"]],
+                            betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
 
 
 def compute_gradients(model, batch, config, train_frac, generator):
@@ -195,7 +202,8 @@ def describe(config, model, dataset, folder):
 def print_expected_time(model, dataset, validation, test, config, first_step):
     """Time a few rays and say how long the training and its pictures will take."""
     num_steps = config.max_steps - first_step
-    batch = dataset.batch(min(TRIAL_RAYS, config.batch_size), torch.Generator().manual_seed(0))
+    count = min(max(TRIAL_RAYS, config.micro_batch), config.batch_size)
+    batch = dataset.batch(count, torch.Generator().manual_seed(0))
     per_trained = seconds_per_ray(batch, lambda: compute_gradients(
         model, batch, config, 0.0, torch.Generator().manual_seed(0)))
     model.zero_grad(set_to_none=True)

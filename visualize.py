@@ -62,6 +62,8 @@ def main(argv=None):
         check_is_begun_alike(folder, run)
         print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into "
               f"{folder}", flush=True)
+        if config.skip_empty:
+            run.model.skip_empty_space(scene.box.to(device), config.frames * width * height)
         scale = None
         if config.visualize_depth:
             scale = distance_scale(folder, run.model, scene, config, width, height)
@@ -82,7 +84,8 @@ def folder_name(config, step, width, height):
     kind = config.path
     if kind == "zoom":
         kind = ("dolly" if config.dolly else "zoom") + as_name(config.zoom)
-    return f"video_{kind}_{step:08d}_{config.frames}x{width}x{height}"
+    whole = "" if config.skip_empty else "_whole"
+    return f"video_{kind}_{step:08d}_{config.frames}x{width}x{height}{whole}"
 
 
 def check_is_begun_alike(folder, run):

@@ -26,6 +26,7 @@ class AnalyticModel:
         self.peak, self.softness, self.bg_rgb = peak, softness, bg_rgb
         self.ray_shape = "cone" if ndc is None else "cylinder"
         self.num_asked, self.samples_per_level = 0, NUM_SAMPLES
+        self.occupancy = None
 
     def density(self, means, covs):
         self.num_asked += means.shape[:-1].numel()
@@ -39,6 +40,9 @@ class AnalyticModel:
         rendering = volumetric_rendering(self.colour(self._world(means)), weights, tdist,
                                          self.bg_rgb)
         return [RenderOutput(**rendering._asdict(), sdist=tdist, tdist=tdist, weights=weights)]
+
+    def skip_empty_space(self, box, num_rays):
+        """It is always asked about everything."""
 
     def parameters(self):
         return iter([torch.zeros(1)])

@@ -15,7 +15,8 @@ from stepfun import sorted_piecewise_constant_pdf
 
 # All sizes differ, so that none can stand in for another.
 ODD = dict(num_samples=7, hidden=18, depth=5, skip=2, view_hidden=11, view_depth=2, max_deg=5,
-           min_deg=1, view_deg=3, precision="fp32")
+           min_deg=1, view_deg=3, grid_finest=32, grid_log2_size=9, prop_finest=[16, 16],
+           precision="fp32")
 
 
 def make_rays(*shape, seed=0):

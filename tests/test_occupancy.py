@@ -1,0 +1,204 @@
+"""Passing over empty space: what the grid holds, and pictures with and without it."""
+
+import pytest
+import torch
+
+import coord
+from config import default_config
+from fields import FieldOutput
+from image_utils import psnr
+from model import build_model, render_image
+from occupancy import RESOLUTION, SIDES, Occupancy, find_occupancy
+from tests.test_model import make_rays
+
+BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
+
+
+def holds(occupancy, points):
+    """Whether there may be something at points: on ways of no length."""
+    return occupancy.between(points, points)
+
+
+def soft_ball(points, centre=(0.0, 0.0, 0.0), radius=0.5, peak=60.0):
+    distance = (points - points.new_tensor(centre)).norm(dim=-1) - radius
+    return peak * torch.sigmoid(-distance / 0.01)
+
+
+@pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (1.1, -0.7, 0.3)])
+def test_cells_of_a_ball_are_held_and_those_far_from_it_are_not(centre):
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, centre), BOX, contraction=False)
+    points = torch.rand(20000, 3) * 4 - 2
+    distance = (points - torch.tensor(centre)).norm(dim=-1) - 0.5
+    held = holds(occupancy, points)
+    assert held[distance < 0].all()
+    # A cell is 0.031 wide; its neighbours in all directions count with it.
+    assert not held[distance > 0.25].any()
+    assert occupancy.step == 4 / RESOLUTION
+
+
+def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
+    occupancy = find_occupancy(lambda means, _: soft_ball(means), BOX, contraction=False)
+    starts = torch.rand(5000, 3) * 3.9 - 1.95
+    ends = (starts + torch.randn(5000, 3) * torch.logspace(-2, 0, 5000)[:, None]).clamp(-1.9, 1.9)
+    shares = torch.linspace(0, 1, 400)[:, None, None]
+    distance = (starts + shares * (ends - starts)).norm(dim=-1).amin(dim=0) - 0.5
+    found = occupancy.between(starts, ends)
+    assert found[distance < 0].all() and (distance < 0).sum() > 50
+    # In one direction a coarser cell and its neighbours reach as far as the way is long, twice.
+    length = (ends - starts).norm(dim=-1)
+    assert not found[distance > 0.2 + 3 * length].any()
+    assert (distance > 0.2 + 3 * length).sum() > 1000
+
+
+def test_outside_of_the_grid_there_may_be_anything():
+    occupancy = find_occupancy(lambda means, _: torch.zeros(len(means)), BOX, contraction=False)
+    points = torch.tensor([[0.0, 0, 0], [2.1, 0, 0], [0, -9, 0], [float("nan"), 0, 0]])
+    assert holds(occupancy, points).tolist() == [False, True, True, True]
+
+
+def test_the_grid_is_the_cube_about_a_long_box():
+    box = torch.tensor([[1.0, 0.0, 0.0], [2.0, 4.0, 1.0]])
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box, False)
+    points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [-0.6, 0, 0]])
+    assert holds(occupancy, points).tolist() == [True, False, False, True]
+
+
+def test_a_density_that_is_no_number_counts_as_something():
+    def density(means, _):
+        return torch.where(means[:, 0] > 1.5, torch.nan, 0.0)
+
+    occupancy = find_occupancy(density, BOX, contraction=False)
+    points = torch.tensor([[1.7, 0.3, -1.0], [0.3, 0.3, -1.0]])
+    assert holds(occupancy, points).tolist() == [True, False]
+
+
+def test_where_little_is_empty_there_is_no_grid():
+    assert find_occupancy(lambda means, _: torch.ones(len(means)), BOX, False) is None
+
+
+def test_in_contracted_space_far_things_are_held_too():
+    def density(means, variances):
+        # A thing 30 away and 8 in radius; its cells are some 10 long there.
+        assert torch.isfinite(means).all() and torch.isfinite(variances).all()
+        return soft_ball(means, (30.0, 0.0, 0.0), 8.0, peak=1.0)
+
+    occupancy = find_occupancy(density, BOX, contraction=True)
+    directions = torch.nn.functional.normalize(torch.randn(4000, 3), dim=-1)
+    inside = torch.tensor([30.0, 0, 0]) + 8 * torch.rand(4000, 1) * directions
+    assert holds(occupancy, inside).all()
+    near = 3 * torch.rand(4000, 1) * directions
+    assert not holds(occupancy, near).any()
+    assert not holds(occupancy, 12 * torch.tensor([[0.0, 1, 0], [0, 0, -1], [-1, 0, 0]])).any()
+    assert holds(occupancy, 1e4 * directions).all()  # Too far to tell.
+
+
+def test_cells_of_contracted_space_are_as_wide_as_space_is_stretched():
+    """Neighbouring centres lie about a width apart, along the radius."""
+    seen = []
+
+    def density(means, variances):
+        seen.append((means, variances))
+        return torch.zeros(len(means))
+
+    find_occupancy(density, BOX, contraction=True)
+    means, variances = (torch.cat(x) for x in zip(*seen, strict=True))
+    step = 4 / (RESOLUTION // 2)
+    for norm in (0.5, 1.5, 4.0):
+        near = (means.norm(dim=-1) / norm - 1).abs() < 0.05
+        found = (12 * variances[near, 0]).sqrt().mean()
+        inner, outer = (float(coord.inv_contract(torch.tensor([[z, 0.0, 0.0]])).norm()) for z in (
+            float(coord.contract(torch.tensor([norm, 0.0, 0.0]))[0]) + d * step / 2
+            for d in (-1, 1)))
+        assert float(found) == pytest.approx(outer - inner, rel=0.1)
+
+
+# In models.
+
+
+class BallField(torch.nn.Module):
+    """A field that is a coloured ball, and counts the Gaussians that it is asked about."""
+
+    wants_full_covariances, has_rgb, num_multisamples = False, True, 0
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+        self.asked += gaussians.means.shape[:-1].numel()
+        rgb = torch.sigmoid(3 * gaussians.means) * (0.5 + 0.5 * viewdirs[..., None, :] ** 2)
+        return FieldOutput(soft_ball(gaussians.means), rgb)
+
+
+def rays_at_the_ball(count=600):
+    """Half of them meet it."""
+    rays = make_rays(count)
+    origins = 4 * torch.nn.functional.normalize(rays.origins, dim=-1)
+    aims = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
+    aims = aims * 1.2 * torch.rand(count, 1)
+    directions = torch.nn.functional.normalize(aims - origins, dim=-1)
+    return type(rays)(**(rays.__dict__ | {
+        "origins": origins, "directions": 1.3 * directions, "viewdirs": directions,
+        "near": rays.near / 1.3, "far": rays.far / 1.3}))
+
+
+def make_model(name, **flags):
+    model = build_model(default_config(
+        model=name, num_samples=64, prop_samples=64, hidden=8, depth=1, prop_hidden=8, prop_depth=1,
+        grid_finest=32, grid_log2_size=9, prop_finest=[16, 16], precision="fp32", **flags)).eval()
+    model.field, model.proposal = BallField(), BallField()
+    model.proposals = torch.nn.ModuleList([BallField(), BallField()])
+    model.density = lambda means, variances: soft_ball(means)
+    return model
+
+
+@pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
+@pytest.mark.parametrize("opaque", [False, True])
+def test_pictures_are_the_same_and_cost_a_fraction(name, opaque):
+    model, rays = make_model(name, opaque_background=opaque), rays_at_the_ball()
+    whole = render_image(model, rays)
+    asked = model.field.asked
+    model.skip_empty_space(BOX, 10**9)
+    model.field.asked = 0
+    found = render_image(model, rays)
+    assert psnr(found.rgb.numpy(), whole.rgb.numpy()) > 50
+    assert (found.acc - whole.acc).abs().max() < 0.02
+    hit = whole.acc > 0.9
+    assert hit.sum() > 100
+    torch.testing.assert_close(found.distance_median[hit], whole.distance_median[hit],
+                               atol=0.01, rtol=0)
+    # Proposals have gathered most samples about the ball already.
+    assert model.field.asked < (0.5 if name == "mipnerf" else 0.75) * asked
+
+
+def test_what_is_hidden_is_not_asked_about():
+    model, rays = make_model("mipnerf"), rays_at_the_ball()
+    whole = render_image(model, rays)
+    everything = model.field.asked
+    cells = torch.ones(sum(side**3 for side in SIDES), dtype=torch.bool)
+    model.occupancy = Occupancy(cells, BOX[0], 4 / RESOLUTION, contraction=False)
+    model.field.asked = 0
+    found = render_image(model, rays)
+    assert 0.5 * everything < model.field.asked < 0.9 * everything
+    torch.testing.assert_close(found.rgb, whole.rgb, atol=2e-3, rtol=0)
+
+
+def test_few_rays_are_not_worth_a_grid():
+    model = make_model("mipnerf")
+    model.skip_empty_space(BOX, 1000)
+    assert model.occupancy is None
+
+
+def test_training_asks_about_everything():
+    model, rays = make_model("mipnerf").train(), rays_at_the_ball(20)
+    model.skip_empty_space(BOX, 10**9)
+    model(rays, generator=torch.Generator().manual_seed(0))
+    assert model.field.asked == 2 * 64 * 20
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 3)])
+def test_any_batch_shape_can_pass_over_empty_space(shape):
+    model = make_model("mipnerf")
+    model.skip_empty_space(BOX, 10**9)
+    rays = make_rays(*shape)
+    assert model(rays)[-1].rgb.shape == (*shape, 3)
