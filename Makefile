@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # life lies within 1.35 of the origin and the cameras at 4, so nothing is nearer than 2.6 or farther
 # than 5.4.
 demo: $(VENV)/.installed
-	$(RUN) train.py --preset demo --dataset_name blender --scene demo --near 2.6 --far 5.4 \
+	$(RUN) train.py --preset demozip --dataset_name blender --scene demo --near 2.6 --far 5.4 \
 		--exp_name demo \
 		$(if $(wildcard log/demo/checkpoint_*.pt),--continue_training)
 	$(RUN) visualize.py --run log/demo --frames 40 --fps 20 --visualize_depth --visualize_normals

@@ -60,12 +60,14 @@ PRESETS = {
         "save_every": 500,
     },
     "paper360": {
+        "model": "mipnerf360",
         "batch_size": 16384,
         "max_steps": 250_000,
         "lr_init": 2e-3,
         "lr_final": 2e-5,
     },
     "demo360": {
+        "model": "mipnerf360",
         "prop_samples": 32,
         "prop_hidden": 64,
         "prop_depth": 2,
@@ -86,29 +88,43 @@ PRESETS = {
         "eval_every": 1500,
         "save_every": 500,
     },
-    "demozip": {
-        "prop_rounds": 1,
-        "prop_finest": [128],
-        "prop_features": 2,
-        "pulse_width": [0.01],
-        "num_multisamples": 1,
-        "grid_finest": 2048,
-        "grid_log2_size": 17,
-        "grid_features": 4,
-        "bottleneck": 32,
-        "view_hidden": 64,
-        "view_depth": 2,
-        "prop_hidden": 32,
-        "batch_size": 1024,
-        "micro_batch": 1024,
-        "max_steps": 2000,
+    "paperzip": {
+        "model": "zipnerf",
+        "batch_size": 65536,
+        "max_steps": 25_000,
         "lr_init": 1e-2,
         "lr_final": 1e-3,
+        "lr_delay_steps": 2500,
+    },
+    "demozip": {
+        "model": "zipnerf",
+        "prop_rounds": 1,
+        "prop_samples": 48,
+        "prop_finest": [128],
+        "prop_features": 2,
+        "prop_hidden": 32,
+        "pulse_width": [0.01],
+        "num_multisamples": 1,
+        "grid_finest": 256,
+        "grid_log2_size": 17,
+        "hidden": 32,
+        "bottleneck": 16,
+        "view_hidden": 32,
+        "view_depth": 2,
+        "fine_loss_mult": 1.0,
+        "charbonnier_loss_mult": 0.0,
+        "grid_decay_loss_mult": 0.0,
+        "grid_lr_mult": 3.0,
+        "batch_size": 1024,
+        "micro_batch": 1024,
+        "max_steps": 1900,
+        "lr_init": 1e-2,
+        "lr_final": 5e-4,
         "lr_delay_steps": 50,
         "lr_delay_mult": 0.01,
         "log_every": 100,
-        "eval_every": 1000,
-        "save_every": 500,
+        "eval_every": 950,
+        "save_every": 475,
     },
     "debug": {
         "prop_rounds": 1,
@@ -262,7 +278,7 @@ def get_config(argv=None):
     parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
     if dataset == "llff" and spherify:
         parser.set_defaults(**SPHERIFY_DEFAULTS)
-    model = early.model or from_file.get("model")
+    model = early.model or from_file.get("model") or PRESETS.get(preset, {}).get("model")
     parser.set_defaults(**MODEL_DEFAULTS.get(model, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))
@@ -403,9 +419,10 @@ def _check_value(action, value, path):
     if isinstance(action, argparse.BooleanOptionalAction) != isinstance(value, bool):
         raise UserError(f"--config {path} has {action.dest} = {value!r}; true and false are for "
                         "switches, and for nothing else.")
-    if action.nargs is not None and action.nargs != 0:
-        wanted = "two numbers" if action.nargs == 2 else "at least one number"
-        if not isinstance(value, list) or not value or action.nargs == 2 != len(value):
+    if action.nargs in (2, "+"):
+        counts = [2] if action.nargs == 2 else range(1, 100)
+        if not isinstance(value, list) or len(value) not in counts:
+            wanted = "two numbers" if action.nargs == 2 else "numbers"
             raise UserError(f"--config {path} has {action.dest} = {value!r}; {wanted} in "
                             "brackets are wanted.")
         for part in value:
@@ -501,7 +518,8 @@ _share = _between(float, 0, 1)
 def _add_run_flags(group):
     flag = group.add_argument
     flag("--preset", choices=sorted(PRESETS), help="a set of defaults: 'paper' is the official "
-         "configuration, 'demo' is sized for two CPU cores, 'debug' runs in seconds")
+         "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360' and 'demozip' "
+         "are for the models of these names, 'debug' runs in seconds")
     flag("--config", metavar="FILE", help="JSON file of flags, such as a run's config.json")
     flag("--log_dir", default="log", help="where run folders are made")
     flag("--exp_name", help="name of the run folder (<dataset>_<scene>_<model> if not given)")

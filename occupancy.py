@@ -4,7 +4,6 @@ Cells are cubes in the coordinates of rays, or, for models of all space, of cont
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,8 @@ import coord
 # Cells along a side; at first half as many, of which the occupied ones are looked at more closely.
 RESOLUTION = 128
 
-# The finest grid and coarser ones, each of half as many cells along a side, and where they begin.
+# The finest grid and the coarser ones above it.
 SIDES = [RESOLUTION >> level for level in range(RESOLUTION.bit_length())]
-FIRST = list(accumulate([0] + [side**3 for side in SIDES[:-1]]))
 
 # A cell is empty if what passes through it loses less than this share of its light.
 SMALLEST_OPACITY = 0.005
@@ -50,11 +48,12 @@ class Occupancy:
         level = half.clamp(min=1).log2().ceil().nan_to_num(nan=0.0).clamp(max=len(SIDES) - 1).long()
         place = (0.5 * (starts + ends) - self.low) / (self.step * RESOLUTION)
         inside = ((place >= 0) & (place < 1)).all(dim=-1)
-        side = torch.tensor(SIDES, device=place.device)[level]
+        side = RESOLUTION >> level
         cell = (place.nan_to_num(nan=0.0) * side[..., None]).long()
         cell = cell.clamp(min=0).minimum(side[..., None] - 1)
         x, y, z = cell.unbind(-1)
-        first = torch.tensor(FIRST, device=place.device)[level]
+        # Of the finer grids before it, which shrink by 8.
+        first = (RESOLUTION**3 - side**3) * 8 // 7
         return self.cells[first + (x * side + y) * side + z] | ~inside
 
 

@@ -18,8 +18,8 @@ from coord import Gaussians, IsotropicGaussians
 # The disc whose variance is that of a square pixel: r^2 / 4 = width^2 / 12.
 RADIUS_PER_PIXEL = 2 / math.sqrt(12)
 
-# Turns of the six multisamples of a ray section about the ray, in sixths (Zip-NeRF's code).
-HEXAGON = (0, 2, 4, 3, 5, 1)
+# Points of a ray section that stand for its volume (Zip-NeRF's code).
+MULTISAMPLES = 6
 
 # Iterations of Newton's method: lens distortions converge to float32 in four or five.
 UNDISTORT_STEPS = 10
@@ -552,8 +552,8 @@ def multisample_rays(
     from there on once more in the other sense; None turns none. Other arguments as in `cast_rays`.
     Returns `IsotropicGaussians` `[..., S, num_multisamples]`. Raises ValueError for another number.
     """
-    if num_multisamples not in (1, len(HEXAGON)):
-        raise ValueError(f"{num_multisamples} multisamples were asked for; 1 or {len(HEXAGON)} "
+    if num_multisamples not in (1, MULTISAMPLES):
+        raise ValueError(f"{num_multisamples} multisamples were asked for; 1 or {MULTISAMPLES} "
                          "are possible")
     t0, t1 = tdist[..., :-1], tdist[..., 1:]
     if num_multisamples == 1:
@@ -562,7 +562,9 @@ def multisample_rays(
         return IsotropicGaussians(means[..., None, :], (0.5 * radii * middle)[..., None])
     along = _helix_distances(t0, t1, ray_shape)
     across = radii[..., None] * (along if ray_shape == "cone" else torch.ones_like(along))
-    turns = torch.tensor(HEXAGON, dtype=tdist.dtype, device=tdist.device) / len(HEXAGON)
+    # In sixths: 0, 2, 4, then 3, 5, 1.
+    order = torch.arange(MULTISAMPLES, device=tdist.device)
+    turns = ((2 * order - 3 * (order >= 3)) % MULTISAMPLES).to(tdist) / MULTISAMPLES
     rotations = torch.zeros_like(t0) if rotations is None else rotations
     sense, begin = torch.where(rotations < 0.5, 1, -1), 2 * rotations
     angles = 2 * math.pi * (sense[..., None] * turns + begin[..., None])
@@ -576,7 +578,7 @@ def multisample_rays(
 
 def _helix_distances(t0, t1, ray_shape):
     """Six distances `[..., S, 6]` with the mean and variance of a section's own."""
-    steps = torch.linspace(-1, 1, len(HEXAGON), dtype=t0.dtype, device=t0.device)
+    steps = torch.linspace(-1, 1, MULTISAMPLES, dtype=t0.dtype, device=t0.device)
     t0, t1 = t0[..., None], t1[..., None]
     middle, half = 0.5 * (t0 + t1), 0.5 * (t1 - t0)
     if ray_shape == "cylinder":

@@ -1,7 +1,8 @@
 """Train a model on a scene.
 
     python train.py                                    lego if downloaded, else the demo scene
-    python train.py --preset demo                      minutes on two CPU cores
+    python train.py --preset demozip                   minutes on two CPU cores: hash grids
+    python train.py --preset demo                      the same for a small mip-NeRF
     python train.py --dataset_name llff --scene trex   a forward-facing capture
     python train.py --preset paper --scene lego        the official configuration
     python train.py --scene lego --continue_training   go on from the newest checkpoint
@@ -215,8 +216,8 @@ def print_expected_time(model, dataset, validation, test, config, first_step):
         pictures += int(validation.scene.offsets[1]) * (num_steps // config.eval_every)
     training, drawing = per_trained * config.batch_size * num_steps, per_rendered * pictures
     print(f"Expected on this CPU: about {duration(training)} of training ({1 / per_trained:,.0f} "
-          f"rays/s) and {duration(drawing)} for pictures and scores. `--preset demo` trains a "
-          "small network; --factor makes pictures smaller.", flush=True)
+          f"rays/s) and {duration(drawing)} for pictures and scores. `--preset demozip` is "
+          "made for CPUs; --factor makes pictures smaller.", flush=True)
 
 
 def seconds_per_ray(batch, call):

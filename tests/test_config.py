@@ -33,6 +33,23 @@ def test_preset_changes_defaults_and_a_typed_flag_wins_over_it_in_any_order(pres
     assert get_config(["--preset", preset, "--max_steps", "7"]).max_steps == 7
 
 
+def test_a_preset_brings_its_model_with_the_models_defaults():
+    config = get_config(["--preset", "demozip"])
+    assert config.model == "zipnerf" and config.view_skip == 2 and config.hidden == 32
+    assert get_config(["--preset", "paper360"]).hidden == 1024
+    assert get_config(["--preset", "demo360", "--model", "mipnerf"]).model == "mipnerf"
+
+
+@pytest.mark.parametrize("value", [7, [], ["a"], [0]])
+def test_flags_of_several_numbers_want_numbers_from_a_file(tmp_path, value):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"prop_finest": value}))
+    with pytest.raises(UserError, match="prop_finest = "):
+        get_config(["--config", str(file)])
+    file.write_text(json.dumps({"model": "zipnerf", "prop_finest": [64, 128]}))
+    assert get_config(["--config", str(file)]).prop_finest == [64, 128]
+
+
 @pytest.mark.parametrize("dataset", sorted(DATASET_DEFAULTS))
 def test_dataset_changes_defaults_and_a_typed_flag_wins_over_it(dataset):
     config = get_config(["--dataset_name", dataset])

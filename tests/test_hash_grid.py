@@ -9,6 +9,7 @@ import torch
 
 import hash_grid
 from hash_grid import encode, encode_plain, make_levels
+from scripts import bench_hash_grid
 
 DOUBLE = torch.float64
 
@@ -122,3 +123,10 @@ def test_without_a_compiler_the_twin_does_it(monkeypatch):
     # Other precisions have no kernel.
     found = encode(points.double(), weights.double(), table.double(), levels)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_benchmark_prints_a_row_for_each_way(capsys):
+    assert bench_hash_grid.main(["--points", "64", "--rounds", "1", "--finest", "32"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0] for row in rows[2:]] == ["| kernels", "| PyTorch"]
+    assert all(float(cell.rstrip(" |")) >= 0 for row in rows[2:] for cell in row[1:])

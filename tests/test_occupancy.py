@@ -4,11 +4,14 @@ import pytest
 import torch
 
 import coord
+import train
 from config import default_config
 from fields import FieldOutput
 from image_utils import psnr
 from model import build_model, render_image
 from occupancy import RESOLUTION, SIDES, Occupancy, find_occupancy
+from scripts import bench_rendering
+from tests.scenes import write_blender
 from tests.test_model import make_rays
 
 BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
@@ -202,3 +205,14 @@ def test_any_batch_shape_can_pass_over_empty_space(shape):
     model.skip_empty_space(BOX, 10**9)
     rays = make_rays(*shape)
     assert model(rays)[-1].rgb.shape == (*shape, 3)
+
+
+def test_the_benchmark_compares_both_ways(tmp_path, capsys):
+    write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
+    train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
+                "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
+                "--eval_every", "0", "--no-final_eval"])
+    capsys.readouterr()
+    assert bench_rendering.main([str(tmp_path / "run"), "--views", "2", "--device", "cpu"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[:2] == ["| run", "16x12"] and abs(float(row[3]) - float(row[5])) < 0.05

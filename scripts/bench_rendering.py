@@ -1,0 +1,79 @@
+"""What passing over empty space saves, and what it costs in quality: a Markdown table.
+
+    python scripts/bench_rendering.py log/demo log/lego --views 4
+
+Views of the test split are rendered whole and with empty space passed over, in turn, in one
+process; PSNR is against the photographs, so the data must be there.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from checkpoint import load_checkpoint  # noqa: E402
+from config import run_script  # noqa: E402
+from datasets import load_dataset  # noqa: E402
+from evaluate import commit  # noqa: E402
+from image_utils import psnr, quantize  # noqa: E402
+from model import render_image, select_device  # noqa: E402
+from occupancy import SIDES  # noqa: E402
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--views", type=int, default=4, help="of the test split, evenly chosen")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    args = parser.parse_args(argv)
+    print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print("| run | frame | whole: s | dB | skipping: s | dB | times as fast | grid: s | of it "
+          "occupied |\n|" + " --- |" * 9)
+    for run in args.runs:
+        print(measure(run, args), flush=True)
+    return 0
+
+
+def measure(run, args):
+    """The row of a run."""
+    loaded = load_checkpoint(run, torch.device("cpu"))
+    config, model = loaded.config, loaded.model
+    config.device, config.data_dir = args.device, args.data_dir
+    device = select_device(config)
+    model.to(device)
+    test = load_dataset(config, "test", device, read_pixels=False)
+    begin = time.perf_counter()
+    model.skip_empty_space(loaded.scene["train"].box.to(device), num_rays=10**9)
+    making = time.perf_counter() - begin
+    occupancy, seconds, scores = model.occupancy, {True: [], False: []}, {True: [], False: []}
+    for index in np.linspace(0, len(test) - 1, args.views).round().astype(int):
+        view = test.image(int(index))
+        for skips in (False, True):
+            model.occupancy = occupancy if skips else None
+            begin = time.perf_counter()
+            rgb = quantize(render_image(model, view.rays).rgb)
+            seconds[skips].append(time.perf_counter() - begin)
+            scores[skips].append(psnr(rgb, quantize(view.rgb)))
+    whole, skipping = (statistics.median(seconds[skips]) for skips in (False, True))
+    height, width = view.rgb.shape[:2]
+    occupied = 1.0
+    if occupancy is not None:
+        finest = occupancy.cells[: SIDES[0] ** 3]
+        occupied = float(finest.float().mean())
+    return (f"| {run.name} | {width}x{height} | {whole:.2f} | {np.mean(scores[False]):.3f} "
+            f"| {skipping:.2f} | {np.mean(scores[True]):.3f} | {whole / skipping:.1f} "
+            f"| {making:.1f} | {occupied:.0%} |")
+
+
+if __name__ == "__main__":
+    run_script(main)
