@@ -448,7 +448,7 @@ def training_command(out):
     """A command that trains a small model on the scene."""
     longest = max(max(image_size(file)) for file in list_images(out / "images"))
     factor = next((f for f in (1, *SMALLER) if longest / f <= 400), SMALLER[-1])
-    return ("python train.py --model mipnerf360 --preset demo360 --dataset_name colmap "
+    return ("python train.py --preset demozip --dataset_name colmap "
             f"--scene {out} --factor {factor}")
 
 
