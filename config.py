@@ -179,11 +179,11 @@ MODEL_DEFAULTS = {
 UNBOUNDED = {"colmap", "nerfstudio"}
 UNBOUNDED_DEFAULTS = {
     "mipnerf360": {
-        "contraction": True, "ray_warp": "reciprocal", "basis": "icosahedron", "max_deg": 12,
-        "opaque_background": True,
+        "lindisp": False, "contraction": True, "ray_warp": "reciprocal", "basis": "icosahedron",
+        "max_deg": 12, "opaque_background": True,
     },
     "zipnerf": {
-        "contraction": True, "ray_warp": "power", "opaque_background": True, "random_bkgd": True,
+        "lindisp": False, "contraction": True, "ray_warp": "power", "opaque_background": True,
     },
 }
 
@@ -303,6 +303,9 @@ def _check_together(config, parser):
     for name in ("antialiased_interlevel_loss_mult", "grid_decay_loss_mult"):
         if getattr(config, name) and config.model != "zipnerf":
             parser.error(f"--{name} {getattr(config, name):g} is for --model zipnerf")
+    if config.ray_warp == "reciprocal" and config.near == 0 and config.model != "mipnerf":
+        parser.error("--ray_warp reciprocal divides by near; give a --near above 0, or another "
+                     "--ray_warp")
     if config.model == "zipnerf":
         for name in ("prop_finest", "pulse_width"):
             values = getattr(config, name)
@@ -426,6 +429,9 @@ def _check_value(action, value, path):
             raise UserError(f"--config {path} has {action.dest} = {value!r}; {wanted} in "
                             "brackets are wanted.")
         for part in value:
+            if isinstance(part, bool) or not isinstance(part, int | float):
+                raise UserError(f"--config {path} has {action.dest} = {value!r}; {part!r} is no "
+                                "number.")
             _check_value(argparse.Action([], action.dest, type=action.type), part, path)
         return
     if action.type is None and not isinstance(value, bool | str):
@@ -436,7 +442,7 @@ def _check_value(action, value, path):
         raise UserError(f"--config {path} has {action.dest} = {value!r}: {error}.") from None
     if action.choices and parsed not in action.choices:
         raise UserError(f"--config {path} has {action.dest} = {value!r}; one of "
-                        f"{', '.join(action.choices)} is wanted.")
+                        f"{', '.join(map(str, action.choices))} is wanted.")
 
 
 def _build_parser():
@@ -613,7 +619,7 @@ def _add_model_flags(group):
     flag("--grid_coarsest", type=_between(int, 2, 1024), default=16,
          help="cells along a side of zipnerf's coarsest grids")
     flag("--grid_finest", type=_between(int, 2, 1 << 20), default=8192,
-         help="and of its finest grid; each level has twice the cells of the one before")
+         help="and at most of its finest grid; each level has twice the cells of the one before")
     flag("--grid_log2_size", type=_between(int, 4, 24), default=21,
          help="a level has at most 2^n entries; corners of finer levels share them by a hash")
     flag("--grid_features", type=_between(int, 1, 16), default=4, help="numbers per entry")
@@ -707,8 +713,8 @@ def _add_video_flags(group):
     flag("--dolly", action=argparse.BooleanOptionalAction, default=False,
          help="on the zoom path move the camera instead of changing the focal length")
     flag("--skip_empty", action=argparse.BooleanOptionalAction, default=True,
-         help="first find out where the scene is empty, and render the rest alone (scores are "
-         "always of whole pictures)")
+         help="videos: first find out where the scene is empty, and render the rest alone (scores "
+         "are always of whole pictures)")
     flag("--visualize_depth", action=argparse.BooleanOptionalAction, default=False,
          help="also a video of distances")
     flag("--visualize_normals", action=argparse.BooleanOptionalAction, default=False,

@@ -37,7 +37,7 @@ from checkpoint import open_run
 from datasets import load_dataset
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
-from model import rays_at_once, render_image, select_device
+from model import SAMPLES_AT_ONCE, render_image, select_device
 from ray_utils import Cameras, Rays, image_rays, pixels_to_rays, points_to_pixels
 
 # The training views look at the scene with this many rays in all, from this many of them.
@@ -47,6 +47,10 @@ SURVEY_VIEWS = 48
 # The box leaves out this percentage of the surface points on each side, and adds this margin.
 BOX_PERCENTILE = 0.5
 BOX_MARGIN = 0.05
+
+# Where at least this share of the surface points is within the cameras' circle, the others are
+# surroundings.
+ENCLOSED = 0.1
 
 # Of the densities where training rays have lost half their light. Measured on the demo scene: a
 # higher one thins what is seen, a lower one thickens it.
@@ -95,6 +99,7 @@ def extract(model, scene, config):
     ndc = scene.cameras.ndc
     model.skip_empty_space(scene.box, SURVEY_RAYS)
     survey = look_around(model, scene.cameras, config.chunk)
+    model.occupancy = None  # What follows is all about surfaces.
     low, high = choose_box(config, survey, scene.box.cpu())
     grid = mesh_utils.make_grid(low, high, config.grid_size)
     density = density_at(model, survey, grid.step, config.chunk)
@@ -147,8 +152,8 @@ class Survey(NamedTuple):
 def look_around(model, cameras, chunk):
     """The `Survey` of a scene: where the rays of its training cameras end.
 
-    Of what cameras stand around, the points are no farther out than they are: the surroundings of
-    an unbounded capture would leave few points of the grid for what is in its middle.
+    Of what cameras stand around, the points are no farther out than they typically are: the
+    surroundings of an unbounded capture would leave few points of the grid for its middle.
     """
     view = look(cameras)
     pixels = cameras.sizes.prod(dim=-1)
@@ -173,8 +178,10 @@ def look_around(model, cameras, chunk):
         radii.append(width[solid])
     points, radii = torch.cat(points), torch.cat(radii)
     if not view.forward_facing and view.distance:
-        away = (points.double() - torch.as_tensor(view.focus, device=points.device)).norm(dim=-1)
-        points, radii = points[away <= view.distance], radii[away <= view.distance]
+        focus = torch.as_tensor(view.focus, device=points.device)
+        within = (points.double() - focus).norm(dim=-1) <= view.distance
+        if within.float().mean() > ENCLOSED:
+            points, radii = points[within], radii[within]
     return Survey(cameras, stride, distances, points, float(radii.median()) if len(radii) else 0.0)
 
 
@@ -223,7 +230,8 @@ def density_at(model, survey, step, chunk):
     """
     variance = max(step**2 / 12, survey.radius**2 / 4)
     device = survey.points.device
-    at_once = (chunk or rays_at_once(model, device)) * model.samples_per_level
+    at_once = chunk * model.samples_per_level if chunk else SAMPLES_AT_ONCE.get(
+        device.type, SAMPLES_AT_ONCE["cuda"])
 
     @torch.no_grad()
     def density(points):

@@ -6,7 +6,7 @@ fit into the table are dense; of the others, corners share entries by a hash.
 """
 
 import functools
-import importlib.util
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -83,8 +83,12 @@ def _entry(corner, level, levels):
 
 @functools.cache
 def has_kernels():
-    """Whether the kernels' compiler is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether the kernels' compiler is installed and works here."""
+    try:
+        importlib.import_module("hash_kernels")
+    except (ImportError, RuntimeError):
+        return False
+    return True
 
 
 class _KernelEncode(torch.autograd.Function):

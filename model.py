@@ -23,7 +23,7 @@ from ray_utils import (
 # A ray is looked up so many times to find what may be empty. Rendering then asks about intervals
 # in so many blocks, front to back, and no more where the optical depth before them is this: less
 # than a thousandth of the light is left.
-PROBES = 128
+PROBES = 48
 DEPTH_BLOCKS = 4
 HIDDEN = 7.0
 
@@ -60,13 +60,14 @@ class RayModel(nn.Module):
         """From now on rendering passes over what is empty, or hidden, in a scene's box `[2, 3]`.
 
         Training does not. Nothing changes where finding out costs more than `num_rays` rays can
-        save, or where little is empty.
+        save, where little is empty, or where the model is of all space.
         """
         def density(means, variances):
             return self.density(means[:, None], variances[:, None])[:, 0]
 
-        if num_rays * self.samples_per_level > WORTH_IT:
-            self.occupancy = find_occupancy(density, box, self.contraction)
+        of_all_space = self.contraction or self.opaque_background
+        if not of_all_space and num_rays * self.samples_per_level > WORTH_IT:
+            self.occupancy = find_occupancy(density, box)
 
     def grids(self):
         """The fields that are hash grids."""
@@ -104,7 +105,7 @@ class RayModel(nn.Module):
 
     def _ask_where_needed(self, field, tdist, rays):
         """As `_ask`, but of intervals that may hold something and are not hidden by others."""
-        shape, posts = rays.shape, tdist.flatten(0, -2)
+        shape, posts = rays.shape, tdist.reshape(-1, tdist.shape[-1])
         rays = rays.flatten()
         needed = self._may_hold_something(posts, rays)
         density = torch.zeros_like(posts[:, 1:])
@@ -124,6 +125,12 @@ class RayModel(nn.Module):
         density = density.reshape(*shape, density.shape[1])
         return FieldOutput(density, None if rgb is None else rgb.reshape(*density.shape, 3))
 
+    def may_meet_something(self, rays):
+        """Which of flat rays are not known to be empty: `[N]` bool."""
+        if self.occupancy is None:
+            return torch.ones_like(rays.near[:, 0], dtype=torch.bool)
+        return self._may_hold_something(torch.cat([rays.near, rays.far], dim=-1), rays)[:, 0]
+
     def _may_hold_something(self, tdist, rays):
         """Which intervals of flat rays are not known to be empty: `[N, S]`."""
         # The shorter the ways, the closer the grid can tell.
@@ -133,10 +140,7 @@ class RayModel(nn.Module):
         posts = torch.cat([starts, tdist[:, -1:]], dim=-1)
         posts = rays.origins[:, None] + posts[..., None] * rays.directions[:, None]
         needed = self.occupancy.between(posts[:, :-1], posts[:, 1:])
-        needed = needed.unflatten(1, (-1, parts)).any(dim=-1)
-        if self.opaque_background:
-            needed[:, -1:] = True
-        return needed
+        return needed.unflatten(1, (-1, parts)).any(dim=-1)
 
     def _output(self, samples, tdist, sdist, rays, generator):
         """The `RenderOutput` of a level from its field's answers."""
@@ -426,8 +430,16 @@ def rays_at_once(model, device):
 @torch.no_grad()
 def render_chunk(model, rays):
     """The finest level's per-ray quantities of a flat `Rays`."""
-    output = model(rays)[-1]
+    index = model.may_meet_something(rays).nonzero()[:, 0]
+    output = model(rays[index])[-1]
+
+    def placed(found, elsewhere):
+        return elsewhere.index_copy(0, index, found)
+
+    far = rays.far[:, 0]
     return RenderOutput(
-        rgb=output.rgb, acc=output.acc, distance_mean=output.distance_mean,
-        distance_median=output.distance_median, extras=output.extras,
+        rgb=placed(output.rgb, torch.full_like(rays.origins, model.bg_rgb)),
+        acc=placed(output.acc, torch.zeros_like(far)),
+        distance_mean=placed(output.distance_mean, far),
+        distance_median=placed(output.distance_median, far),
     )

@@ -1,6 +1,7 @@
 """Where a scene is empty: a grid that tells which parts of rays a model need not be asked about.
 
-Cells are cubes in the coordinates of rays, or, for models of all space, of contracted space.
+Cells are cubes in the coordinates of rays. (Models of all space gain nothing: nearly all of their
+rays end at something, and proposals have found the empty part already.)
 """
 
 from dataclasses import dataclass
@@ -8,8 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-import coord
 
 # Cells along a side; at first half as many, of which the occupied ones are looked at more closely.
 RESOLUTION = 128
@@ -20,28 +19,22 @@ SIDES = [RESOLUTION >> level for level in range(RESOLUTION.bit_length())]
 # A cell is empty if what passes through it loses less than this share of its light.
 SMALLEST_OPACITY = 0.005
 
-# What contracted space cannot tell from infinity.
-CONTRACTED_RADIUS = 2.0
-
 
 @dataclass(frozen=True)
 class Occupancy:
     """cells: bool, of grids of 128, 64, … 1 cells along a side, one after another, by x, y and z: 1
     where that cell or one of its neighbours holds something; low `[3]`: the grids' corner; step:
-    side of a finest cell; contraction: whether they lie in contracted space."""
+    side of a finest cell."""
 
     cells: Tensor
     low: Tensor
     step: float
-    contraction: bool
 
     def between(self, starts, ends):
         """Whether there may be something on the way from `starts` to `ends`, both `[..., 3]`.
 
         Outside of the grid there may.
         """
-        if self.contraction:
-            starts, ends = coord.contract(starts), coord.contract(ends)
         # Where a cell is as long as half of the way, all of it is in the middle's cell and its
         # neighbours.
         half = 0.5 * (ends - starts).norm(dim=-1) / self.step
@@ -58,15 +51,13 @@ class Occupancy:
 
 
 @torch.no_grad()
-def find_occupancy(density, box, contraction, at_once=1 << 16):
+def find_occupancy(density, box, at_once=1 << 16):
     """The `Occupancy` of a model, or None where less than half of a coarse grid is empty.
 
     density: a function of means and variances `[M, 3]` of Gaussians that gives `[M]`; box:
-    `[2, 3]`, the scene's, about which the smallest cube is laid, unless all of space is contracted;
-    at_once: how many Gaussians `density` is asked about in one call.
+    `[2, 3]`, the scene's, about which the smallest cube is laid; at_once: how many Gaussians
+    `density` is asked about in one call.
     """
-    if contraction:
-        box = CONTRACTED_RADIUS * torch.tensor([[-1.0] * 3, [1.0] * 3], device=box.device)
     size = float((box[1] - box[0]).max())
     low = 0.5 * (box[0] + box[1]) - 0.5 * size
     occupied = torch.ones(1, 1, 1, dtype=torch.bool, device=box.device)
@@ -75,7 +66,8 @@ def find_occupancy(density, box, contraction, at_once=1 << 16):
         step = size / side
         occupied = torch.zeros_like(wanted)
         for part in wanted.nonzero().split(at_once):
-            opacity = _opacity(density, low + (part + 0.5) * step, step, contraction)
+            centres = low + (part + 0.5) * step
+            opacity = -torch.expm1(-step * density(centres, torch.full_like(centres, step**2 / 12)))
             # What is no number counts as something.
             occupied[tuple(part.T)] = ~(opacity < SMALLEST_OPACITY)
         if occupied.float().mean() > 0.5:
@@ -84,25 +76,8 @@ def find_occupancy(density, box, contraction, at_once=1 << 16):
     while True:
         pyramid.append(_dilated(occupied).flatten())
         if len(occupied) == 1:
-            return Occupancy(torch.cat(pyramid), low, size / RESOLUTION, contraction)
+            return Occupancy(torch.cat(pyramid), low, size / RESOLUTION)
         occupied = F.max_pool3d(occupied[None, None].float(), 2)[0, 0] > 0
-
-
-def _opacity(density, centres, step, contraction):
-    """How opaque cells are across: `[M]`."""
-    width = torch.full_like(centres[:, 0], step)
-    unknown = edge = torch.zeros_like(width, dtype=torch.bool)
-    if contraction:
-        norm = centres.norm(dim=-1)
-        # A cell at the ball's edge reaches to infinity, and may hold anything; beyond is nowhere.
-        edge = norm > CONTRACTED_RADIUS - step
-        unknown = edge & (norm < CONTRACTED_RADIUS + step)
-        centres = coord.inv_contract(centres.where(~edge[:, None], 0.0))
-        # A step of contracted space is so much longer along the radius.
-        width = width * centres.norm(dim=-1).clamp(min=1) ** 2
-    variances = (width**2 / 12)[:, None].expand(-1, 3)
-    opacity = -torch.expm1(-density(centres, variances) * width)
-    return torch.where(unknown, 1.0, opacity.where(~edge, 0.0))
 
 
 def _dilated(cells):

@@ -36,9 +36,11 @@ def main(argv=None):
     parser.add_argument("--views", type=int, default=4, help="of the test split, evenly chosen")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args(argv)
+    if args.views < 1:
+        parser.error(f"--views {args.views} must be at least 1")
     print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| run | frame | whole: s | dB | skipping: s | dB | times as fast | grid: s | of it "
-          "occupied |\n|" + " --- |" * 9)
+          "kept |\n|" + " --- |" * 9)
     for run in args.runs:
         print(measure(run, args), flush=True)
     return 0
@@ -46,11 +48,10 @@ def main(argv=None):
 
 def measure(run, args):
     """The row of a run."""
-    loaded = load_checkpoint(run, torch.device("cpu"))
+    device = select_device(args)
+    loaded = load_checkpoint(run, device)
     config, model = loaded.config, loaded.model
-    config.device, config.data_dir = args.device, args.data_dir
-    device = select_device(config)
-    model.to(device)
+    config.data_dir = args.data_dir
     test = load_dataset(config, "test", device, read_pixels=False)
     begin = time.perf_counter()
     model.skip_empty_space(loaded.scene["train"].box.to(device), num_rays=10**9)

@@ -40,7 +40,7 @@ def test_a_preset_brings_its_model_with_the_models_defaults():
     assert get_config(["--preset", "demo360", "--model", "mipnerf"]).model == "mipnerf"
 
 
-@pytest.mark.parametrize("value", [7, [], ["a"], [0]])
+@pytest.mark.parametrize("value", [7, [], ["a"], [0], [None, 512], ["512", "2048"], [True]])
 def test_flags_of_several_numbers_want_numbers_from_a_file(tmp_path, value):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"prop_finest": value}))
@@ -48,6 +48,13 @@ def test_flags_of_several_numbers_want_numbers_from_a_file(tmp_path, value):
         get_config(["--config", str(file)])
     file.write_text(json.dumps({"model": "zipnerf", "prop_finest": [64, 128]}))
     assert get_config(["--config", str(file)]).prop_finest == [64, 128]
+
+
+def test_a_wrong_choice_among_numbers_is_said(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"num_multisamples": 3}))
+    with pytest.raises(UserError, match="num_multisamples = 3; one of 1, 6 is wanted"):
+        get_config(["--config", str(file)])
 
 
 @pytest.mark.parametrize("dataset", sorted(DATASET_DEFAULTS))

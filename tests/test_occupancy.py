@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import coord
 import train
 from config import default_config
 from fields import FieldOutput
@@ -29,7 +28,7 @@ def soft_ball(points, centre=(0.0, 0.0, 0.0), radius=0.5, peak=60.0):
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (1.1, -0.7, 0.3)])
 def test_cells_of_a_ball_are_held_and_those_far_from_it_are_not(centre):
-    occupancy = find_occupancy(lambda means, _: soft_ball(means, centre), BOX, contraction=False)
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, centre), BOX)
     points = torch.rand(20000, 3) * 4 - 2
     distance = (points - torch.tensor(centre)).norm(dim=-1) - 0.5
     held = holds(occupancy, points)
@@ -40,7 +39,7 @@ def test_cells_of_a_ball_are_held_and_those_far_from_it_are_not(centre):
 
 
 def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
-    occupancy = find_occupancy(lambda means, _: soft_ball(means), BOX, contraction=False)
+    occupancy = find_occupancy(lambda means, _: soft_ball(means), BOX)
     starts = torch.rand(5000, 3) * 3.9 - 1.95
     ends = (starts + torch.randn(5000, 3) * torch.logspace(-2, 0, 5000)[:, None]).clamp(-1.9, 1.9)
     shares = torch.linspace(0, 1, 400)[:, None, None]
@@ -54,14 +53,14 @@ def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
 
 
 def test_outside_of_the_grid_there_may_be_anything():
-    occupancy = find_occupancy(lambda means, _: torch.zeros(len(means)), BOX, contraction=False)
+    occupancy = find_occupancy(lambda means, _: torch.zeros(len(means)), BOX)
     points = torch.tensor([[0.0, 0, 0], [2.1, 0, 0], [0, -9, 0], [float("nan"), 0, 0]])
     assert holds(occupancy, points).tolist() == [False, True, True, True]
 
 
 def test_the_grid_is_the_cube_about_a_long_box():
     box = torch.tensor([[1.0, 0.0, 0.0], [2.0, 4.0, 1.0]])
-    occupancy = find_occupancy(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box, False)
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box)
     points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [-0.6, 0, 0]])
     assert holds(occupancy, points).tolist() == [True, False, False, True]
 
@@ -70,49 +69,13 @@ def test_a_density_that_is_no_number_counts_as_something():
     def density(means, _):
         return torch.where(means[:, 0] > 1.5, torch.nan, 0.0)
 
-    occupancy = find_occupancy(density, BOX, contraction=False)
+    occupancy = find_occupancy(density, BOX)
     points = torch.tensor([[1.7, 0.3, -1.0], [0.3, 0.3, -1.0]])
     assert holds(occupancy, points).tolist() == [True, False]
 
 
 def test_where_little_is_empty_there_is_no_grid():
-    assert find_occupancy(lambda means, _: torch.ones(len(means)), BOX, False) is None
-
-
-def test_in_contracted_space_far_things_are_held_too():
-    def density(means, variances):
-        # A thing 30 away and 8 in radius; its cells are some 10 long there.
-        assert torch.isfinite(means).all() and torch.isfinite(variances).all()
-        return soft_ball(means, (30.0, 0.0, 0.0), 8.0, peak=1.0)
-
-    occupancy = find_occupancy(density, BOX, contraction=True)
-    directions = torch.nn.functional.normalize(torch.randn(4000, 3), dim=-1)
-    inside = torch.tensor([30.0, 0, 0]) + 8 * torch.rand(4000, 1) * directions
-    assert holds(occupancy, inside).all()
-    near = 3 * torch.rand(4000, 1) * directions
-    assert not holds(occupancy, near).any()
-    assert not holds(occupancy, 12 * torch.tensor([[0.0, 1, 0], [0, 0, -1], [-1, 0, 0]])).any()
-    assert holds(occupancy, 1e4 * directions).all()  # Too far to tell.
-
-
-def test_cells_of_contracted_space_are_as_wide_as_space_is_stretched():
-    """Neighbouring centres lie about a width apart, along the radius."""
-    seen = []
-
-    def density(means, variances):
-        seen.append((means, variances))
-        return torch.zeros(len(means))
-
-    find_occupancy(density, BOX, contraction=True)
-    means, variances = (torch.cat(x) for x in zip(*seen, strict=True))
-    step = 4 / (RESOLUTION // 2)
-    for norm in (0.5, 1.5, 4.0):
-        near = (means.norm(dim=-1) / norm - 1).abs() < 0.05
-        found = (12 * variances[near, 0]).sqrt().mean()
-        inner, outer = (float(coord.inv_contract(torch.tensor([[z, 0.0, 0.0]])).norm()) for z in (
-            float(coord.contract(torch.tensor([norm, 0.0, 0.0]))[0]) + d * step / 2
-            for d in (-1, 1)))
-        assert float(found) == pytest.approx(outer - inner, rel=0.1)
+    assert find_occupancy(lambda means, _: torch.ones(len(means)), BOX) is None
 
 
 # In models.
@@ -156,9 +119,8 @@ def make_model(name, **flags):
 
 
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
-@pytest.mark.parametrize("opaque", [False, True])
-def test_pictures_are_the_same_and_cost_a_fraction(name, opaque):
-    model, rays = make_model(name, opaque_background=opaque), rays_at_the_ball()
+def test_pictures_are_the_same_and_cost_a_fraction(name):
+    model, rays = make_model(name), rays_at_the_ball()
     whole = render_image(model, rays)
     asked = model.field.asked
     model.skip_empty_space(BOX, 10**9)
@@ -178,18 +140,30 @@ def test_what_is_hidden_is_not_asked_about():
     model, rays = make_model("mipnerf"), rays_at_the_ball()
     whole = render_image(model, rays)
     everything = model.field.asked
-    cells = torch.ones(sum(side**3 for side in SIDES), dtype=torch.bool)
-    model.occupancy = Occupancy(cells, BOX[0], 4 / RESOLUTION, contraction=False)
+    model.occupancy = everything_occupied()
     model.field.asked = 0
     found = render_image(model, rays)
     assert 0.5 * everything < model.field.asked < 0.9 * everything
     torch.testing.assert_close(found.rgb, whole.rgb, atol=2e-3, rtol=0)
 
 
-def test_few_rays_are_not_worth_a_grid():
-    model = make_model("mipnerf")
-    model.skip_empty_space(BOX, 1000)
+@pytest.mark.parametrize("flags,num_rays", [
+    ({}, 1000), ({"contraction": True}, 10**9), ({"opaque_background": True}, 10**9)])
+def test_few_rays_and_models_of_all_space_have_no_grid(flags, num_rays):
+    model = make_model("mipnerf", **flags)
+    model.skip_empty_space(BOX, num_rays)
     assert model.occupancy is None
+
+
+def test_rays_that_meet_nothing_show_the_background():
+    model, rays = make_model("mipnerf", white_bkgd=False), rays_at_the_ball()
+    model.skip_empty_space(BOX, 10**9)
+    met = model.may_meet_something(rays)
+    assert 0.3 * len(rays) < met.sum() < 0.95 * len(rays)
+    picture = render_image(model, rays)
+    assert (picture.rgb[~met] == 0).all() and (picture.acc[~met] == 0).all()
+    torch.testing.assert_close(picture.distance_median[~met], rays.far[~met, 0])
+    assert (picture.acc[met] > 0.9).any()
 
 
 def test_training_asks_about_everything():
@@ -199,7 +173,30 @@ def test_training_asks_about_everything():
     assert model.field.asked == 2 * 64 * 20
 
 
-@pytest.mark.parametrize("shape", [(0,), (2, 3)])
+def everything_occupied():
+    cells = torch.ones(sum(side**3 for side in SIDES), dtype=torch.bool)
+    return Occupancy(cells, BOX[0], 4 / RESOLUTION)
+
+
+@pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
+@pytest.mark.parametrize("precision,tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_asking_interval_by_interval_gives_the_same(name, precision, tolerance):
+    """Real fields, with nothing to pass over."""
+    model = build_model(default_config(
+        model=name, num_samples=12, prop_samples=10, hidden=16, depth=2, view_hidden=8,
+        bottleneck=8, prop_hidden=8, prop_depth=1, grid_coarsest=4, grid_finest=32,
+        grid_log2_size=9, prop_finest=[16, 16], precision=precision)).eval()
+    for field in model.grids():
+        torch.nn.init.normal_(field.table)
+    rays = rays_at_the_ball(40)
+    whole = model(rays)[-1]
+    model.occupancy = everything_occupied()
+    found = model(rays)[-1]
+    torch.testing.assert_close(found.rgb, whole.rgb, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.acc, whole.acc, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
 def test_any_batch_shape_can_pass_over_empty_space(shape):
     model = make_model("mipnerf")
     model.skip_empty_space(BOX, 10**9)
