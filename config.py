@@ -278,7 +278,12 @@ def get_config(argv=None):
     parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
     if dataset == "llff" and spherify:
         parser.set_defaults(**SPHERIFY_DEFAULTS)
-    model = early.model or from_file.get("model") or PRESETS.get(preset, {}).get("model")
+    model = early.model or from_file.get("model")
+    of_preset = PRESETS.get(preset, {}).get("model")
+    if None not in (early.model, of_preset) and early.model != of_preset:
+        parser.error(f"--preset {preset} is for --model {of_preset}, and --model {early.model} was "
+                     "given; drop one of the two")
+    model = model or of_preset
     parser.set_defaults(**MODEL_DEFAULTS.get(model, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))

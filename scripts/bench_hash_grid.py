@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import hash_grid  # noqa: E402
-from config import run_script  # noqa: E402
+from config import UserError, run_script  # noqa: E402
 
 WAYS = {"kernels": hash_grid.encode, "PyTorch": hash_grid.encode_plain}
 
@@ -35,6 +35,9 @@ def main(argv=None):
     parser.add_argument("--features", type=int, default=4, help="numbers per entry")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
+    if not hash_grid.has_kernels():
+        raise UserError("numba cannot be imported here, so there are no kernels to compare; "
+                        "pip install -r requirements.txt.")
     torch.manual_seed(0)
     levels = hash_grid.make_levels(args.coarsest, args.finest, args.log2_size)
     points, weights = torch.rand(args.points, 1, 3), torch.rand(args.points, 1, len(levels.sizes))

@@ -37,7 +37,9 @@ def test_a_preset_brings_its_model_with_the_models_defaults():
     config = get_config(["--preset", "demozip"])
     assert config.model == "zipnerf" and config.view_skip == 2 and config.hidden == 32
     assert get_config(["--preset", "paper360"]).hidden == 1024
-    assert get_config(["--preset", "demo360", "--model", "mipnerf"]).model == "mipnerf"
+    assert get_config(["--preset", "demo360", "--model", "mipnerf360"]).model == "mipnerf360"
+    with pytest.raises(SystemExit):
+        get_config(["--preset", "demo360", "--model", "mipnerf"])
 
 
 @pytest.mark.parametrize("value", [7, [], ["a"], [0], [None, 512], ["512", "2048"], [True]])

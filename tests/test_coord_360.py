@@ -111,6 +111,17 @@ def test_warps_go_from_0_to_1_rising_and_back(fn):
     torch.testing.assert_close(warps.t_to_s(t), s, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("fn,near", [("power", 0.0), ("power", 0.2), ("reciprocal", 0.2),
+                                     ("piecewise", 0.0), ("linear", 0.0)])
+def test_the_far_end_of_a_warp_is_far_and_never_beyond(fn, near):
+    """In float32 a curve that is flat far out must not lead to infinity."""
+    far = torch.tensor([[1e3], [1e6]])
+    warps = coord.construct_ray_warps(fn, torch.full_like(far, near), far)
+    t = warps.s_to_t(torch.linspace(0, 1, 50).expand(2, 50))
+    assert torch.isfinite(t).all() and (t <= far).all() and (t.diff(dim=-1) >= 0).all()
+    torch.testing.assert_close(t[:, -1:], far, rtol=0.1, atol=0)
+
+
 def test_warps_worked_out_by_hand():
     reciprocal = coord.construct_ray_warps("reciprocal", 1.0, 4.0)
     # Half way in 1 / t between 1 and 1/4 is 5/8.

@@ -95,7 +95,7 @@ class ExactModel:
     """Shows the colour that each ray should have."""
 
     compute_dtype = torch.float32
-    ray_shape = "cone"
+    ray_shape, bg_rgb = "cone", 1.0
 
     def __init__(self, dataset):
         self.colours = [dataset.image(i).rgb.reshape(-1, 3) for i in range(len(dataset))]
@@ -107,6 +107,9 @@ class ExactModel:
         return [RenderOutput(rgb=rgb, acc=torch.ones(shape), distance_mean=torch.ones(shape),
                              distance_median=torch.ones(shape), sdist=posts, tdist=posts,
                              weights=torch.full((*shape, 2), 0.5))]
+
+    def may_meet_something(self, rays):
+        return torch.ones(len(rays), dtype=torch.bool)
 
     def density(self, means, covs):
         return means.sum(-1)

@@ -81,7 +81,8 @@ def test_rotations_turn_the_points_first_one_way_then_the_other():
     def angles(rotations):
         points, _ = multisample_rays(tdist, 0 * origins, torch.tensor([[0.0, 0, 1]], dtype=DOUBLE),
                                      radii, "cone", 6, rotations)
-        return np.degrees(np.unwrap(np.arctan2(points[0, ..., 1], points[0, ..., 0]), axis=-1))
+        x, y, _ = points[0].numpy().transpose(2, 0, 1)
+        return np.degrees(np.unwrap(np.arctan2(y, x), axis=-1))
 
     still = angles(None)
     np.testing.assert_allclose(still[0], still[1], atol=1e-6)
