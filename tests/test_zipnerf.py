@@ -1,6 +1,7 @@
 """Zip-NeRF: multisamples, down-weighting, the anti-aliased loss, and the model's wiring."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -342,3 +343,20 @@ def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys, mult
     assert extract_mesh.main(["--run", run, "--grid_size", "12", "--keep_unseen",
                               "--sigma_threshold", f"{typical:.4f}"]) == 0
     assert "Mesh: " in capsys.readouterr().out
+
+
+def test_a_continued_run_ends_with_the_same_weights(tmp_path):
+    """To the bit, with the grids' own learning rate."""
+    write_blender(tmp_path / "scene", num_views=3, size=(12, 10))
+    train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
+                str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "whole",
+                "--grid_lr_mult", "3", "--num_multisamples", "6", "--max_steps", "6",
+                "--save_every", "3", "--eval_every", "0", "--no-final_eval",
+                "--keep_checkpoints", "9"])
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    (tmp_path / "stopped" / "checkpoint_00000006.pt").unlink()
+    train.main(["--run", str(tmp_path / "stopped"), "--continue_training"])
+    whole, continued = (load_checkpoint(tmp_path / name) for name in ("whole", "stopped"))
+    assert whole.step == continued.step == 6
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, continued.model.state_dict()[name]), name
