@@ -529,8 +529,8 @@ _share = _between(float, 0, 1)
 def _add_run_flags(group):
     flag = group.add_argument
     flag("--preset", choices=sorted(PRESETS), help="a set of defaults: 'paper' is the official "
-         "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360' and 'demozip' "
-         "are for the models of these names, 'debug' runs in seconds")
+         "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360', 'paperzip' and "
+         "'demozip' are the like of the other models, 'debug' runs in seconds")
     flag("--config", metavar="FILE", help="JSON file of flags, such as a run's config.json")
     flag("--log_dir", default="log", help="where run folders are made")
     flag("--exp_name", help="name of the run folder (<dataset>_<scene>_<model> if not given)")

@@ -442,4 +442,6 @@ def render_chunk(model, rays):
         acc=placed(output.acc, torch.zeros_like(far)),
         distance_mean=placed(output.distance_mean, far),
         distance_median=placed(output.distance_median, far),
+        extras={name: placed(value, value.new_zeros(len(rays), *value.shape[1:]))
+                for name, value in output.extras.items()},
     )
