@@ -237,7 +237,7 @@ def run_script(main):
         advice = "free some space" if error.errno in NO_ROOM else "choose another place"
         sentence = f"{error.filename or 'a file'}: {error.strerror}; {advice}."
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         sentence = (f"there is not enough memory ({first_line(error)}); take a smaller --chunk, "
                     "--micro_batch, --width and --height, or --grid_size.")
@@ -247,8 +247,8 @@ def run_script(main):
     sys.exit(2)
 
 
-def _is_out_of_memory(error):
-    """PyTorch has a type of its own for devices, and none for the CPU."""
+def is_out_of_memory(error):
+    """Whether memory did not suffice; PyTorch has no type of its own for the CPU's."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
 

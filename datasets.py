@@ -128,8 +128,11 @@ class NeRFDataset(ABC):
     def __len__(self):
         return len(self.scene.names)
 
-    def batch(self, batch_size, generator=None):
-        """`batch_size` random pixels: a flat `Batch`. The CPU `generator` decides which."""
+    def batch(self, batch_size, generator=None, share=slice(None)):
+        """`batch_size` random pixels: a flat `Batch`. The CPU `generator` decides which.
+
+        share: a `slice` of the batch, if only a part of it is wanted.
+        """
         offsets, sizes = self.scene.offsets, self.scene.cameras.sizes
         if self.config.batching == "single_image":
             image = torch.randint(len(self), (1,), generator=generator)
@@ -137,16 +140,18 @@ class NeRFDataset(ABC):
             index = torch.randint(first, last, (batch_size,), generator=generator)
         else:
             index = torch.randint(int(offsets[-1]), (batch_size,), generator=generator)
+        index, rows = index[share], torch.arange(batch_size)[share]
         cam_idx = torch.searchsorted(offsets, index, right=True) - 1
         within = index - offsets[cam_idx]
         width = sizes[cam_idx, 0]
-        drawn = cam_idx, within % width, within // width, self.scene.pixels[index]
-        cam_idx, x, y, pixels = map(self._on_device, drawn)
+        drawn = cam_idx, within % width, within // width, self.scene.pixels[index], rows
+        cam_idx, x, y, pixels, rows = map(self._on_device, drawn)
         masks = self.scene.masks
         return Batch(
             rays=pixels_to_rays(self.cameras, cam_idx, x, y),
             rgb=composite(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
+            rows=rows,
         )
 
     def image(self, index):

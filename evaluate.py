@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 import image_utils
 from checkpoint import open_run
 from datasets import load_dataset
@@ -38,13 +39,15 @@ SHEET_ROWS = 8
 
 def main(argv=None):
     run = open_run(argv)
-    config = run.config
-    dataset = load_dataset(config, config.split, select_device(config), read_pixels=False)
-    dataset.check_is(run.scene)
-    folder = evaluation_folder(run.path.parent, dataset.split, run.step)
-    scores = evaluate(run.model, dataset, config, run.step, folder)
-    print(report(scores))
-    print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
+    config, device = run.config, select_device(run.config)
+    with distributed.joined_ranks(device):
+        with distributed.first_on_each_machine():
+            dataset = load_dataset(config, config.split, device, read_pixels=False)
+        dataset.check_is(run.scene)
+        folder = evaluation_folder(run.path.parent, dataset.split, run.step)
+        scores = evaluate(run.model, dataset, config, run.step, folder)
+        print(report(scores))
+        print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
 
 
 def evaluation_folder(run_folder, split, step):
@@ -55,6 +58,7 @@ def evaluation_folder(run_folder, split, step):
 def evaluate(model, dataset, config, step, folder):
     """Score every image of `dataset` and write scores and pictures to `folder`.
 
+    Ranks share the images, and all of them get all scores.
     Returns a `dict` of means (psnr, ssim, lpips where asked, blank_psnr: that of a picture of the
     background alone), `scales` (the same by scale, for Multicam), `images`, and their origin.
     """
@@ -63,19 +67,29 @@ def evaluate(model, dataset, config, step, folder):
     lpips = image_utils.make_lpips(config.lpips)
     shown = np.linspace(0, len(dataset) - 1, min(SHEET_ROWS, len(dataset))).round()
     images, rows = [], []
-    for index in tqdm(range(len(dataset)), desc=f"scoring {dataset.split}", disable=None):
+    mine = distributed.my_share(range(len(dataset)))
+    for index in tqdm(mine, desc=f"scoring {dataset.split}", disable=distributed.hide_bar()):
         pictures = render_pictures(model, dataset, index, config.chunk, config.save_images)
-        images.append(score_image(pictures, dataset, index, lpips))
+        images.append((index, score_image(pictures, dataset, index, lpips)))
         if config.save_images:
             for name in ("rgb", "depth", "normals"):
                 image_utils.write_image(folder / f"{index:03d}_{name}.png", pictures[name])
-            rows += [list(pictures.values())] if index in shown else []
+            rows += [(index, list(pictures.values()))] if index in shown else []
+    images = in_order(distributed.collect(images))
+    rows = in_order(distributed.collect(rows))
     scores = summarize(images) | origin(model, config, step, dataset)
-    write_whole(folder / "scores.json", lambda f: f.write(json.dumps(scores, indent=1).encode()))
-    write_whole(folder / "scores.csv", lambda f: f.write(as_csv(images).encode()))
-    if rows:
-        image_utils.write_image(folder / "sheet.png", image_utils.contact_sheet(rows))
+    if distributed.is_main():
+        write_whole(folder / "scores.json",
+                    lambda f: f.write(json.dumps(scores, indent=1).encode()))
+        write_whole(folder / "scores.csv", lambda f: f.write(as_csv(images).encode()))
+        if rows:
+            image_utils.write_image(folder / "sheet.png", image_utils.contact_sheet(rows))
     return scores
+
+
+def in_order(numbered):
+    """The values of pairs (index, value) in the order of their indices."""
+    return [value for _, value in sorted(numbered, key=lambda pair: pair[0])]
 
 
 def render_pictures(model, dataset, index, chunk, with_geometry=True):

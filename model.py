@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 import coord
+import distributed
 import hash_grid
 import stepfun
 from config import UserError
 from fields import FieldOutput, HashField, MLPField
+from memory import smaller_until_it_fits
 from occupancy import find_occupancy
 from ray_utils import (
     RenderOutput,
@@ -80,7 +82,7 @@ class RayModel(nn.Module):
         """Density `[..., S]` of Gaussians in the coordinates of rays (NDC for NDC scenes)."""
         return self.field(coord.Gaussians(means, covs), with_rgb=False).density
 
-    def _gaussians(self, field, tdist, rays, generator, index=None):
+    def _gaussians(self, field, tdist, rays, draws, index=None):
         """The Gaussians of intervals, of the kind that a field wants.
 
         index: `[..., S]` their places along their rays, if these are not all intervals.
@@ -88,7 +90,7 @@ class RayModel(nn.Module):
         if not field.num_multisamples:
             return cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
                              diag=not field.wants_full_covariances)
-        rotations = self._draw(torch.rand, tdist[..., 1:].shape, tdist, generator)
+        rotations = self._draw(torch.rand, tdist[..., 1:].shape, tdist, draws)
         if rotations is None:
             if index is None:
                 index = torch.arange(tdist.shape[-1] - 1, device=tdist.device)
@@ -96,11 +98,11 @@ class RayModel(nn.Module):
         return multisample_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
                                 field.num_multisamples, rotations)
 
-    def _ask(self, field, tdist, rays, generator, density_noise=None):
+    def _ask(self, field, tdist, rays, draws, density_noise=None):
         """A field's `FieldOutput` of all intervals `[..., S]`."""
         if self.occupancy is not None and not self.training:
             return self._ask_where_needed(field, tdist, rays)
-        gaussians = self._gaussians(field, tdist, rays, generator)
+        gaussians = self._gaussians(field, tdist, rays, draws)
         return field(gaussians, rays.viewdirs, density_noise)
 
     def _ask_where_needed(self, field, tdist, rays):
@@ -142,23 +144,25 @@ class RayModel(nn.Module):
         needed = self.occupancy.between(posts[:, :-1], posts[:, 1:])
         return needed.unflatten(1, (-1, parts)).any(dim=-1)
 
-    def _output(self, samples, tdist, sdist, rays, generator):
+    def _output(self, samples, tdist, sdist, rays, draws):
         """The `RenderOutput` of a level from its field's answers."""
         weights = compute_weights(samples.density, tdist, rays.directions, self.opaque_background)
         bg_rgb = self.bg_rgb
         if self.random_bkgd and self.training:
-            bg_rgb = self._draw(torch.rand, (*rays.shape, 3), tdist, generator)
+            bg_rgb = self._draw(torch.rand, (*rays.shape, 3), tdist, draws)
         rgb = samples.rgb
         if rgb is None:
             rgb = torch.zeros((), device=tdist.device).expand(*weights.shape, 3)
         rendering = volumetric_rendering(rgb, weights, tdist, bg_rgb)
         return RenderOutput(**rendering._asdict(), sdist=sdist, tdist=tdist, weights=weights)
 
-    def _draw(self, distribution, shape, like, generator):
+    def _draw(self, distribution, shape, like, draws):
         """Random numbers while training, else None."""
         if not self.training:
             return None
-        return distribution(shape, generator=generator, dtype=like.dtype, device=like.device)
+        if draws is None:
+            return distribution(shape, dtype=like.dtype, device=like.device)
+        return draws(distribution, shape, like)
 
 
 class MipNeRF(RayModel):
@@ -173,19 +177,20 @@ class MipNeRF(RayModel):
         self.density_noise = config.density_noise
         self.field = colour_field(config, compute_dtype)
 
-    def forward(self, rays, train_frac=1.0, generator=None):
+    def forward(self, rays, train_frac=1.0, draws=None):
         """What each level sees: a list of `RenderOutput`, coarse to fine; the last is the picture.
 
         rays: `Rays [...]`; train_frac: share of the training done, in [0, 1] (this model does not
-        change with it); generator: of jitter and noise while training, on the rays' device.
+        change with it); draws: of jitter and noise while training, as `BatchDraws.of` gives them;
+        PyTorch's own random numbers if None.
         """
         outputs = []
         for _ in range(self.num_levels):
-            tdist = self._sample(rays, outputs, generator)
-            noise = self._density_noise(tdist[..., 1:], generator)
-            samples = self._ask(self.field, tdist, rays, generator, noise)
+            tdist = self._sample(rays, outputs, draws)
+            noise = self._density_noise(tdist[..., 1:], draws)
+            samples = self._ask(self.field, tdist, rays, draws, noise)
             sdist = (tdist - rays.near) / (rays.far - rays.near)
-            outputs.append(self._output(samples, tdist, sdist, rays, generator))
+            outputs.append(self._output(samples, tdist, sdist, rays, draws))
         return outputs
 
     def load_reference_params(self, arrays):
@@ -209,9 +214,9 @@ class MipNeRF(RayModel):
                                          f"{tuple(parameter.shape)} is wanted")
                     parameter.copy_(value)
 
-    def _sample(self, rays, outputs, generator):
+    def _sample(self, rays, outputs, draws):
         posts = (*rays.shape, self.num_samples + 1)
-        jitter = self._draw(torch.rand, posts, rays.origins, generator)
+        jitter = self._draw(torch.rand, posts, rays.origins, draws)
         if not outputs:
             return sample_along_rays(rays.near, rays.far, self.num_samples, jitter, self.lindisp)
         coarser = outputs[-1]
@@ -219,10 +224,10 @@ class MipNeRF(RayModel):
             coarser.tdist, coarser.weights, self.num_samples, jitter, self.resample_padding
         )
 
-    def _density_noise(self, like, generator):
+    def _density_noise(self, like, draws):
         if self.density_noise == 0:
             return None
-        noise = self._draw(torch.randn, like.shape, like, generator)
+        noise = self._draw(torch.randn, like.shape, like, draws)
         return None if noise is None else self.density_noise * noise
 
 
@@ -252,11 +257,11 @@ class MipNeRF360(RayModel):
             compute_dtype=compute_dtype,
         )
 
-    def forward(self, rays, train_frac=1.0, generator=None):
+    def forward(self, rays, train_frac=1.0, draws=None):
         """What each round sees: a list of `RenderOutput`, of which the last is the picture.
 
         rays: `Rays [...]`; train_frac: share of the training done, in [0, 1], with which the
-        proposals are trusted more; generator: of jitter while training, on the rays' device.
+        proposals are trusted more; draws: of jitter while training, as in `MipNeRF`.
         """
         warps = coord.construct_ray_warps(self.ray_warp, rays.near, rays.far)
         outputs, drawn = [], 1
@@ -265,11 +270,11 @@ class MipNeRF360(RayModel):
             field = self.field if last else self._proposal(level)
             count = self.num_samples if last else self.prop_samples
             dilation = self.dilation_bias + self.dilation_mult / drawn
-            sdist = self._sample(rays, outputs, count, dilation, train_frac, generator)
+            sdist = self._sample(rays, outputs, count, dilation, train_frac, draws)
             drawn *= count
             tdist = warps.s_to_t(sdist)
-            samples = self._ask(field, tdist, rays, generator)
-            outputs.append(self._output(samples, tdist, sdist, rays, generator))
+            samples = self._ask(field, tdist, rays, draws)
+            outputs.append(self._output(samples, tdist, sdist, rays, draws))
         return outputs
 
     def _proposal(self, level):
@@ -277,9 +282,9 @@ class MipNeRF360(RayModel):
         return self.proposal
 
     @torch.no_grad()
-    def _sample(self, rays, outputs, count, dilation, train_frac, generator):
+    def _sample(self, rays, outputs, count, dilation, train_frac, draws):
         """Fence posts `[..., count + 1]` in s, from the round before or, at first, evenly."""
-        jitter = self._draw(torch.rand, (*rays.shape, 1), rays.origins, generator)
+        jitter = self._draw(torch.rand, (*rays.shape, 1), rays.origins, draws)
         if not outputs:
             sdist = torch.cat([torch.zeros_like(rays.near), torch.ones_like(rays.near)], dim=-1)
             logits = torch.zeros_like(rays.near)
@@ -381,14 +386,21 @@ def build_model(config, device="cpu", box=None):
 
 
 def select_device(config):
-    """The device of `--device`; 'auto' takes CUDA, then MPS, then the CPU."""
+    """The device of `--device`; 'auto' takes CUDA, then MPS, then the CPU.
+
+    Of several processes on one machine each has a GPU of its own.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device == "auto":
-        return torch.device(next((name for name, found in there.items() if found), "cpu"))
-    if not there.get(config.device, True):
-        raise UserError(f"--device {config.device} was given, but PyTorch finds none here; use "
+    kind = config.device
+    if kind == "auto":
+        kind = next((name for name, found in there.items() if found), "cpu")
+    if not there.get(kind, True):
+        raise UserError(f"--device {kind} was given, but PyTorch finds none here; use "
                         "--device auto or cpu.")
-    return torch.device(config.device)
+    if kind == "cuda" and distributed.local_rank() >= torch.cuda.device_count():
+        raise UserError(f"there are {torch.cuda.device_count()} GPUs here and more ranks; start "
+                        "as many by --nproc_per_node, or use --device cpu.")
+    return torch.device(kind, distributed.local_rank()) if kind == "cuda" else torch.device(kind)
 
 
 def select_precision(config, device):
@@ -408,14 +420,18 @@ def has_fast_bf16(device):
 def render_image(model, rays, chunk=None):
     """Render rays of any batch shape, `chunk` at a time, without gradient: a `RenderOutput`.
 
-    Only the finest level's per-ray quantities are kept. A chunk of None takes `rays_at_once`.
+    Only the finest level's per-ray quantities are kept. A chunk of None takes `rays_at_once`; it
+    is halved where memory does not suffice.
     """
     shape = rays.shape
     flat = rays.flatten()
     chunk = chunk or rays_at_once(model, flat.origins.device)
-    parts = [render_chunk(model, flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
-    if not parts:
-        parts = [render_chunk(model, flat)]
+    parts, first = [], 0
+    while first < len(flat) or not parts:
+        part, chunk = smaller_until_it_fits(
+            chunk, lambda size, first=first: render_chunk(model, flat[first : first + size]))
+        parts.append(part)
+        first += chunk
     return concatenate(parts).map(lambda x: x.reshape(*shape, *x.shape[1:]))
 
 

@@ -188,6 +188,7 @@ class Batch(TensorRecord):
     """Rays and the colours they should have, composited on the scene's background.
 
     rgb: `[..., 3]`; mask: `[..., 1]`, 1 where a pixel counts, or None.
+    rows: `[...]`, the place of each ray in the whole batch of which this is a part; None in images.
     lossmult_sum: the sum of the loss weights over the whole batch of which this is a part, a
         scalar, so that the losses of its parts add up to that of the whole; None if it is whole.
     """
@@ -195,6 +196,7 @@ class Batch(TensorRecord):
     rays: Rays
     rgb: Tensor
     mask: Tensor | None = None
+    rows: Tensor | None = None
     lossmult_sum: Tensor | None = None
 
     def loss_weights(self):

@@ -14,8 +14,9 @@ Everything lands in `log/<dataset>_<scene>_<model>/`; watch it with
 import json
 import math
 import signal
-import sys
 import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 from config import (
     CONTINUABLE,
@@ -31,10 +32,10 @@ from config import (
 if __name__ == "__main__":
     check_flags()
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 from checkpoint import (
     clear_leftovers,
     find_checkpoints,
@@ -47,7 +48,9 @@ from evaluate import evaluate, evaluation_folder, render_pictures, report, score
 from file_utils import sole_writer, write_whole
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
+from memory import peak_memory, smaller_until_it_fits
 from model import build_model, render_image, select_device
+from randomness import BatchDraws, step_seeds
 from scheduler import make_scheduler, scheduled_rate
 
 # Fewest rays of the trial that tells how long a training on a CPU will take.
@@ -59,6 +62,16 @@ MICRO_BATCH = {"cpu": 128, "cuda": 2048}
 
 def main(argv=None):
     config = get_config(argv)
+    device = select_device(config)
+    with distributed.joined_ranks(device):
+        return train(config, device, argv)
+
+
+def train(config, device, argv=None):
+    """Train, from the first step or from where a run stopped; returns the exit status.
+
+    Each rank does the same, with its share of the rays; the main one writes.
+    """
     if config.scene is None and not config.continue_training:
         print(f"No --scene given: training on {resolve_scene(config)!r}.")
     folder = run_folder(config)
@@ -66,8 +79,9 @@ def main(argv=None):
     config = start.config if start else config
     if not start:
         refuse_to_overwrite(folder)
-    device = select_device(config)
-    dataset = load_dataset(config, "train", device)
+    share = share_of_batch(config)
+    with distributed.first_on_each_machine():
+        dataset = load_dataset(config, "train", device)
     if start:
         dataset.check_is(start.scene)
     facts = dataset.facts()
@@ -81,6 +95,7 @@ def main(argv=None):
     config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
 
     model = start.model if start else build_model(config, device, dataset.scene.box)
+    distributed.copy_from_main(model.state_dict().values())
     model.train()
     optimizer = make_optimizer(model, config)
     if start:
@@ -89,26 +104,24 @@ def main(argv=None):
     schedule = make_scheduler(optimizer, config, first_step)
 
     def save(step):
-        save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
-                        scene=facts, keep=config.keep_checkpoints)
+        if distributed.is_main():
+            save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
+                            scene=facts, keep=config.keep_checkpoints)
 
-    with StopSignals() as stop, sole_writer(folder, "training"):
-        if start:
-            clear_leftovers(folder, first_step)
-        else:
-            refuse_to_overwrite(folder)
+    with StopSignals() as stop, claimed_folder(folder, config, start):
+        if not start:
             save(0)  # From here on --continue_training works, whenever the run is killed.
-        write_config(folder, config)
         describe(config, model, dataset, folder)
         if device.type == "cpu" and first_step < config.max_steps:
             print_expected_time(model, dataset, validation, test, config, first_step)
 
-        with RunLog(folder, first_step, config, device) as log:
+        with open_log(folder, first_step, config, device) as log:
             for step in range(first_step, config.max_steps):
                 pixels_seed, model_seed = step_seeds(config.seed, step)
-                batch = dataset.batch(config.batch_size, torch.Generator().manual_seed(pixels_seed))
-                generator = torch.Generator(device).manual_seed(model_seed)
-                log.add(compute_gradients(model, batch, config, step / config.max_steps, generator))
+                batch = dataset.batch(
+                    config.batch_size, torch.Generator().manual_seed(pixels_seed), share)
+                draws = BatchDraws(model_seed, config.batch_size, device)
+                log.add(compute_gradients(model, batch, config, step / config.max_steps, draws))
                 optimizer.step()
                 schedule.step()
 
@@ -117,20 +130,46 @@ def main(argv=None):
                     log.write(done)
                 if validation and (done % config.eval_every == 0 or last):
                     log.write_pictures(done, model, validation)
-                stopped = stop.received
+                stopped = distributed.largest(stop.received)
                 if done % config.save_every == 0 or last or stopped:
                     log.check_finite()
                     save(done)
                 if stopped:
-                    print(f"Stopped by {stopped.name} after step {done}; saved. Go on with "
-                          "--continue_training.")
+                    distributed.wait_for_all()
+                    print(f"Stopped by {signal.Signals(stopped).name} after step {done}; saved. "
+                          "Go on with --continue_training.")
                     return 128 + stopped
-        if stop.received:
-            return 128 + stop.received
+        stopped = distributed.largest(stop.received)
+        if stopped:
+            return 128 + stopped
 
     if test:
         print_scores(model.eval(), test, config, folder)
     return 0
+
+
+def share_of_batch(config):
+    """The rays of each batch that are this rank's, as a `slice`."""
+    if config.batch_size < distributed.num_ranks():
+        raise UserError(f"--batch_size {config.batch_size} leaves some of "
+                        f"{distributed.num_ranks()} ranks without a ray; give a larger one, or "
+                        "start fewer by --nproc_per_node.")
+    return distributed.my_rows(config.batch_size)
+
+
+@contextmanager
+def claimed_folder(folder, config, start):
+    """Keep the run folder to this training, tidy and with its config; only the main rank does."""
+    if not distributed.is_main():
+        yield
+        return
+    with sole_writer(folder, "training"):
+        if start:
+            clear_leftovers(folder, start.step)
+        else:
+            refuse_to_overwrite(folder)
+        write_config(folder, config)
+        yield
 
 
 def make_optimizer(model, config):
@@ -142,29 +181,36 @@ def make_optimizer(model, config):
                             betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
 
 
-def compute_gradients(model, batch, config, train_frac, generator):
+def compute_gradients(model, batch, config, train_frac, draws=None):
     """Leave the gradient of the batch's loss in the model; returns the scalars to log.
 
-    The batch goes through in parts whose losses add up, so memory depends on the part alone.
+    The batch goes through in parts whose losses add up, so memory depends on the part alone; it is
+    halved for good where that does not suffice. Ranks give their shares of the batch; the gradient
+    and the scalars are those of all of it. draws: `BatchDraws`; PyTorch's own numbers if None.
     """
-    model.zero_grad(set_to_none=True)
-    totals = {}
-    for part in batch.split(config.micro_batch):
-        outputs = model(part.rays, train_frac, generator=generator)
-        loss, scalars = weighted_loss(config, model, outputs, part)
-        loss.backward()
-        scalars["errors"] = level_errors(model, outputs, part)
-        totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
+    weight = distributed.sum_over_ranks(batch.loss_weights().sum())
+    # All pixels of a batch may be masked; its loss is then 0.
+    batch = replace(batch, lossmult_sum=weight.clamp(min=1e-9))
+
+    def add_up(micro_batch):
+        model.zero_grad(set_to_none=True)
+        totals = {}
+        for part in batch.split(micro_batch):
+            outputs = model(part.rays, train_frac, draws and draws.of(part.rows))
+            loss, scalars = weighted_loss(config, model, outputs, part)
+            loss.backward()
+            scalars["errors"] = level_errors(model, outputs, part)
+            totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
+        return totals
+
+    totals, config.micro_batch = smaller_until_it_fits(config.micro_batch, add_up)
+    totals = {name: distributed.sum_over_ranks(value) for name, value in totals.items()}
+    distributed.sum_gradients(model.parameters())
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     if config.grad_max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(trained, config.grad_max_norm, norm)
     return totals | {"gradient_norm": norm}
-
-
-def step_seeds(seed, step):
-    """Seeds of the pixels drawn in a step and of the model's own draws, from (seed, step) alone."""
-    return [int(state) for state in np.random.SeedSequence((seed, step)).generate_state(2)]
 
 
 def refuse_to_overwrite(folder):
@@ -179,7 +225,7 @@ def continue_run(flags, folder, argv):
 
     Raises UserError for a typed flag that would make it another run.
     """
-    start = load_checkpoint(folder, select_device(flags))
+    start = load_checkpoint(folder, flags.device)
     config, old_length = start.config, start.config.max_steps
     apply_typed_flags(config, flags, argv, CONTINUABLE)
     if config.max_steps < old_length:
@@ -197,19 +243,28 @@ def describe(config, model, dataset, folder):
     precision = str(model.compute_dtype).removeprefix("torch.")
     print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
           f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
-          f"{config.batch_size:,} rays on {dataset.device}, into {folder}", flush=True)
+          f"{config.batch_size:,} rays on {described_device(dataset.device)}, into {folder}",
+          flush=True)
+
+
+def described_device(device):
+    """The device in words, or how many of its kind work together."""
+    count = distributed.num_ranks()
+    return str(device) if count == 1 else f"{count} ranks ({device.type})"
 
 
 def print_expected_time(model, dataset, validation, test, config, first_step):
     """Time a few rays and say how long the training and its pictures will take."""
     num_steps = config.max_steps - first_step
-    count = min(max(TRIAL_RAYS, config.micro_batch), config.batch_size)
-    batch = dataset.batch(count, torch.Generator().manual_seed(0))
-    per_trained = seconds_per_ray(batch, lambda: compute_gradients(
-        model, batch, config, 0.0, torch.Generator().manual_seed(0)))
+    count = max(TRIAL_RAYS, config.micro_batch) * distributed.num_ranks()
+    count = min(count, config.batch_size)
+    batch = dataset.batch(
+        count, torch.Generator().manual_seed(0), distributed.my_rows(count))
+    per_trained = seconds_per_ray(count, lambda: compute_gradients(
+        model, batch, config, 0.0, BatchDraws(0, count)))
     model.zero_grad(set_to_none=True)
     model.eval()
-    per_rendered = seconds_per_ray(batch, lambda: render_image(model, batch.rays, config.chunk))
+    per_rendered = seconds_per_ray(count, lambda: render_image(model, batch.rays, config.chunk))
     model.train()
     pictures = int(test.scene.offsets[-1]) if test else 0
     if validation:
@@ -220,12 +275,12 @@ def print_expected_time(model, dataset, validation, test, config, first_step):
           "made for CPUs; --factor makes pictures smaller.", flush=True)
 
 
-def seconds_per_ray(batch, call):
+def seconds_per_ray(count, call):
     """The time of the second of two calls: the first also pays for memory that later ones reuse."""
     call()
     begin = time.perf_counter()
     call()
-    return (time.perf_counter() - begin) / len(batch.rays)
+    return (time.perf_counter() - begin) / count
 
 
 def duration(seconds):
@@ -247,7 +302,7 @@ class StopSignals:
     """While entered, Ctrl-C and SIGTERM are noted in `received`, for the loop to save and end."""
 
     def __enter__(self):
-        self.received = None
+        self.received = 0
         self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -259,6 +314,23 @@ class StopSignals:
     def __exit__(self, *error):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def open_log(folder, first_step, config, device):
+    """The main rank's `RunLog`, and for the others one that leaves everything out."""
+    return RunLog(folder, first_step, config, device) if distributed.is_main() else NoLog()
+
+
+class NoLog(nullcontext):
+    """Takes what `RunLog` takes, and does nothing."""
+
+    def __enter__(self):
+        return self
+
+    def add(self, *_):
+        pass
+
+    write = write_pictures = check_finite = add
 
 
 class RunLog:
@@ -374,18 +446,6 @@ def drop_later_lines(path, step):
     lines = "".join(json.dumps(line) + "\n" for line in kept)
     write_whole(path, lambda file: file.write(lines.encode()))
     return max((line["seconds"] for line in kept), default=0.0)
-
-
-def peak_memory(device):
-    """Bytes: the most that CUDA has allocated, else the most that the process has held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows has no such counter in the standard library.
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

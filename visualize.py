@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 import image_utils
 from camera_paths import choose_path, path_cameras
 from checkpoint import open_run
@@ -45,8 +46,14 @@ SCALE_SIDE = 48
 
 def main(argv=None):
     run = open_run(argv)
-    config = run.config
-    scene, device = run.scene["train"], select_device(config)
+    device = select_device(run.config)
+    with distributed.joined_ranks(device):
+        return make_video(run, device)
+
+
+def make_video(run, device):
+    """Render the frames and write the videos that a run's flags ask for; the exit status."""
+    config, scene = run.config, run.scene["train"]
     if config.path == "auto":
         config.path, why = choose_path(scene.cameras)
         print(f"--path {config.path}: {why}.")
@@ -58,18 +65,22 @@ def main(argv=None):
     if encoder.note:
         print(encoder.note)
     folder = run.path.parent / folder_name(config, run.step, width, height)
-    with sole_writer(folder, "rendering a video"):
-        check_is_begun_alike(folder, run)
+    with distributed.on_main(lambda: sole_writer(folder, "rendering a video")):
+        with distributed.main_first():
+            check_is_begun_alike(folder, run)
         print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into "
               f"{folder}", flush=True)
         if config.skip_empty:
             run.model.skip_empty_space(scene.box.to(device), config.frames * width * height)
         scale = None
         if config.visualize_depth:
-            scale = distance_scale(folder, run.model, scene, config, width, height)
+            with distributed.main_first():
+                scale = distance_scale(folder, run.model, scene, config, width, height)
         render_frames(folder, run.model, cameras, kinds, scale, scene.scale, config.chunk)
-        for path in write_videos(folder, kinds, scale, config, encoder):
-            print(path)
+        distributed.wait_for_all()
+        if distributed.is_main():
+            for path in write_videos(folder, kinds, scale, config, encoder):
+                print(path)
     return 0
 
 
@@ -170,21 +181,23 @@ def draw(view, kind, scale):
 
 
 def render_frames(folder, model, cameras, kinds, scale, units, chunk):
-    """Write the frames that are not there yet, each as soon as it is rendered."""
+    """Write the frames that are not there yet, each as soon as it is rendered; ranks share them."""
     size = cameras.sizes[0].tolist()
     missing = {i: [kind for kind in kinds if not is_whole(frame_file(folder, kind, i), size)]
                for i in range(len(cameras))}
+    distributed.wait_for_all()  # All have looked before the first one writes.
     todo = [i for i in missing if missing[i]]
     if len(todo) < len(cameras):
         print(f"{len(cameras) - len(todo)} frames are there already.")
-    begin = time.perf_counter()
-    for done, i in enumerate(tqdm(todo, desc="rendering", unit="frame", disable=None)):
+    begin, mine = time.perf_counter(), distributed.my_share(todo)
+    bar = tqdm(mine, desc="rendering", unit="frame", disable=distributed.hide_bar())
+    for done, i in enumerate(bar):
         view = look(model, cameras, i, units, chunk)
         for kind in missing[i]:
             image_utils.write_image(frame_file(folder, kind, i), draw(view, kind, scale))
         if done == 0:
             seconds = time.perf_counter() - begin
-            print(f"{seconds:.1f} s for the first frame: about {seconds * len(todo) / 60:.1f} "
+            print(f"{seconds:.1f} s for the first frame: about {seconds * len(mine) / 60:.1f} "
                   "minutes for all. What is done is kept if this is interrupted.", flush=True)
 
 

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from config import default_config  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from image_utils import write_image  # noqa: E402
-from train import peak_memory  # noqa: E402
+from memory import peak_memory  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -30,8 +30,8 @@ from config import run_script  # noqa: E402
 from evaluate import commit  # noqa: E402
 from extract_mesh import extract  # noqa: E402
 from image_utils import surface_normals  # noqa: E402
+from memory import peak_memory  # noqa: E402
 from ray_utils import image_rays  # noqa: E402
-from train import peak_memory  # noqa: E402
 
 SURFACE_SAMPLES = 200_000
 

@@ -23,9 +23,10 @@ import torch  # noqa: E402
 
 from config import default_config  # noqa: E402
 from evaluate import commit  # noqa: E402
+from memory import peak_memory  # noqa: E402
 from model import build_model, has_fast_bf16, render_image, select_device  # noqa: E402
 from ray_utils import Batch, Rays  # noqa: E402
-from train import compute_gradients, peak_memory  # noqa: E402
+from train import compute_gradients  # noqa: E402
 
 MIN_SECONDS = 4.0
 
@@ -74,12 +75,11 @@ def measure(args):
     device = select_device(config)
     model = build_model(config, device)
     batch = make_batch(args.batch_sizes[0], device)
-    generator = torch.Generator(device).manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     rays = args.batch_sizes[0]
 
     def train_step():
-        compute_gradients(model.train(), batch, config, 0.0, generator)
+        compute_gradients(model.train(), batch, config, 0.0)
         optimizer.step()
 
     def render():

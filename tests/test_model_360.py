@@ -69,14 +69,14 @@ def test_samples_gather_where_the_proposals_see_a_wall():
 @pytest.mark.parametrize("train_frac", [0.0, 0.3, 1.0])
 def test_rays_whose_proposals_see_nothing_are_finite(train_frac):
     model = make_model(density_bias=-300.0).train()
-    outputs = model(make_rays(5), train_frac, torch.Generator().manual_seed(0))
+    outputs = model(make_rays(5), train_frac)
     for output in outputs:
         assert all(torch.isfinite(x).all() for x in (output.tdist, output.weights, output.rgb))
 
 
 def test_one_jitter_moves_all_samples_of_a_ray():
     model = make_model().train()
-    first = model(make_rays(20), 0.5, torch.Generator().manual_seed(0))[0].sdist
+    first = model(make_rays(20), 0.5)[0].sdist
     inner = first[:, 1:-1].diff(dim=-1)
     torch.testing.assert_close(inner, torch.full_like(inner, 1 / 9), atol=2e-3, rtol=0)
     assert first[:, 1].std() > 0.01
@@ -96,7 +96,7 @@ def test_an_opaque_background_takes_all_that_is_left():
 def test_a_random_background_shows_through_while_training_alone():
     model = make_model(random_bkgd=True, density_bias=-300.0)
     rays = make_rays(6)
-    shown = model.train()(rays, 1.0, torch.Generator().manual_seed(0))[-1].rgb
+    shown = model.train()(rays, 1.0)[-1].rgb
     assert shown.std() > 0.1 and shown.min() >= 0 and shown.max() <= 1
     assert (model.eval()(rays)[-1].rgb == 1).all()
 
@@ -106,7 +106,7 @@ def test_a_random_background_shows_through_while_training_alone():
 
 def gradients(model, terms, batch):
     model.zero_grad()
-    outputs = model(batch.rays, 0.5, torch.Generator().manual_seed(0))
+    outputs = model(batch.rays, 0.5)
     sum(loss.LOSSES[name](model, outputs, batch) for name in terms).backward()
     return {part: any(p.grad is not None and p.grad.abs().max() > 0 for n, p in
                       model.named_parameters() if n.startswith(part)) for part in
@@ -176,8 +176,7 @@ def test_the_classic_model_takes_contraction_and_the_distortion_loss():
 def test_gradients_are_scaled_down_to_the_norm_that_was_asked():
     config = default_config(**(SMALL | dict(grad_max_norm=1e-3, micro_batch=8)))
     model = build_model(config).train()
-    scalars = train.compute_gradients(model, make_batch(16), config, 0.5,
-                                      torch.Generator().manual_seed(0))
+    scalars = train.compute_gradients(model, make_batch(16), config, 0.5)
     found = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()
                                            if p.grad is not None])
     assert scalars["gradient_norm"] > 1e-3

@@ -13,7 +13,8 @@ from config import _build_parser
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "hash_kernels": 0, "stepfun": 0, "coord": 0, "pose_utils": 0, "file_utils": 0,
-    "image_utils": 0, "scheduler": 0, "video_utils": 0, "mesh_utils": 0, "hash_grid": 1,
+    "image_utils": 0, "scheduler": 0, "video_utils": 0, "randomness": 0, "distributed": 0,
+    "memory": 0, "mesh_utils": 0, "hash_grid": 1,
     "occupancy": 1, "ray_utils": 1, "camera_paths": 2, "fields": 2, "demo_scene": 2, "loss": 2,
     "scene_files": 2, "datasets": 3, "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6,
     "train": 7, "visualize": 7, "extract_mesh": 7,

@@ -21,6 +21,7 @@ from checkpoint import find_checkpoints, load_checkpoint
 from config import UserError, default_config, get_config
 from datasets import load_dataset
 from model import build_model
+from randomness import BatchDraws, step_seeds
 from tests.scenes import write_blender, write_multicam
 
 ROOT = Path(__file__).parents[1]
@@ -138,11 +139,11 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
                          "--scene", str(tmp_path / "scene")])
     batch = load_dataset(config, "train").batch(37, torch.Generator().manual_seed(0))
     assert len(batch.rays.lossmult.unique()) == 3
-    model = build_model(config).eval()
+    model = build_model(config).train()
     found = []
     for size in (37, 5):
         config.micro_batch = size
-        scalars = train.compute_gradients(model, batch, config, 0.0, None)
+        scalars = train.compute_gradients(model, batch, config, 0.0, BatchDraws(3, 37))
         found.append((scalars, [p.grad.clone() for p in model.parameters()]))
     (whole, gradients), (parts, others) = found
     for name in whole:
@@ -158,15 +159,15 @@ def test_a_mask_takes_rays_out_of_the_loss(scene):
     model = build_model(config).eval()
     mask = torch.zeros(10, 1)
     mask[:4] = 1
-    masked = train.compute_gradients(model, replace(batch, mask=mask), config, 0.0, None)
-    alone = train.compute_gradients(model, batch[:4], config, 0.0, None)
+    masked = train.compute_gradients(model, replace(batch, mask=mask), config, 0.0)
+    alone = train.compute_gradients(model, batch[:4], config, 0.0)
     torch.testing.assert_close(masked["loss/total"], alone["loss/total"])
 
 
 def test_seeds_of_steps_differ_between_steps_and_runs():
-    seeds = {tuple(train.step_seeds(seed, step)) for seed in range(4) for step in range(500)}
+    seeds = {tuple(step_seeds(seed, step)) for seed in range(4) for step in range(500)}
     assert len(seeds) == 2000
-    assert train.step_seeds(1, 2) == train.step_seeds(1, 2)
+    assert step_seeds(1, 2) == step_seeds(1, 2)
 
 
 # Kill and resume.
