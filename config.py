@@ -207,6 +207,7 @@ READER_FLAGS = {
 }
 CONTINUABLE = READER_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
+    "pixel_memory",
 }
 
 # A full disk, a spent quota, a file grown beyond its limit.
@@ -553,6 +554,9 @@ def _add_data_flags(group):
     flag("--factor", type=_positive_int, default=1, help="downscaling of the images")
     flag("--batching", choices=["all_images", "single_image"], default="all_images",
          help="draw a batch's pixels from all images, or from one image a step")
+    flag("--pixel_memory", type=_nonnegative_float, default=4.0, metavar="GB",
+         help="pictures that are larger in all are read from a file made beside the scene, of "
+         "which only what is touched takes memory")
     flag("--white_bkgd", action=argparse.BooleanOptionalAction, default=True,
          help="composite on white (otherwise on black)")
     flag("--near", type=_nonnegative_float, help="nearest t of a ray (the dataset's own if not "

@@ -8,7 +8,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import image_utils
 import pose_utils
 from config import UserError, first_line, resolve_scene
 from file_utils import new_folder
-from ray_utils import Batch, image_rays, pixels_to_rays
+from ray_utils import Batch, Scene, image_rays, pixels_to_rays
 from scene_files import (
     Views,
     cameras_range,
@@ -40,7 +40,7 @@ from scene_files import (
     import_pycolmap,
     listed_splits,
     make_cameras,
-    make_scene,
+    mapped_bytes_of,
     pixtocam,
     png_file,
     ray_box,
@@ -105,6 +105,26 @@ class NeRFDataset(ABC):
     @abstractmethod
     def make_demo(self, folder):
         """Write the procedural scene into `folder` in this format."""
+
+    def _scene(self, read_pixels, *, files, cameras, names, mask_files=(), **facts):
+        """A `Scene` of images whose sizes the cameras tell."""
+        ends, masks, pixels = cameras.sizes.prod(dim=-1).cumsum(0), None, None
+        if read_pixels:
+            pixels = self._bytes(files, cameras.sizes, self.num_channels, partial(
+                read_pixels_of, num_channels=self.num_channels))
+            if mask_files:
+                masks = self._bytes(mask_files, cameras.sizes, 1, read_masks_of)[:, 0]
+        return Scene(
+            pixels=pixels, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
+            names=tuple(names), files=tuple(map(str, files)), masks=masks,
+            mask_files=tuple(mask_files), background=float(self.config.white_bkgd), **facts,
+        )
+
+    def _bytes(self, files, sizes, num_channels, read):
+        """What `read(files, sizes)` gives, uint8 `[P, num_channels]`: in memory, if it is small."""
+        if int(sizes.prod(dim=-1).sum()) * num_channels <= self.config.pixel_memory * 1e9:
+            return read(files, sizes).reshape(-1, num_channels)
+        return mapped_bytes_of(self.root, files, sizes, num_channels, read)
 
     def facts(self):
         """Every split's scene without its pixels: `dict` of name to `Scene`."""
@@ -228,11 +248,10 @@ class Blender(NeRFDataset):
             sizes.append(small)
             pixtocams.append(pixtocam(focal, focal_y, *small))
         near, far = checked_range(config.near, config.far, config.lindisp)
-        return make_scene(
-            files=files, names=names, num_channels=self.num_channels, read_pixels=read_pixels,
+        return self._scene(
+            read_pixels, files=files, names=names,
             cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
-            background=float(config.white_bkgd), world_to_scene=torch.eye(4),
-            box=cube(float(far - near) / 2),
+            world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
         )
 
     def splits(self):
@@ -274,10 +293,9 @@ class Multicam(NeRFDataset):
             checked_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
             near=near, far=far, lossmult=meta["lossmult"],
         )
-        return make_scene(
-            files=files, names=names, num_channels=self.num_channels, read_pixels=read_pixels,
+        return self._scene(
+            read_pixels, files=files, names=names,
             cameras=cameras, labels=torch.as_tensor(meta["label"]).long(),
-            background=float(self.config.white_bkgd),
             world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
         )
 
@@ -330,11 +348,9 @@ class LLFF(NeRFDataset):
             everything = replace(everything, ndc=(focal, *(int(side) for side in sizes[0])))
         box = cube(1.0) if config.spherify else ray_box(everything)
         index = every_nth(split, len(files), config.llffhold, folder)
-        return make_scene(
-            files=[files[i] for i in index], names=[files[i].name for i in index],
-            cameras=everything[torch.as_tensor(index)], num_channels=self.num_channels,
-            read_pixels=read_pixels,
-            background=float(config.white_bkgd), box=box,
+        return self._scene(
+            read_pixels, files=[files[i] for i in index], names=[files[i].name for i in index],
+            cameras=everything[torch.as_tensor(index)], box=box,
             world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
         )
 
@@ -427,12 +443,11 @@ class Capture(NeRFDataset):
     def load(self, split, read_pixels=True):
         views, index = self.views, self.split_index(split)
         cameras, transform, box = self._world
-        return make_scene(
-            files=[views.files[i] for i in index], names=[views.names[i] for i in index],
-            cameras=cameras[torch.as_tensor(index)], num_channels=self.num_channels,
-            read_pixels=read_pixels,
+        return self._scene(
+            read_pixels, files=[views.files[i] for i in index],
+            names=[views.names[i] for i in index], cameras=cameras[torch.as_tensor(index)],
             mask_files=[views.mask_files[i] for i in index] if views.mask_files else (),
-            background=float(self.config.white_bkgd), box=box,
+            box=box,
             world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
         )
 

@@ -6,6 +6,8 @@ Everything that a user's files can do wrong ends here in a UserError that names 
 import hashlib
 import json
 import math
+import mmap
+import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +19,10 @@ import image_utils
 import pose_utils
 from config import UserError, first_line
 from file_utils import new_folder, writable_folder
-from ray_utils import Cameras, Scene, corner_rays, points_to_pixels
+from ray_utils import Cameras, corner_rays, points_to_pixels
 
 DEMO = "demo"
+PIXELS = "pixels.bin"
 
 # Above this share of difference an image does not have the size or shape that a file states.
 SIZE_TOLERANCE = 0.01
@@ -166,16 +169,39 @@ def read_masks_of(files, sizes):
     return torch.from_numpy(np.concatenate(masks))
 
 
-def make_scene(*, files, names, cameras, num_channels, read_pixels, mask_files=(), **facts):
-    """A `Scene` of images whose sizes the cameras tell."""
-    ends = cameras.sizes.prod(dim=-1).cumsum(0)
-    pixels = read_pixels_of(files, cameras.sizes, num_channels) if read_pixels else None
-    masks = read_masks_of(mask_files, cameras.sizes) if read_pixels and mask_files else None
-    return Scene(
-        pixels=pixels, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
-        names=tuple(names), files=tuple(map(str, files)), masks=masks,
-        mask_files=tuple(mask_files), **facts,
-    )
+def mapped_bytes_of(root, files, sizes, num_channels, read):
+    """What `read(files, sizes)` gives, uint8 `[P, num_channels]`, in a file and not in memory.
+
+    What is touched is read from there, and memory for it is given back when others need it. The
+    file is made once, in a hidden folder of the scene `root`, or of the user's cache where that
+    cannot be written.
+    """
+    facts = repr((str(root.resolve()), [file and state_of(file) for file in files],
+                  sizes.tolist(), num_channels))
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    folder = writable_folder(root / ".pixels", f"{root.name}_pixels") / digest
+    count = int(sizes.prod(dim=-1).sum()) * num_channels
+    if not folder.is_dir():
+        print(f"Writing {count / 1e9:.1f} GB of pixels to {folder}, once ...", flush=True)
+        with new_folder(folder) as unfinished, open(unfinished / PIXELS, "wb") as out:
+            for i in range(len(files)):
+                out.write(read(files[i : i + 1], sizes[i : i + 1]).numpy())
+    found = (folder / PIXELS).stat().st_size
+    if found != count:
+        raise UserError(f"{folder / PIXELS} has {found:,} bytes and should have {count:,}; remove "
+                        f"{folder}, and it is made again.")
+    with open(folder / PIXELS, "rb") as file:
+        # Copy on write, as PyTorch takes no memory that cannot be written.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8)).reshape(-1, num_channels)
+
+
+def state_of(file):
+    """What changes when a file does: its name, size and time."""
+    info = os.stat(file)
+    return str(file), info.st_size, info.st_mtime_ns
 
 
 def make_cameras(camtoworlds, pixtocams, sizes, **facts):

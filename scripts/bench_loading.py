@@ -1,13 +1,16 @@
-"""Seconds and memory of opening a large Blender scene, which is written to a temporary folder.
+"""Seconds and memory of opening large Blender scenes, with the pictures in memory and on disk.
 
-    python scripts/bench_loading.py --views 100 --size 800
+    python scripts/bench_loading.py --views 100 400 1600 --size 800
 
-Opens it in a process of its own and prints its peak memory (with and without the imports) and
-the time of the opening and of a batch of 4096 rays.
+The scenes are written to a temporary folder. Each is opened in processes of their own: with its
+pictures in memory, with `--pixel_memory 0` (which writes them to a file), and so again (where the
+file is there). Then 100 batches of 4096 rays are drawn. Own memory is what the system cannot take
+back; touched parts of the file count only in the peak. Prints a Markdown table.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,44 +24,58 @@ import torch  # noqa: E402
 
 from config import default_config  # noqa: E402
 from datasets import load_dataset  # noqa: E402
+from evaluate import commit  # noqa: E402
 from image_utils import write_image  # noqa: E402
 from memory import peak_memory  # noqa: E402
 
 CPU = torch.device("cpu")
+DIFFERENT = 8
+IN_MEMORY = 1e9
+WAYS = {"in memory": IN_MEMORY, "on disk, first time": 0.0, "on disk": 0.0}
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--views", type=int, default=100)
+    parser.add_argument("--views", type=int, nargs="+", default=[100])
     parser.add_argument("--size", type=int, default=800)
-    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
-        print(json.dumps(open_scene(args.open)))
+        print(json.dumps(open_scene(args.open[0], float(args.open[1]))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_scene(Path(folder), args.views, args.size)
-        command = [sys.executable, __file__, "--open", folder]
-        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    print(f"{args.views} views of {args.size}x{args.size} RGBA: opened in "
-          f"{found['seconds']:.1f} s, "
-          f"peak memory {found['memory']:.2f} GB of which imports {found['imports']:.2f} GB; "
-          f"a batch of 4096 rays in {1000 * found['batch']:.1f} ms")
+    print(f"commit {commit()}, torch {torch.__version__}, {os.cpu_count()} cores, RGBA pictures of "
+          f"{args.size}x{args.size}\n")
+    print("| views | GB | pictures | opened in s | own memory GB | peak GB | batch ms |\n"
+          "| --- | --- | --- | --- | --- | --- | --- |")
+    for views in args.views:
+        with tempfile.TemporaryDirectory() as folder:
+            write_scene(Path(folder), views, args.size)
+            for way, pixel_memory in WAYS.items():
+                command = [sys.executable, __file__, "--open", folder, str(pixel_memory)]
+                output = subprocess.run(command, capture_output=True, check=True).stdout
+                found = json.loads(output.splitlines()[-1])
+                print(f"| {views} | {4e-9 * views * args.size**2:.2f} | {way} | "
+                      f"{found['seconds']:.1f} | {found['own']:.2f} | {found['peak']:.2f} | "
+                      f"{1000 * found['batch']:.1f} |", flush=True)
 
 
 def write_scene(folder, views, size):
-    """Views of a noisy disc; their poses are those of a circle."""
+    """Views of a noisy disc, a few of them different; their poses are those of a circle."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] / size - 0.5
     disc = (x**2 + y**2 < 0.16)[..., None]
     (folder / "train").mkdir()
     frames = []
     for i in range(views):
-        colour = np.kron(rng.integers(0, 256, (size // 8, size // 8, 3)), np.ones((8, 8, 1)))
-        image = np.concatenate([colour, np.full((size, size, 1), 255)], axis=-1) * disc
-        write_image(folder / "train" / f"r_{i}.png", image.astype(np.uint8))
+        file = folder / "train" / f"r_{i}.png"
+        if i < DIFFERENT:
+            colour = np.kron(rng.integers(0, 256, (size // 8, size // 8, 3)), np.ones((8, 8, 1)))
+            image = np.concatenate([colour, np.full((size, size, 1), 255)], axis=-1) * disc
+            write_image(file, image.astype(np.uint8))
+        else:
+            os.link(folder / "train" / f"r_{i % DIFFERENT}.png", file)
         a = 2 * np.pi * i / views
         pose = [[np.cos(a), 0, np.sin(a), 4 * np.sin(a)], [0, 1, 0, 0],
                 [-np.sin(a), 0, np.cos(a), 4 * np.cos(a)], [0, 0, 0, 1]]
@@ -67,18 +84,24 @@ def write_scene(folder, views, size):
     (folder / "transforms_train.json").write_text(json.dumps(meta))
 
 
-def open_scene(folder):
-    """What opening costs this process."""
-    imports = peak_memory(CPU) / 1e9
+def open_scene(folder, pixel_memory):
+    """What opening and drawing cost this process, without its imports."""
+    imports, peak_before = own_memory(), peak_memory(CPU) / 1e9
     begin = time.perf_counter()
-    dataset = load_dataset(default_config(scene=str(folder)), "train")
+    dataset = load_dataset(default_config(scene=folder, pixel_memory=pixel_memory), "train")
     seconds = time.perf_counter() - begin
-    dataset.batch(4096)
     begin = time.perf_counter()
-    for _ in range(20):
-        dataset.batch(4096, torch.Generator().manual_seed(0))
-    return {"seconds": seconds, "imports": imports, "memory": peak_memory(CPU) / 1e9,
-            "batch": (time.perf_counter() - begin) / 20}
+    for i in range(100):
+        dataset.batch(4096, torch.Generator().manual_seed(i))
+    return {"seconds": seconds, "own": own_memory() - imports,
+            "peak": peak_memory(CPU) / 1e9 - peak_before,
+            "batch": (time.perf_counter() - begin) / 100}
+
+
+def own_memory():
+    """GB of the process that no file stands for (Linux tells)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1e6
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Loaders against arrays of the official code, against scenes written here, and on bad data."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -305,6 +306,58 @@ def test_ndc_refuses_cameras_that_look_sideways(tmp_path):
 
 
 # The multiscale conversion.
+
+
+# Pictures larger than memory.
+
+
+def on_disk(folder):
+    return sorted(folder.glob(".pixels/*/pixels.bin"))
+
+
+@pytest.mark.parametrize("dataset_name", FORMATS)
+def test_pictures_on_disk_give_the_batches_of_those_in_memory(dataset_name, tmp_path, capsys):
+    WRITERS[dataset_name](tmp_path / "scene")
+    mapped = open_scene(tmp_path / "scene", dataset_name, "train", "--pixel_memory", "0")
+    [file] = on_disk(tmp_path / "scene")
+    assert "GB of pixels" in capsys.readouterr().out
+    kept = open_scene(tmp_path / "scene", dataset_name, "train")
+    assert file.stat().st_size == kept.scene.pixels.numel()
+    for a, b in ((mapped.image(1), kept.image(1)),
+                 *((d.batch(30, torch.Generator().manual_seed(2)) for d in (mapped, kept)),)):
+        assert torch.equal(a.rgb, b.rgb) and torch.equal(a.rays.origins, b.rays.origins)
+    written = file.stat().st_mtime_ns
+    open_scene(tmp_path / "scene", dataset_name, "train", "--pixel_memory", "0")
+    assert on_disk(tmp_path / "scene") == [file] and file.stat().st_mtime_ns == written
+    assert capsys.readouterr().out == ""
+
+
+def test_a_changed_picture_is_written_anew_and_a_cut_file_is_one_sentence(tmp_path):
+    write_blender(tmp_path / "scene")
+    before = open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0").scene.pixels
+    path = tmp_path / "scene" / "train" / "r_1.png"
+    imwrite(path, 255 - imread(path))
+    os.utime(path, ns=(1, 1))
+    after = open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0").scene.pixels
+    assert not torch.equal(before, after) and len(on_disk(tmp_path / "scene")) == 2
+    for file in on_disk(tmp_path / "scene"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="pixels.bin has 1,151 bytes and should have 1,152; remove"):
+        open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+
+
+def test_masks_are_on_disk_too(tmp_path):
+    write_nerfstudio(tmp_path / "scene")
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, :5] = 255
+    imwrite(tmp_path / "scene" / "mask.png", mask)
+    change_json(tmp_path / "scene" / "transforms.json",
+                lambda v: [frame.update(mask_path="mask.png") for frame in v["frames"][:6]])
+    mapped, kept = (open_scene(tmp_path / "scene", "nerfstudio", "train", *flags)
+                    for flags in (["--pixel_memory", "0"], []))
+    assert len(on_disk(tmp_path / "scene")) == 2
+    masks = [d.batch(40, torch.Generator().manual_seed(1)).mask for d in (mapped, kept)]
+    assert torch.equal(*masks) and 0 < masks[0].mean() < 1
 
 
 def test_conversion_reproduces_the_official_arithmetic(tmp_path):
