@@ -39,6 +39,7 @@ from evaluate import world_distance
 from file_utils import sole_writer, write_whole
 from model import SAMPLES_AT_ONCE, render_image, select_device
 from ray_utils import Cameras, Rays, image_rays, pixels_to_rays, points_to_pixels
+from scene_files import reached_box
 
 # The training views look at the scene with this many rays in all, from this many of them.
 SURVEY_RAYS = 1 << 16
@@ -97,7 +98,7 @@ def extract(model, scene, config):
     surface.
     """
     ndc = scene.cameras.ndc
-    model.skip_empty_space(scene.box, SURVEY_RAYS)
+    model.skip_empty_space(reached_box(scene), SURVEY_RAYS)
     survey = look_around(model, scene.cameras, config.chunk)
     model.occupancy = None  # What follows is all about surfaces.
     low, high = choose_box(config, survey, scene.box.cpu())

@@ -1,5 +1,7 @@
 """Models: rays in, one `RenderOutput` per level out; how they are built and how they render."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -22,12 +24,9 @@ from ray_utils import (
     volumetric_rendering,
 )
 
-# A ray is looked up so many times to find what may be empty. Rendering then asks about intervals
-# in so many blocks, front to back, and no more where the optical depth before them is this: less
-# than a thousandth of the light is left.
-PROBES = 48
-DEPTH_BLOCKS = 4
-HIDDEN = 7.0
+# A grid stands in for a coarse level whose intervals are at most so many of its cells long: there
+# it cost at most 0.003 dB, and with five times as long ones 0.1 dB and more.
+CELLS_PER_INTERVAL = 2.0
 
 # Fewest samples in all for which a grid of what is empty is made: it asks about half a million.
 WORTH_IT = 2_000_000
@@ -40,7 +39,7 @@ HALF_TURNED = 0.5 + 1 / 24
 SAMPLES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 19}
 
 # Where empty space is passed over, so many times as many rays make as many samples.
-FEWER_SAMPLES = 8
+FEWER_SAMPLES = 16
 
 
 class RayModel(nn.Module):
@@ -59,7 +58,7 @@ class RayModel(nn.Module):
         self.occupancy = None
 
     def skip_empty_space(self, box, num_rays):
-        """From now on rendering passes over what is empty, or hidden, in a scene's box `[2, 3]`.
+        """From now on rendering passes over what is empty in a box `[2, 3]` that holds the rays.
 
         Training does not. Nothing changes where finding out costs more than `num_rays` rays can
         save, where little is empty, or where the model is of all space.
@@ -98,51 +97,27 @@ class RayModel(nn.Module):
         return multisample_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
                                 field.num_multisamples, rotations)
 
+    def profile(self, rays):
+        """The `Profile` of flat rays, which tells what need not be asked; None if nothing does."""
+        return None if self.occupancy is None else self.occupancy.along(rays)
+
     def _ask(self, field, tdist, rays, draws, density_noise=None):
-        """A field's `FieldOutput` of all intervals `[..., S]`."""
-        if self.occupancy is not None and not self.training:
-            return self._ask_where_needed(field, tdist, rays)
+        """A level's `FieldOutput` of all intervals `[..., S]`."""
         gaussians = self._gaussians(field, tdist, rays, draws)
         return field(gaussians, rays.viewdirs, density_noise)
 
-    def _ask_where_needed(self, field, tdist, rays):
-        """As `_ask`, but of intervals that may hold something and are not hidden by others."""
-        shape, posts = rays.shape, tdist.reshape(-1, tdist.shape[-1])
-        rays = rays.flatten()
-        needed = self._may_hold_something(posts, rays)
-        density = torch.zeros_like(posts[:, 1:])
-        rgb = density.new_zeros(*density.shape, 3) if field.has_rgb else None
-        length = posts.diff(dim=-1) * rays.directions.norm(dim=-1, keepdim=True)
-        passed = torch.zeros_like(posts[:, :1])
-        for block in torch.arange(density.shape[1], device=posts.device).chunk(DEPTH_BLOCKS):
-            ray, sample = (needed[:, block] & (passed < HIDDEN)).nonzero(as_tuple=True)
-            sample = block[sample]
-            ends = torch.stack([posts[ray, sample], posts[ray, sample + 1]], dim=-1)
-            gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
-            found = field(gaussians, rays.viewdirs[ray])
-            density[ray, sample] = found.density[:, 0]
-            if rgb is not None:
-                rgb[ray, sample] = found.rgb[:, 0]
-            passed = passed + (density[:, block] * length[:, block]).sum(dim=-1, keepdim=True)
-        density = density.reshape(*shape, density.shape[1])
-        return FieldOutput(density, None if rgb is None else rgb.reshape(*density.shape, 3))
-
-    def may_meet_something(self, rays):
-        """Which of flat rays are not known to be empty: `[N]` bool."""
-        if self.occupancy is None:
-            return torch.ones_like(rays.near[:, 0], dtype=torch.bool)
-        return self._may_hold_something(torch.cat([rays.near, rays.far], dim=-1), rays)[:, 0]
-
-    def _may_hold_something(self, tdist, rays):
-        """Which intervals of flat rays are not known to be empty: `[N, S]`."""
-        # The shorter the ways, the closer the grid can tell.
-        parts = max(1, PROBES // (tdist.shape[1] - 1))
-        shares = torch.arange(parts, device=tdist.device) / parts
-        starts = (tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * shares).flatten(1)
-        posts = torch.cat([starts, tdist[:, -1:]], dim=-1)
-        posts = rays.origins[:, None] + posts[..., None] * rays.directions[:, None]
-        needed = self.occupancy.between(posts[:, :-1], posts[:, 1:])
-        return needed.unflatten(1, (-1, parts)).any(dim=-1)
+    def _ask_where_needed(self, field, tdist, rays, profile, with_rgb):
+        """As `_ask` for flat rays, but not about intervals that hold nothing."""
+        ray, sample = profile.may_hold_something(tdist).nonzero(as_tuple=True)
+        ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
+        gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
+        found = field(gaussians, rays.viewdirs[ray], with_rgb=with_rgb)
+        density, rgb = torch.zeros_like(tdist[:, 1:]), None
+        density[ray, sample] = found.density[:, 0]
+        if found.rgb is not None:
+            rgb = density.new_zeros(*density.shape, 3)
+            rgb[ray, sample] = found.rgb[:, 0]
+        return FieldOutput(density, rgb)
 
     def _output(self, samples, tdist, sdist, rays, draws):
         """The `RenderOutput` of a level from its field's answers."""
@@ -177,18 +152,26 @@ class MipNeRF(RayModel):
         self.density_noise = config.density_noise
         self.field = colour_field(config, compute_dtype)
 
-    def forward(self, rays, train_frac=1.0, draws=None):
+    def forward(self, rays, train_frac=1.0, draws=None, profile=None):
         """What each level sees: a list of `RenderOutput`, coarse to fine; the last is the picture.
 
         rays: `Rays [...]`; train_frac: share of the training done, in [0, 1] (this model does not
         change with it); draws: of jitter and noise while training, as `BatchDraws.of` gives them;
-        PyTorch's own random numbers if None.
+        PyTorch's own random numbers if None; profile: of flat rays, what need not be asked, and
+        then coarser levels have no colours.
         """
         outputs = []
-        for _ in range(self.num_levels):
+        for level in range(self.num_levels):
             tdist = self._sample(rays, outputs, draws)
             noise = self._density_noise(tdist[..., 1:], draws)
-            samples = self._ask(self.field, tdist, rays, draws, noise)
+            if profile is None:
+                samples = self._ask(self.field, tdist, rays, draws, noise)
+            elif level == self.num_levels - 1:
+                samples = self._ask_where_needed(self.field, tdist, rays, profile, with_rgb=True)
+            elif profile.num_parts <= CELLS_PER_INTERVAL * self.num_samples:
+                samples = FieldOutput(profile.mean_density(tdist), None)
+            else:
+                samples = self._ask_where_needed(self.field, tdist, rays, profile, with_rgb=False)
             sdist = (tdist - rays.near) / (rays.far - rays.near)
             outputs.append(self._output(samples, tdist, sdist, rays, draws))
         return outputs
@@ -257,11 +240,12 @@ class MipNeRF360(RayModel):
             compute_dtype=compute_dtype,
         )
 
-    def forward(self, rays, train_frac=1.0, draws=None):
+    def forward(self, rays, train_frac=1.0, draws=None, profile=None):
         """What each round sees: a list of `RenderOutput`, of which the last is the picture.
 
         rays: `Rays [...]`; train_frac: share of the training done, in [0, 1], with which the
-        proposals are trusted more; draws: of jitter while training, as in `MipNeRF`.
+        proposals are trusted more; draws: of jitter while training, and profile: as in
+        `MipNeRF`.
         """
         warps = coord.construct_ray_warps(self.ray_warp, rays.near, rays.far)
         outputs, drawn = [], 1
@@ -273,7 +257,10 @@ class MipNeRF360(RayModel):
             sdist = self._sample(rays, outputs, count, dilation, train_frac, draws)
             drawn *= count
             tdist = warps.s_to_t(sdist)
-            samples = self._ask(field, tdist, rays, draws)
+            if profile is None:
+                samples = self._ask(field, tdist, rays, draws)
+            else:
+                samples = self._ask_where_needed(field, tdist, rays, profile, with_rgb=last)
             outputs.append(self._output(samples, tdist, sdist, rays, draws))
         return outputs
 
@@ -432,7 +419,7 @@ def render_image(model, rays, chunk=None):
             chunk, lambda size, first=first: render_chunk(model, flat[first : first + size]))
         parts.append(part)
         first += chunk
-    return concatenate(parts).map(lambda x: x.reshape(*shape, *x.shape[1:]))
+    return concatenate(parts).map(lambda x: x.reshape((*shape, *x.shape[1:])))
 
 
 def rays_at_once(model, device):
@@ -446,8 +433,11 @@ def rays_at_once(model, device):
 @torch.no_grad()
 def render_chunk(model, rays):
     """The finest level's per-ray quantities of a flat `Rays`."""
-    index = model.may_meet_something(rays).nonzero()[:, 0]
-    output = model(rays[index])[-1]
+    profile = model.profile(rays)
+    if profile is None:
+        return replace(model(rays)[-1], sdist=None, tdist=None, weights=None)
+    index = profile.holds_something().nonzero()[:, 0]
+    output = model(rays[index], profile=profile[index])[-1]
 
     def placed(found, elsewhere):
         return elsewhere.index_copy(0, index, found)

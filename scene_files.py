@@ -239,6 +239,12 @@ def ray_box(cameras):
     return torch.stack([ends.amin(dim=0), ends.amax(dim=0)])
 
 
+def reached_box(scene):
+    """The corners `[2, 3]` of the box around a `Scene` and all that its rays pass."""
+    both = torch.stack([scene.box, ray_box(scene.cameras)])
+    return torch.stack([both[:, 0].amin(dim=0), both[:, 1].amax(dim=0)])
+
+
 def checked_range(near, far, lindisp):
     """near and far, numbers or one per camera, as float64.
 

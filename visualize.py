@@ -37,6 +37,7 @@ from evaluate import world_distance
 from file_utils import sole_writer, write_whole
 from model import render_image, select_device
 from ray_utils import image_rays
+from scene_files import reached_box
 from video_utils import find_encoder, write_preview, write_video
 
 # The colour scale of distances is fixed from this many small frames before the first is drawn.
@@ -71,7 +72,8 @@ def make_video(run, device):
         print(f"{config.frames} frames of {width}x{height} on the {config.path} path, into "
               f"{folder}", flush=True)
         if config.skip_empty:
-            run.model.skip_empty_space(scene.box.to(device), config.frames * width * height)
+            run.model.skip_empty_space(
+                reached_box(scene).to(device), config.frames * width * height)
         scale = None
         if config.visualize_depth:
             with distributed.main_first():

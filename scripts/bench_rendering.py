@@ -3,7 +3,8 @@
     python scripts/bench_rendering.py log/demo log/lego --views 4
 
 Views of the test split are rendered whole and with empty space passed over, in turn, in one
-process; PSNR is against the photographs, so the data must be there.
+process; PSNR is against the photographs, so the data must be there. With `--num_samples` rays are
+sampled as often as that, whatever they were trained with.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from datasets import load_dataset  # noqa: E402
 from evaluate import commit  # noqa: E402
 from image_utils import psnr, quantize  # noqa: E402
 from model import render_image, select_device  # noqa: E402
-from occupancy import SIDES  # noqa: E402
+from scene_files import reached_box  # noqa: E402
 
 
 def main(argv=None):
@@ -33,14 +34,16 @@ def main(argv=None):
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--num_samples", type=int, help="intervals per ray of the finest level")
+    parser.add_argument("--factor", type=int, help="downscaling of the images")
     parser.add_argument("--views", type=int, default=4, help="of the test split, evenly chosen")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args(argv)
     if args.views < 1:
         parser.error(f"--views {args.views} must be at least 1")
     print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| run | frame | whole: s | dB | skipping: s | dB | times as fast | grid: s | of it "
-          "kept |\n|" + " --- |" * 9)
+    print("| run | frame | samples | whole: s | dB | skipping: s | dB | times as fast | grid: s | "
+          "of it occupied |\n|" + " --- |" * 10)
     for run in args.runs:
         print(measure(run, args), flush=True)
     return 0
@@ -51,10 +54,12 @@ def measure(run, args):
     device = select_device(args)
     loaded = load_checkpoint(run, device)
     config, model = loaded.config, loaded.model
-    config.data_dir = args.data_dir
+    config.data_dir, config.factor = args.data_dir, args.factor or config.factor
+    if args.num_samples:
+        model.num_samples = model.samples_per_level = args.num_samples
     test = load_dataset(config, "test", device, read_pixels=False)
     begin = time.perf_counter()
-    model.skip_empty_space(loaded.scene["train"].box.to(device), num_rays=10**9)
+    model.skip_empty_space(reached_box(loaded.scene["train"]).to(device), num_rays=10**9)
     making = time.perf_counter() - begin
     occupancy, seconds, scores = model.occupancy, {True: [], False: []}, {True: [], False: []}
     for index in np.linspace(0, len(test) - 1, args.views).round().astype(int):
@@ -69,11 +74,10 @@ def measure(run, args):
     height, width = view.rgb.shape[:2]
     occupied = 1.0
     if occupancy is not None:
-        finest = occupancy.cells[: SIDES[0] ** 3]
-        occupied = float(finest.float().mean())
-    return (f"| {run.name} | {width}x{height} | {whole:.2f} | {np.mean(scores[False]):.3f} "
-            f"| {skipping:.2f} | {np.mean(scores[True]):.3f} | {whole / skipping:.1f} "
-            f"| {making:.1f} | {occupied:.0%} |")
+        occupied = float((occupancy.density > 0).float().mean())
+    return (f"| {run.name} | {width}x{height} | {model.num_samples} | {whole:.2f} "
+            f"| {np.mean(scores[False]):.3f} | {skipping:.2f} | {np.mean(scores[True]):.3f} "
+            f"| {whole / skipping:.1f} | {making:.1f} | {occupied:.0%} |")
 
 
 if __name__ == "__main__":

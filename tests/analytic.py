@@ -44,8 +44,8 @@ class AnalyticModel:
     def skip_empty_space(self, box, num_rays):
         """It is always asked about everything."""
 
-    def may_meet_something(self, rays):
-        return torch.ones(len(rays), dtype=torch.bool)
+    def profile(self, rays):
+        return None
 
     def parameters(self):
         return iter([torch.zeros(1)])

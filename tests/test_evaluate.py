@@ -108,8 +108,8 @@ class ExactModel:
                              distance_median=torch.ones(shape), sdist=posts, tdist=posts,
                              weights=torch.full((*shape, 2), 0.5))]
 
-    def may_meet_something(self, rays):
-        return torch.ones(len(rays), dtype=torch.bool)
+    def profile(self, rays):
+        return None
 
     def density(self, means, covs):
         return means.sum(-1)

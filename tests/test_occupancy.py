@@ -5,25 +5,36 @@ import torch
 
 import train
 from config import default_config
+from datasets import load_dataset
 from fields import FieldOutput
 from image_utils import psnr
 from model import build_model, render_image
-from occupancy import RESOLUTION, SIDES, Occupancy, find_occupancy
+from occupancy import RESOLUTION, Profile, find_occupancy
+from ray_utils import Rays, image_rays
+from scene_files import reached_box
 from scripts import bench_rendering
 from tests.scenes import write_blender
 from tests.test_model import make_rays
 
 BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
-
-
-def holds(occupancy, points):
-    """Whether there may be something at points: on ways of no length."""
-    return occupancy.between(points, points)
+CELL = 4 / RESOLUTION
 
 
 def soft_ball(points, centre=(0.0, 0.0, 0.0), radius=0.5, peak=60.0):
     distance = (points - points.new_tensor(centre)).norm(dim=-1) - radius
     return peak * torch.sigmoid(-distance / 0.01)
+
+
+def ways(starts, ends):
+    """Rays from starts to ends `[N, 3]`, near 0 and far 1."""
+    one = torch.ones(len(starts), 1)
+    return Rays(origins=starts, directions=ends - starts, viewdirs=ends - starts, radii=one,
+                near=0 * one, far=one, lossmult=one, cam_idx=one.long())
+
+
+def holds(occupancy, points):
+    """Whether there may be something at points: on ways that are very short."""
+    return occupancy.along(ways(points, points + 1e-4)).holds_something()
 
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (1.1, -0.7, 0.3)])
@@ -33,9 +44,9 @@ def test_cells_of_a_ball_are_held_and_those_far_from_it_are_not(centre):
     distance = (points - torch.tensor(centre)).norm(dim=-1) - 0.5
     held = holds(occupancy, points)
     assert held[distance < 0].all()
-    # A cell is 0.031 wide; its neighbours in all directions count with it.
-    assert not held[distance > 0.25].any()
-    assert occupancy.step == 4 / RESOLUTION
+    # Its soft edge, and a cell's neighbours in all directions.
+    assert not held[distance > 0.06 + 2 * CELL * 3**0.5].any()
+    assert occupancy.step == CELL
 
 
 def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
@@ -44,24 +55,56 @@ def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
     ends = (starts + torch.randn(5000, 3) * torch.logspace(-2, 0, 5000)[:, None]).clamp(-1.9, 1.9)
     shares = torch.linspace(0, 1, 400)[:, None, None]
     distance = (starts + shares * (ends - starts)).norm(dim=-1).amin(dim=0) - 0.5
-    found = occupancy.between(starts, ends)
+    found = occupancy.along(ways(starts, ends)).holds_something()
     assert found[distance < 0].all() and (distance < 0).sum() > 50
-    # In one direction a coarser cell and its neighbours reach as far as the way is long, twice.
-    length = (ends - starts).norm(dim=-1)
-    assert not found[distance > 0.2 + 3 * length].any()
-    assert (distance > 0.2 + 3 * length).sum() > 1000
+    assert not found[distance > 0.2].any() and (distance > 0.2).sum() > 1000
 
 
-def test_outside_of_the_grid_there_may_be_anything():
-    occupancy = find_occupancy(lambda means, _: torch.zeros(len(means)), BOX)
-    points = torch.tensor([[0.0, 0, 0], [2.1, 0, 0], [0, -9, 0], [float("nan"), 0, 0]])
-    assert holds(occupancy, points).tolist() == [False, True, True, True]
+def test_no_interval_with_something_is_missed():
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, radius=0.1), BOX)
+    starts, ends = 0.3 * torch.randn(2, 2000, 3)
+    rays = ways(starts, ends)
+    tdist = torch.rand(2000, 20).sort(dim=-1).values
+    profile = occupancy.along(rays)
+    found = profile.may_hold_something(tdist)
+    shares = torch.linspace(0, 1, 50)
+    t = tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * shares
+    points = starts[:, None, None] + t[..., None] * (ends - starts)[:, None, None]
+    inside = (points.norm(dim=-1) < 0.1).any(dim=-1)
+    assert found[inside].all() and inside.sum() > 30
+    assert found.float().mean() < 0.3
+    assert profile.holds_something()[inside.any(dim=-1)].all()
+
+
+def test_the_profile_has_the_mass_of_a_smooth_cloud():
+    def cloud(points, variances=None):
+        return 3 * torch.exp(-((points - 0.2) ** 2).sum(dim=-1) / (2 * 0.4**2))
+
+    occupancy = find_occupancy(cloud, BOX)
+    starts, ends = 0.3 * torch.randn(2, 100, 3)
+    tdist = torch.rand(100, 9).sort(dim=-1).values
+    rays = ways(starts - 1, ends + 1)
+    found = occupancy.along(rays).mean_density(tdist)
+    t = tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * torch.linspace(0, 1, 200)
+    points = rays.origins[:, None, None] + t[..., None] * rays.directions[:, None, None]
+    wanted = cloud(points).mean(dim=-1)
+    # A part is as long as a cell, over which this cloud changes by a fiftieth of its peak.
+    torch.testing.assert_close(found, wanted, atol=0.15, rtol=0.05)
+    assert wanted.max() > 1.5
+
+
+def test_rays_may_leave_the_grid_which_is_empty_outside():
+    occupancy = find_occupancy(lambda means, _: soft_ball(means, (1.9, 0.0, 0.0)), BOX)
+    points = torch.tensor([[1.9, 0.0, 0.0], [2.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert holds(occupancy, points).tolist() == [True, False, False]
+    none = occupancy.along(ways(torch.zeros(0, 3), torch.zeros(0, 3)))
+    assert none.holds_something().shape == (0,)
 
 
 def test_the_grid_is_the_cube_about_a_long_box():
     box = torch.tensor([[1.0, 0.0, 0.0], [2.0, 4.0, 1.0]])
     occupancy = find_occupancy(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box)
-    points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [-0.6, 0, 0]])
+    points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [1.5, 2.8, 0.6]])
     assert holds(occupancy, points).tolist() == [True, False, False, True]
 
 
@@ -76,6 +119,16 @@ def test_a_density_that_is_no_number_counts_as_something():
 
 def test_where_little_is_empty_there_is_no_grid():
     assert find_occupancy(lambda means, _: torch.ones(len(means)), BOX) is None
+
+
+def test_the_box_holds_the_scene_and_its_rays(tmp_path):
+    write_blender(tmp_path / "scene", num_views=5, size=(16, 12))
+    scene = load_dataset(default_config(scene=str(tmp_path / "scene")), "train").scene
+    low, high = reached_box(scene)
+    rays = [image_rays(scene.cameras, i).flatten() for i in range(5)]
+    points = torch.cat([r.origins + t * r.directions for r in rays for t in (2.0, 4.0, 6.0)])
+    assert (low - 1e-4 <= points).all() and (points <= high + 1e-4).all()
+    assert (low <= scene.box[0]).all() and (high >= scene.box[1]).all()
 
 
 # In models.
@@ -136,15 +189,16 @@ def test_pictures_are_the_same_and_cost_a_fraction(name):
     assert model.field.asked < (0.5 if name == "mipnerf" else 0.75) * asked
 
 
-def test_what_is_hidden_is_not_asked_about():
-    model, rays = make_model("mipnerf"), rays_at_the_ball()
-    whole = render_image(model, rays)
-    everything = model.field.asked
-    model.occupancy = everything_occupied()
-    model.field.asked = 0
-    found = render_image(model, rays)
-    assert 0.5 * everything < model.field.asked < 0.9 * everything
-    torch.testing.assert_close(found.rgb, whole.rgb, atol=2e-3, rtol=0)
+@pytest.mark.parametrize("num_samples,coarse", [(64, 0), (12, 1)])
+def test_the_grid_stands_in_for_a_coarse_level_that_is_as_fine(num_samples, coarse):
+    model, rays = make_model("mipnerf"), rays_at_the_ball(50)
+    model.num_samples = num_samples
+    model.skip_empty_space(BOX, 10**9)
+    calls, ask = [], model._ask_where_needed
+    model._ask_where_needed = lambda *args, with_rgb: calls.append(with_rgb) or ask(
+        *args, with_rgb=with_rgb)
+    render_image(model, rays)
+    assert calls == coarse * [False] + [True]
 
 
 @pytest.mark.parametrize("flags,num_rays", [
@@ -158,7 +212,7 @@ def test_few_rays_and_models_of_all_space_have_no_grid(flags, num_rays):
 def test_rays_that_meet_nothing_show_the_background():
     model, rays = make_model("mipnerf", white_bkgd=False), rays_at_the_ball()
     model.skip_empty_space(BOX, 10**9)
-    met = model.may_meet_something(rays)
+    met = model.profile(rays).holds_something()
     assert 0.3 * len(rays) < met.sum() < 0.95 * len(rays)
     picture = render_image(model, rays)
     assert (picture.rgb[~met] == 0).all() and (picture.acc[~met] == 0).all()
@@ -166,16 +220,11 @@ def test_rays_that_meet_nothing_show_the_background():
     assert (picture.acc[met] > 0.9).any()
 
 
-def test_training_asks_about_everything():
+def test_levels_and_training_are_of_everything():
     model, rays = make_model("mipnerf").train(), rays_at_the_ball(20)
     model.skip_empty_space(BOX, 10**9)
     model(rays)
     assert model.field.asked == 2 * 64 * 20
-
-
-def everything_occupied():
-    cells = torch.ones(sum(side**3 for side in SIDES), dtype=torch.bool)
-    return Occupancy(cells, BOX[0], 4 / RESOLUTION)
 
 
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
@@ -190,8 +239,8 @@ def test_asking_interval_by_interval_gives_the_same(name, precision, tolerance):
         torch.nn.init.normal_(field.table)
     rays = rays_at_the_ball(40)
     whole = model(rays)[-1]
-    model.occupancy = everything_occupied()
-    found = model(rays)[-1]
+    full = torch.ones(40, 3)  # Of few parts, so that no grid stands in for the first level.
+    found = model(rays, profile=Profile.of(full.repeat(1, 10), rays.near, rays.far))[-1]
     torch.testing.assert_close(found.rgb, whole.rgb, atol=tolerance, rtol=0)
     torch.testing.assert_close(found.acc, whole.acc, atol=tolerance, rtol=0)
 
@@ -201,7 +250,7 @@ def test_any_batch_shape_can_pass_over_empty_space(shape):
     model = make_model("mipnerf")
     model.skip_empty_space(BOX, 10**9)
     rays = make_rays(*shape)
-    assert model(rays)[-1].rgb.shape == (*shape, 3)
+    assert render_image(model, rays).rgb.shape == (*shape, 3)
 
 
 def test_the_benchmark_compares_both_ways(tmp_path, capsys):
@@ -212,4 +261,5 @@ def test_the_benchmark_compares_both_ways(tmp_path, capsys):
     capsys.readouterr()
     assert bench_rendering.main([str(tmp_path / "run"), "--views", "2", "--device", "cpu"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    assert row[:2] == ["| run", "16x12"] and abs(float(row[3]) - float(row[5])) < 0.05
+    assert row[:3] == ["| run", "16x12", "12"]
+    assert abs(float(row[4]) - float(row[6])) < 0.05
