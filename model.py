@@ -38,8 +38,8 @@ HALF_TURNED = 0.5 + 1 / 24
 # Measured on two cores: 8,192 samples at once render 1.4 to 1.8 times as fast as 500,000.
 SAMPLES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 19}
 
-# Where empty space is passed over, so many times as many rays make as many samples.
-FEWER_SAMPLES = 16
+# Where empty space is passed over, so many times as many rays leave as many samples or fewer.
+FEWER_SAMPLES = 32
 
 
 class RayModel(nn.Module):
@@ -108,15 +108,17 @@ class RayModel(nn.Module):
 
     def _ask_where_needed(self, field, tdist, rays, profile, with_rgb):
         """As `_ask` for flat rays, but not about intervals that hold nothing."""
-        ray, sample = profile.may_hold_something(tdist).nonzero(as_tuple=True)
-        ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
-        gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
-        found = field(gaussians, rays.viewdirs[ray], with_rgb=with_rgb)
-        density, rgb = torch.zeros_like(tdist[:, 1:]), None
-        density[ray, sample] = found.density[:, 0]
-        if found.rgb is not None:
-            rgb = density.new_zeros(*density.shape, 3)
-            rgb[ray, sample] = found.rgb[:, 0]
+        density = torch.zeros_like(tdist[:, 1:])
+        rgb = density.new_zeros(*density.shape, 3) if with_rgb else None
+        needed = profile.may_hold_something(tdist).nonzero()
+        for part in needed.split(SAMPLES_AT_ONCE.get(tdist.device.type, len(needed) or 1)):
+            ray, sample = part.unbind(-1)
+            ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
+            gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
+            found = field(gaussians, rays.viewdirs[ray], with_rgb=with_rgb)
+            density[ray, sample] = found.density[:, 0]
+            if with_rgb:
+                rgb[ray, sample] = found.rgb[:, 0]
         return FieldOutput(density, rgb)
 
     def _output(self, samples, tdist, sdist, rays, draws):
