@@ -1,5 +1,8 @@
 """mip-NeRF 360: where its samples go, which losses reach which weights, and its defaults."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -157,7 +160,9 @@ def test_every_loss_of_parts_adds_up_to_that_of_the_whole(model, name):
 def test_defaults_follow_the_model_and_whether_the_scene_is_bounded():
     bounded = get_config(["--model", "mipnerf360"])
     assert (bounded.hidden, bounded.num_samples, bounded.contraction) == (1024, 32, False)
-    assert bounded.charbonnier_loss_mult == 1 and bounded.fine_loss_mult == 0
+    unbounded = get_config(["--model", "mipnerf360", "--dataset_name", "colmap"])
+    assert unbounded.charbonnier_loss_mult == 1 and unbounded.fine_loss_mult == 0
+    assert bounded.charbonnier_loss_mult == 0 and bounded.fine_loss_mult == 1
     assert get_config([]).charbonnier_loss_mult == 0
     paper = get_config(["--model", "mipnerf360", "--preset", "paper360"])
     assert (paper.batch_size, paper.max_steps, paper.lr_init) == (16384, 250_000, 2e-3)
@@ -181,6 +186,19 @@ def test_gradients_are_scaled_down_to_the_norm_that_was_asked():
                                            if p.grad is not None])
     assert scalars["gradient_norm"] > 1e-3
     torch.testing.assert_close(found, torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+def test_it_learns_a_thing_before_a_white_background(tmp_path):
+    """With absolute errors it stays with a white picture."""
+    y, x = np.mgrid[:16, :16] - 7.5
+    ball = np.zeros((16, 16, 4), np.uint8)
+    ball[x**2 + y**2 < 4.5**2] = [160, 40, 90, 255]
+    write_blender(tmp_path / "scene", images=8 * [ball])
+    train.main(["--preset", "demo360", "--device", "cpu", "--scene", str(tmp_path / "scene"),
+                "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "100",
+                "--eval_every", "0", "--no-save_images"])
+    scores = json.loads((tmp_path / "run" / "eval_test_00000100" / "scores.json").read_text())
+    assert scores["psnr"] > scores["blank_psnr"] + 3, scores
 
 
 def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys):
