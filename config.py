@@ -211,7 +211,7 @@ READER_FLAGS = {
 }
 CONTINUABLE = READER_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
-    "pixel_memory",
+    "pixel_memory", "compile",
 }
 
 # A full disk, a spent quota, a file grown beyond its limit.
@@ -657,6 +657,8 @@ def _add_training_flags(group):
     flag("--micro_batch", type=_positive_int,
          help="rays carried through the network at once; their gradients add up (if not given: "
          "128 on a CPU, where they stay in its cache, else 2048)")
+    flag("--compile", action=argparse.BooleanOptionalAction, default=False,
+         help="train with torch.compile, for GPUs: on CPUs it was not faster")
     flag("--lr_init", type=_positive_float, default=5e-4, help="first learning rate")
     flag("--lr_final", type=_positive_float, default=5e-6, help="last learning rate")
     flag("--lr_delay_steps", type=_nonnegative_int, default=2500, help="steps of warm-up")

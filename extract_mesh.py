@@ -37,7 +37,7 @@ from checkpoint import open_run
 from datasets import load_dataset
 from evaluate import world_distance
 from file_utils import sole_writer, write_whole
-from model import SAMPLES_AT_ONCE, render_image, select_device
+from model import render_image, select_device
 from ray_utils import Cameras, Rays, image_rays, pixels_to_rays, points_to_pixels
 from scene_files import reached_box
 
@@ -231,8 +231,7 @@ def density_at(model, survey, step, chunk):
     """
     variance = max(step**2 / 12, survey.radius**2 / 4)
     device = survey.points.device
-    at_once = chunk * model.samples_per_level if chunk else SAMPLES_AT_ONCE.get(
-        device.type, SAMPLES_AT_ONCE["cuda"])
+    at_once = chunk * model.samples_per_level if chunk else model.samples_at_once(device)
 
     @torch.no_grad()
     def density(points):

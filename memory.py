@@ -1,7 +1,7 @@
 """How much memory there is, how much was held, and going on with less at once where it ends."""
 
-import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,8 +16,10 @@ def free_memory(device):
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        [available] = [line for line in lines if line.startswith("MemAvailable:")]
+        return 1024 * int(available.split()[1])
+    except (OSError, ValueError):
         return float("inf")
 
 

@@ -49,7 +49,7 @@ from file_utils import sole_writer, write_whole
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from memory import peak_memory, smaller_until_it_fits
-from model import build_model, render_image, select_device
+from model import build_model, compile_fields, render_image, select_device
 from randomness import BatchDraws, step_seeds
 from scheduler import make_scheduler, scheduled_rate
 
@@ -96,6 +96,8 @@ def train(config, device, argv=None):
 
     model = start.model if start else build_model(config, device, dataset.scene.box)
     distributed.copy_from_main(model.state_dict().values())
+    if config.compile:
+        compile_fields(model, device)
     model.train()
     optimizer = make_optimizer(model, config)
     if start:

@@ -44,6 +44,9 @@ class AnalyticModel:
     def skip_empty_space(self, box, num_rays):
         """It is always asked about everything."""
 
+    def samples_at_once(self, device):
+        return 8192
+
     def profile(self, rays):
         return None
 

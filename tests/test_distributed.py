@@ -1,6 +1,7 @@
 """Several ranks as one: gradients, scores, videos, stopping, and going on with another number."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +18,8 @@ import visualize
 from checkpoint import load_checkpoint
 from config import default_config, get_config
 from datasets import load_dataset
-from memory import smaller_until_it_fits
-from model import build_model, render_image
+from memory import free_memory, smaller_until_it_fits
+from model import build_model, rays_at_once, render_image
 from randomness import BatchDraws
 from tests.scenes import write_blender, write_multicam
 from tests.test_model import make_rays
@@ -192,6 +193,21 @@ def test_a_picture_is_rendered_in_smaller_chunks_where_memory_ends(capsys):
     torch.testing.assert_close(found.rgb, wanted.rgb)
     assert asked == [40, 20, 10, 5] + 9 * [5]
     assert "not enough memory for 40 rays at once; going on with 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("free,wanted", [(0, 1), (8_000, 10), (1e12, 8192 // 6)])
+def test_rays_at_once_follow_the_free_memory(free, wanted, monkeypatch):
+    model = small_model()
+    widest = max(layer.in_features + layer.out_features for layer in model.field.layers())
+    monkeypatch.setattr("model.free_memory", lambda device: free * widest / 8)
+    assert rays_at_once(model, torch.device("cpu")) == pytest.approx(wanted, abs=0.2 * wanted)
+
+
+def test_the_system_tells_how_much_memory_is_free():
+    free = free_memory(torch.device("cpu"))
+    assert 1e7 < free
+    if sys.platform == "linux":
+        assert free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_step_takes_smaller_parts_where_memory_ends(scene, tmp_path):

@@ -108,6 +108,9 @@ class ExactModel:
                              distance_median=torch.ones(shape), sdist=posts, tdist=posts,
                              weights=torch.full((*shape, 2), 0.5))]
 
+    def samples_at_once(self, device):
+        return 8192
+
     def profile(self, rays):
         return None
 

@@ -143,6 +143,9 @@ class BallField(torch.nn.Module):
         super().__init__()
         self.asked = 0
 
+    def layers(self):
+        return [torch.nn.Linear(30, 20)]
+
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
         self.asked += gaussians.means.shape[:-1].numel()
         rgb = torch.sigmoid(3 * gaussians.means) * (0.5 + 0.5 * viewdirs[..., None, :] ** 2)

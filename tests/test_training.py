@@ -20,7 +20,7 @@ import train
 from checkpoint import find_checkpoints, load_checkpoint
 from config import UserError, default_config, get_config
 from datasets import load_dataset
-from model import build_model
+from model import build_model, compile_fields
 from randomness import BatchDraws, step_seeds
 from tests.scenes import write_blender, write_multicam
 
@@ -150,6 +150,23 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-7)
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_compiled_fields_give_the_same_gradients(scene):
+    config = default_config(scene=str(scene), hidden=16, depth=2, num_samples=5, precision="fp32",
+                            micro_batch=100)
+    batch = load_dataset(config, "train").batch(10, torch.Generator().manual_seed(0))
+    found = []
+    for compiled in (False, True):
+        model = build_model(config).train()
+        names = list(model.state_dict())
+        if compiled:
+            compile_fields(model, torch.device("cpu"))
+        assert list(model.state_dict()) == names
+        train.compute_gradients(model, batch, config, 0.0, BatchDraws(0, 10))
+        found.append([p.grad for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_a_mask_takes_rays_out_of_the_loss(scene):
