@@ -1,14 +1,17 @@
-"""Rays per second of training and rendering, beside what matrix products alone would allow.
+"""Rays per second of training and rendering, beside what the products and encodings alone allow.
 
-    python scripts/bench_throughput.py                    the paper's network, fp32 and bf16
-    python scripts/bench_throughput.py --batch_sizes 256 1024 --rounds 5
+    python scripts/bench_throughput.py                             every model, as it is by default
+    python scripts/bench_throughput.py --presets demo demo360 demozip
+    python scripts/bench_throughput.py --models mipnerf --precisions fp32 bf16
 
-For each precision and batch, in turn and several rounds: the matrix products of a step (same
-sizes, nothing else), a training step, and rendering. Each case runs in a process of its own, so
-that its peak memory is its own. Prints a Markdown table of medians.
+For each case, in turn and several rounds: a training step, rendering, and their bounds: the matrix
+products of the same sizes, and for hash grids the lookups of as many points, and nothing else. Each
+case runs in a process of its own, so that its peak memory is its own. Prints a Markdown table of
+medians.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -21,14 +24,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-from config import default_config  # noqa: E402
+import hash_grid  # noqa: E402
+from config import PRESETS, default_config, get_config  # noqa: E402
 from evaluate import commit  # noqa: E402
+from fields import HashField  # noqa: E402
 from memory import peak_memory  # noqa: E402
-from model import build_model, has_fast_bf16, render_image, select_device  # noqa: E402
+from model import (  # noqa: E402
+    MODELS,
+    build_model,
+    has_fast_bf16,
+    render_image,
+    select_device,
+)
 from ray_utils import Batch, Rays  # noqa: E402
-from train import compute_gradients  # noqa: E402
+from train import MICRO_BATCH, compute_gradients, make_optimizer  # noqa: E402
 
-MIN_SECONDS = 4.0
+MIN_SECONDS = 3.0
+BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
 
 
 def main():
@@ -36,12 +48,12 @@ def main():
     if args.case:
         print(json.dumps(measure(args)))
         return
-    results = {}
+    kinds = [("preset", p) for p in args.presets] or [("model", m) for m in args.models]
+    cases = list(itertools.product(kinds, args.precisions, args.batch_sizes))
+    results = {case: [] for case in cases}
     for _ in range(args.rounds):
-        for precision in args.precisions:
-            for batch_size in args.batch_sizes:
-                found = run_case(args, precision, batch_size)
-                results.setdefault((precision, batch_size), []).append(found)
+        for case in cases:
+            results[case].append(run_case(args, *case))
     print_table(results, args)
 
 
@@ -49,50 +61,53 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--micro_batch", type=int, default=128)
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"],
-                        default=["fp32", "bf16"], help="bf16 takes very long without hardware "
-                        "for it")
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
+    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=[],
+                        help="instead of models as they are by default")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256])
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"],
+                        help="bf16 takes very long without hardware for it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--case", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_case(args, precision, batch_size):
+def run_case(args, kind, precision, batch_size):
     """One case in a fresh process."""
-    command = [sys.executable, __file__, "--case", "--precisions", precision, "--batch_sizes",
-               str(batch_size), "--micro_batch", str(args.micro_batch), "--device", args.device]
+    command = [sys.executable, __file__, "--case", *kind, "--precisions", precision,
+               "--batch_sizes", str(batch_size), "--device", args.device]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def measure(args):
-    """Rays per second of products, training and rendering, and the peak memory in GB."""
-    config = default_config(
-        precision=args.precisions[0], device=args.device, micro_batch=args.micro_batch
-    )
-    device = select_device(config)
-    model = build_model(config, device)
-    batch = make_batch(args.batch_sizes[0], device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    rays = args.batch_sizes[0]
+    """Rays per second of training, rendering and their bounds, and the peak memory in GB."""
+    kind, name = args.case
+    config = get_config([f"--{kind}", name, "--precision", args.precisions[0],
+                         "--device", args.device])
+    device, rays = select_device(config), args.batch_sizes[0]
+    config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
+    model = build_model(config, device, BOX)
+    batch = make_batch(rays, device)
+    optimizer = make_optimizer(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6
 
     def train_step():
-        compute_gradients(model.train(), batch, config, 0.0)
+        compute_gradients(model.train(), batch, config, 0.5)
         optimizer.step()
 
     def render():
-        render_image(model.eval(), batch.rays, args.micro_batch)
+        render_image(model.eval(), batch.rays)
 
     trained = rays_per_second(train_step, rays, device)
     memory = peak_memory(device) / 1e9
     rendered = rays_per_second(render, rays, device)
-    train_products, render_products = products(model, config, device)
+    part = min(config.micro_batch, rays)
     return {
         "train": trained, "render": rendered, "memory": memory,
-        "train_bound": rays_per_second(train_products, config.micro_batch, device),
-        "render_bound": rays_per_second(render_products, config.micro_batch, device),
+        "train_bound": rays_per_second(necessary(model, part, device, True), part, device),
+        "render_bound": rays_per_second(necessary(model, part, device, False), part, device),
     }
 
 
@@ -102,45 +117,70 @@ def make_batch(size, device):
     directions = torch.randn(size, 3, generator=generator)
     one = torch.ones(size, 1)
     rays = Rays(origins=4 * torch.nn.functional.normalize(-directions, dim=-1),
-                directions=directions, viewdirs=torch.nn.functional.normalize(directions, dim=-1),
+                directions=torch.nn.functional.normalize(directions, dim=-1),
+                viewdirs=torch.nn.functional.normalize(directions, dim=-1),
                 radii=0.001 * one, near=2 * one, far=6 * one, lossmult=one,
                 cam_idx=torch.zeros(size, 1).long())
     return Batch(rays=rays, rgb=torch.rand(size, 3, generator=generator)).to(device)
 
 
-def products(model, config, device):
-    """Functions that do a step's matrix products for a micro batch and nothing else.
+def necessary(model, rays, device, training):
+    """A function that does what a step on `rays` rays cannot do without, and nothing else."""
+    if hasattr(model, "prop_rounds"):
+        levels = [(model._proposal(i), model.prop_samples) for i in range(model.prop_rounds)]
+        levels.append((model.field, model.num_samples))
+    else:
+        levels = model.num_levels * [(model.field, model.num_samples)]
+    calls = [products(field, rays * samples, device, training) for field, samples in levels]
+    calls += [lookups(field, rays * samples, device, training) for field, samples in levels
+              if isinstance(field, HashField)]
+
+    def call():
+        for work in calls:
+            work()
+
+    return call
+
+
+def products(field, rows, device, training):
+    """The matrix products of a field for so many samples.
 
     Rendering multiplies each layer's input by its weights; training also the output's gradient
-    by the weights (but for the first layer, whose input needs none) and by the input.
+    by the weights (but for the first layer of an MLP, whose input needs none) and by the input.
     """
-    rows = config.micro_batch * config.num_samples
-    dtype = model.field.compute_dtype
-    layers = [tuple(layer.weight.shape) for layer in model.field.layers()]
+    dtype = field.compute_dtype
+    layers = [tuple(layer.weight.shape) for layer in field.layers()]
     inputs = [torch.randn(rows, n, device=device).to(dtype) for _, n in layers]
     outputs = [torch.randn(rows, m, device=device).to(dtype) for m, _ in layers]
     weights = [torch.randn(m, n, device=device).to(dtype) for m, n in layers]
+    first = 0 if isinstance(field, HashField) else 1
 
-    def forward():
-        for x, w in zip(inputs, weights, strict=True):
-            x @ w.t()
-
-    def backward():
+    def call():
         for i, (x, y, w) in enumerate(zip(inputs, outputs, weights, strict=True)):
-            y.t() @ x
-            if i:
-                y @ w
+            x @ w.t()
+            if training:
+                y.t() @ x
+                if i >= first:
+                    y @ w
 
-    def train():
-        for _ in range(config.num_levels):
-            forward()
-            backward()
+    return call
 
-    def render():
-        for _ in range(config.num_levels):
-            forward()
 
-    return train, render
+def lookups(field, rows, device, training):
+    """The grid's encodings of so many samples, at points along rays, and their gradient."""
+    members = field.num_multisamples
+    along = torch.linspace(0, 1, rows * members, device=device)
+    points = torch.stack([along, 1 - along, (7 * along) % 1], dim=-1).reshape(rows, members, 3)
+    weights = torch.ones(rows, members, len(field.levels.sizes), device=device)
+    table = field.table.detach().clone().requires_grad_(training)
+
+    def call():
+        found = hash_grid.encode(points, weights, table, field.levels)
+        if training:
+            found.sum().backward()
+            table.grad = None
+
+    return call
 
 
 def rays_per_second(call, rays, device):
@@ -163,18 +203,18 @@ def print_table(results, args):
         f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, bf16 products in hardware: "
         f"{'yes' if has_fast_bf16(device) else 'no'}")
-    print(f"commit {commit()}, torch {torch.__version__}, {name}; the paper's network, seed 0, "
-          f"micro batch {args.micro_batch}, medians of {args.rounds} rounds\n")
-    print("| precision | batch | training rays/s | its products alone | share | "
-          "rendering rays/s | its products alone | share | peak GB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (precision, batch_size), rounds in results.items():
+    print(f"commit {commit()}, torch {torch.__version__}, {name}; seed 0, medians of "
+          f"{args.rounds} rounds\n")
+    print("| model | precision | batch | training rays/s | bound | share | "
+          "rendering rays/s | bound | share | peak GB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for ((_, name), precision, batch_size), rounds in results.items():
         m = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         shares = {kind: statistics.median(r[kind] / r[f"{kind}_bound"] for r in rounds)
                   for kind in ("train", "render")}
-        print(f"| {precision} | {batch_size} | {m['train']:.1f} | {m['train_bound']:.1f} | "
-              f"{shares['train']:.0%} | {m['render']:.1f} | {m['render_bound']:.1f} | "
-              f"{shares['render']:.0%} | {m['memory']:.2f} |")
+        print(f"| {name} | {precision} | {batch_size} | {m['train']:,.0f} | "
+              f"{m['train_bound']:,.0f} | {shares['train']:.0%} | {m['render']:,.0f} | "
+              f"{m['render_bound']:,.0f} | {shares['render']:.0%} | {m['memory']:.2f} |")
 
 
 if __name__ == "__main__":
