@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np  # noqa: E402
+
 from checkpoint import find_checkpoints, load_checkpoint  # noqa: E402
 from config import UserError, run_script  # noqa: E402
 from datasets import load_dataset  # noqa: E402
@@ -45,7 +47,7 @@ def score_run(folder, args):
         config.chunk, config.save_images = args.chunk, False
         dataset = load_dataset(config, "test", select_device(config), read_pixels=False)
         scores = evaluate(run.model, dataset, config, run.step, folder / f"bench_{run.step:08d}")
-        rows.append(row(run.step, seconds.get(run.step), scores))
+        rows.append(row(run.step, seconds(run.step), scores))
         print(rows[-1], file=sys.stderr, flush=True)
     if not rows:
         raise UserError(f"{folder} holds no checkpoint; give run folders of train.py.")
@@ -64,17 +66,18 @@ def score_run(folder, args):
 def row(step, seconds, scores):
     """A line of the table."""
     scales = "".join(f" {values['psnr']:.2f} |" for values in scores["scales"].values())
-    time = "" if seconds is None else f"{seconds:.0f}"
-    return f"| {step} | {time} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |{scales}"
+    return f"| {step} | {seconds:.0f} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |{scales}"
 
 
 def read_seconds(folder):
-    """Seconds of training by step, from the run's scalars."""
+    """A function that gives the seconds of training at a step, between the run's scalars."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except OSError:
         raise UserError(f"{folder} holds no metrics.jsonl; give run folders of train.py.") from None
-    return {line["step"]: line["seconds"] for line in map(json.loads, lines)}
+    lines = [json.loads(line) for line in lines]
+    steps, seconds = ([0] + [line[key] for line in lines] for key in ("step", "seconds"))
+    return lambda step: np.interp(step, steps, seconds)
 
 
 if __name__ == "__main__":
