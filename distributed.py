@@ -12,6 +12,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from config import UserError
+
 # Ranks wait so long for one that draws validation pictures or writes a checkpoint.
 TIMEOUT = timedelta(hours=1)
 
@@ -25,6 +27,8 @@ def joined_ranks(device):
     if not dist.is_torchelastic_launched():
         yield
         return
+    if device.type == "mps":
+        raise UserError("several ranks work on CUDA GPUs or on CPUs; add --device cpu.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -32,6 +36,11 @@ def joined_ranks(device):
     try:
         with nullcontext() if is_main() else _silence():
             yield
+    except RuntimeError as error:
+        if "Connection" not in str(error):
+            raise
+        print(f"rank {rank()} ends, as another one has.", file=sys.stderr)
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -127,6 +136,15 @@ def collect(items):
     lists = [None] * num_ranks()
     dist.all_gather_object(lists, items)
     return sum(lists, [])
+
+
+def collect_on_main(items):
+    """The ranks' lists, one after another, on the main rank; elsewhere nothing."""
+    if not dist.is_initialized():
+        return items
+    lists = [None] * num_ranks() if is_main() else None
+    dist.gather_object(items, lists)
+    return sum(lists, []) if is_main() else []
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def evaluate(model, dataset, config, step, folder):
                 image_utils.write_image(folder / f"{index:03d}_{name}.png", pictures[name])
             rows += [(index, list(pictures.values()))] if index in shown else []
     images = in_order(distributed.collect(images))
-    rows = in_order(distributed.collect(rows))
+    rows = in_order(distributed.collect_on_main(rows))
     scores = summarize(images) | origin(model, config, step, dataset)
     if distributed.is_main():
         write_whole(folder / "scores.json",

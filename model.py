@@ -59,6 +59,7 @@ class RayModel(nn.Module):
         super().__init__()
         self.ray_shape, self.num_samples = config.ray_shape, config.num_samples
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
+        self.lindisp = config.lindisp
         self.random_bkgd, self.bg_rgb = config.random_bkgd, float(config.white_bkgd)
         self.occupancy = None
 
@@ -66,14 +67,15 @@ class RayModel(nn.Module):
         """From now on rendering passes over what is empty in a box `[2, 3]` that holds the rays.
 
         Training does not. Nothing changes where finding out costs more than `num_rays` rays can
-        save, where little is empty, or where the model is of all space.
+        save, where little is empty, or where the model is of all space, near and far.
         """
         def density(means, variances):
             return self.density(means[:, None], variances[:, None])[:, 0]
 
-        of_all_space = self.contraction or self.opaque_background
-        if not of_all_space and num_rays * self.samples_per_level > WORTH_IT:
-            self.occupancy = find_occupancy(density, box)
+        # Cells are all of one size: too coarse where samples are dense near the camera.
+        uneven = self.contraction or self.opaque_background or self.lindisp
+        if not uneven and num_rays * self.samples_per_level > WORTH_IT:
+            self.occupancy = find_occupancy(density, box, self.samples_at_once(box.device))
 
     def samples_at_once(self, device):
         """How many the field is asked about at once in rendering, where nothing else is said.
@@ -162,7 +164,7 @@ class MipNeRF(RayModel):
     def __init__(self, config, compute_dtype=torch.float32):
         super().__init__(config)
         self.compute_dtype = compute_dtype
-        self.num_levels, self.lindisp = config.num_levels, config.lindisp
+        self.num_levels = config.num_levels
         self.samples_per_level, self.first_coloured = config.num_samples, 0
         self.resample_padding = config.resample_padding
         self.density_noise = config.density_noise

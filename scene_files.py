@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import struct
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,7 +180,9 @@ def mapped_bytes_of(root, files, sizes, num_channels, read):
     facts = repr((str(root.resolve()), [file and state_of(file) for file in files],
                   sizes.tolist(), num_channels))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    folder = writable_folder(root / ".pixels", f"{root.name}_pixels") / digest
+    folder = root / ".pixels" / digest
+    if not folder.is_dir():
+        folder = writable_folder(root / ".pixels", f"{root.name}_pixels") / digest
     count = int(sizes.prod(dim=-1).sum()) * num_channels
     if not folder.is_dir():
         print(f"Writing {count / 1e9:.1f} GB of pixels to {folder}, once ...", flush=True)
@@ -190,17 +193,27 @@ def mapped_bytes_of(root, files, sizes, num_channels, read):
     if found != count:
         raise UserError(f"{folder / PIXELS} has {found:,} bytes and should have {count:,}; remove "
                         f"{folder}, and it is made again.")
-    with open(folder / PIXELS, "rb") as file:
-        # Copy on write, as PyTorch takes no memory that cannot be written.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return map_bytes(folder / PIXELS).reshape(-1, num_channels)
+
+
+def map_bytes(path):
+    """The bytes of a file `[M]`, read when they are touched, and never to be written."""
+    with open(path, "rb") as file:
+        # Memory that might be written would be counted as if all of it were there.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
-    return torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8)).reshape(-1, num_channels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8))
 
 
 def state_of(file):
     """What changes when a file does: its name, size and time."""
-    info = os.stat(file)
+    try:
+        info = os.stat(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing, though the scene's files name it.") from None
     return str(file), info.st_size, info.st_mtime_ns
 
 

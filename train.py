@@ -130,9 +130,9 @@ def train(config, device, argv=None):
                 done, last = step + 1, step + 1 == config.max_steps
                 if done % config.log_every == 0 or last:
                     log.write(done)
-                if validation and (done % config.eval_every == 0 or last):
-                    log.write_pictures(done, model, validation)
                 stopped = distributed.largest(stop.received)
+                if validation and (done % config.eval_every == 0 or last) and not stopped:
+                    log.write_pictures(done, model, validation)
                 if done % config.save_every == 0 or last or stopped:
                     log.check_finite()
                     save(done)

@@ -10,7 +10,7 @@ from imageio.v3 import imread, imwrite
 
 from config import UserError, get_config
 from datasets import DATASETS, composite, convert_to_multiscale, load_dataset
-from scene_files import ray_box
+from scene_files import map_bytes, ray_box
 from tests.scenes import (
     GOLDEN_DATASETS,
     look_at,
@@ -344,6 +344,20 @@ def test_a_changed_picture_is_written_anew_and_a_cut_file_is_one_sentence(tmp_pa
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="pixels.bin has 1,151 bytes and should have 1,152; remove"):
         open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+
+
+def test_a_file_larger_than_memory_is_mapped(tmp_path):
+    with open(tmp_path / "holes.bin", "wb") as file:
+        file.truncate(1 << 41)
+    values = map_bytes(tmp_path / "holes.bin")
+    assert values.shape == (1 << 41,) and values[torch.tensor([0, (1 << 41) - 1])].sum() == 0
+
+
+def test_a_cache_that_is_there_serves_a_scene_that_cannot_be_written(tmp_path, monkeypatch):
+    write_blender(tmp_path / "scene")
+    open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+    monkeypatch.setattr("scene_files.writable_folder", lambda *_: pytest.fail("asked to write"))
+    open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
 
 
 def test_masks_are_on_disk_too(tmp_path):

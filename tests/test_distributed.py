@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
+import distributed
 import train
 import visualize
 from checkpoint import load_checkpoint
@@ -132,6 +133,28 @@ def test_a_signal_stops_all_ranks_after_the_same_step(scene, tmp_path):
     printed, _ = process.communicate(timeout=60)
     saved = int(re.search(r"after step (\d+); saved", printed).group(1))
     assert load_checkpoint(tmp_path / "run").step == saved > 0
+
+
+@pytest.mark.parametrize("count,num_ranks", [(37, 1), (37, 2), (8, 3), (3, 5)])
+def test_shares_are_disjoint_and_make_up_the_whole(count, num_ranks, monkeypatch):
+    monkeypatch.setattr(distributed, "num_ranks", lambda: num_ranks)
+    rows, images = [], []
+    for rank in range(num_ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        rows.append(list(range(count))[distributed.my_rows(count)])
+        images.append(list(distributed.my_share(range(count))))
+    assert sum(rows, []) == list(range(count)) == sorted(sum(images, []))
+    for shares in (rows, images):
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_error_of_one_rank_ends_the_others_with_few_words(tmp_path):
+    words = flags(tmp_path / "nowhere", tmp_path, "run")
+    result = subprocess.run(ranks(2, "train.py", *words), cwd=ROOT, capture_output=True, text=True,
+                            timeout=120)
+    assert result.returncode != 0
+    assert result.stderr.count("error: the scene") == 1
+    assert "Connection" not in result.stderr
 
 
 def test_more_ranks_than_rays_is_one_sentence(scene, tmp_path):

@@ -115,6 +115,9 @@ def test_a_density_that_is_no_number_counts_as_something():
     occupancy = find_occupancy(density, BOX)
     points = torch.tensor([[1.7, 0.3, -1.0], [0.3, 0.3, -1.0]])
     assert holds(occupancy, points).tolist() == [True, False]
+    infinite = find_occupancy(lambda means, _: torch.where(means[:, 0] > 1.5, torch.inf, 0.0), BOX)
+    profile = infinite.along(ways(torch.zeros(1, 3), torch.tensor([[2.0, 0, 0]])))
+    assert profile.mean_density(torch.linspace(0, 1, 9)[None]).isfinite().all()
 
 
 def test_where_little_is_empty_there_is_no_grid():
@@ -205,7 +208,8 @@ def test_the_grid_stands_in_for_a_coarse_level_that_is_as_fine(num_samples, coar
 
 
 @pytest.mark.parametrize("flags,num_rays", [
-    ({}, 1000), ({"contraction": True}, 10**9), ({"opaque_background": True}, 10**9)])
+    ({}, 1000), ({"contraction": True}, 10**9), ({"opaque_background": True}, 10**9),
+    ({"lindisp": True}, 10**9)])
 def test_few_rays_and_models_of_all_space_have_no_grid(flags, num_rays):
     model = make_model("mipnerf", **flags)
     model.skip_empty_space(BOX, num_rays)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from config import _build_parser
 
@@ -119,7 +120,9 @@ def test_documents_name_only_flags_and_files_that_exist(document):
     text = (ROOT / document).read_text()
     flags = {option for action in _build_parser()._actions for option in action.option_strings}
     scripts = "".join(path.read_text() for path in ROOT.glob("scripts/*.py"))
-    foreign = {"--upgrade", "--logdir"}
+    foreign = {"--upgrade", "--logdir", "--nodes", "--ntasks-per-node", "--gpus-per-node",
+               "--cpus-per-task"}
+    foreign |= {option for action in get_args_parser()._actions for option in action.option_strings}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts or flag == "--", flag
     for name in set(re.findall(r"`((?:scripts/|misc/|tests/)?\w+\.(?:py|sh|yml|md|txt))", text)):
