@@ -395,7 +395,9 @@ def compile_fields(model, device):
 
     Where that fails they run as they are. Hash grids on a CPU have kernels of their own.
     """
-    torch._dynamo.config.suppress_errors = True
+    from torch._dynamo import config as compiler  # Takes a second to import.
+
+    compiler.suppress_errors = True
     for part in model.modules():
         if isinstance(part, Field) and not (isinstance(part, HashField) and device.type == "cpu"):
             part.compile()

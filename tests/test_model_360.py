@@ -163,6 +163,9 @@ def test_defaults_follow_the_model_and_whether_the_scene_is_bounded():
     unbounded = get_config(["--model", "mipnerf360", "--dataset_name", "colmap"])
     assert unbounded.charbonnier_loss_mult == 1 and unbounded.fine_loss_mult == 0
     assert bounded.charbonnier_loss_mult == 0 and bounded.fine_loss_mult == 1
+    forward = [get_config(["--dataset_name", "llff", "--model", model]).opaque_background
+               for model in ("mipnerf", "mipnerf360", "zipnerf")]
+    assert forward == [False, True, True] and not bounded.opaque_background
     assert get_config([]).charbonnier_loss_mult == 0
     paper = get_config(["--model", "mipnerf360", "--preset", "paper360"])
     assert (paper.batch_size, paper.max_steps, paper.lr_init) == (16384, 250_000, 2e-3)
