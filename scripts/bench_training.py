@@ -51,10 +51,13 @@ def score_run(folder, args):
         print(rows[-1], file=sys.stderr, flush=True)
     if not rows:
         raise UserError(f"{folder} holds no checkpoint; give run folders of train.py.")
+    samples = f"{config.prop_rounds} x {config.prop_samples} + {config.num_samples}"
+    if config.model == "mipnerf":
+        samples = f"{config.num_levels} x {config.num_samples}"
     scales = "".join(f" 1/{2**scale} dB |" for scale in scores["scales"])
     title = (f"{Path(config.scene).name} ({config.dataset_name}, factor {config.factor}): "
-             f"{config.model}, network {config.depth} x {config.hidden}, {config.num_levels} x "
-             f"{config.num_samples} samples, batch {config.batch_size}, seed {config.seed}, "
+             f"{config.model}, network {config.depth} x {config.hidden}, {samples} samples, "
+             f"batch {config.batch_size}, seed {config.seed}, "
              f"{scores['precision']} on {scores['device']}, commit {scores['commit']}; a blank "
              f"picture has {scores['blank_psnr']:.2f} dB")
     return "\n".join([
