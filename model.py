@@ -25,7 +25,7 @@ from ray_utils import (
 )
 
 # A grid stands in for a coarse level whose intervals are at most so many of its cells long: there
-# it cost at most 0.003 dB, and with five times as long ones 0.1 dB and more.
+# PSNR changed by 0.01 dB at most, and with five times as long ones it fell by 0.1 to 0.3 dB.
 CELLS_PER_INTERVAL = 2.0
 
 # Fewest samples in all for which a grid of what is empty is made: it asks about half a million.
