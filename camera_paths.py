@@ -60,16 +60,18 @@ def path_cameras(cameras, path, num_frames, *, width=None, height=None, zoom=2.0
 
     cameras: those of the training views. path: "ellipse" (through the cameras, no farther than they
     go), "spherical" (a circle about the focus), either an arc for cameras that look one way;
-    "spiral" (a helix from the equator to the pole; LLFF's spiral), or "zoom" (to `zoom` times the
-    focal length and back; with `dolly` the camera comes as much closer instead). width, height: of
-    the frames in pixels; in proportion to the other, or the largest picture's, if None. Frames
-    show at least what that picture shows.
+    "spiral" (a helix from the equator to the pole; LLFF's spiral), "zoom" (to `zoom` times the
+    focal length and back; with `dolly` the camera comes as much closer instead), or "still".
+    width, height: of the frames in pixels; in proportion to the other, or the largest picture's, if
+    None. Frames show at least what that picture shows.
     Raises UserError for a path with rays that NDC cannot express.
     """
     view = look(cameras)
     phase = 2 * math.pi * np.arange(num_frames) / num_frames
     magnification = np.ones(num_frames)
-    if path == "zoom":
+    if path == "still":
+        camtoworlds = np.repeat(home(view), num_frames, axis=0)
+    elif path == "zoom":
         camtoworlds = np.repeat(home(view), num_frames, axis=0)
         magnification = zoom ** (0.5 - 0.5 * np.cos(phase))
         if dolly:

@@ -23,8 +23,10 @@ from config import (
     saved_flags,
 )
 from file_utils import write_whole
+from lights import Lights
 from model import build_model, select_device
 from ray_utils import Cameras, Scene
+from records import TensorRecord
 
 FORMAT = 1
 KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
@@ -165,8 +167,10 @@ def write_config(folder, config):
 def _plain(record):
     """A record as a `dict` of tensors and plain values, which `weights_only` can load."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}
-    return {k: _plain(v) if isinstance(v, Cameras) else v for k, v in values.items()}
+    return {k: _plain(v) if isinstance(v, TensorRecord) else v for k, v in values.items()}
 
 
 def _scene(values):
-    return Scene(**(values | {"cameras": Cameras(**values["cameras"])}))
+    lights = values.get("lights")
+    return Scene(**values | {"cameras": Cameras(**values["cameras"]),
+                             "lights": lights and Lights(**lights)})

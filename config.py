@@ -28,6 +28,7 @@ DATASET_DEFAULTS = {
     # Own captures see far into their surroundings.
     "colmap": {"factor": 4, "white_bkgd": False, "lindisp": True},
     "nerfstudio": {"factor": 1, "white_bkgd": False, "lindisp": True},
+    "nerv": {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0, "path": "spherical"},
 }
 
 # An inward-facing LLFF capture has no common forward direction, so neither NDC nor its cylinders.
@@ -126,7 +127,44 @@ PRESETS = {
         "eval_every": 950,
         "save_every": 475,
     },
+    "demonerv": {
+        "dataset_name": "nerv",
+        "model": "nerv",
+        "prop_rounds": 1,
+        "prop_samples": 48,
+        "prop_finest": [128],
+        "prop_features": 2,
+        "prop_hidden": 32,
+        "pulse_width": [0.01],
+        "num_multisamples": 1,
+        "grid_finest": 256,
+        "grid_log2_size": 17,
+        "hidden": 32,
+        "bottleneck": 16,
+        "view_hidden": 32,
+        "view_depth": 2,
+        "visibility_features": 16,
+        "visibility_hidden": 64,
+        "visibility_depth": 3,
+        "bounce_directions": 8,
+        "grid_decay_loss_mult": 0.0,
+        "grid_lr_mult": 3.0,
+        "batch_size": 1024,
+        "micro_batch": 1024,
+        "max_steps": 4000,
+        "lr_init": 1e-2,
+        "lr_final": 5e-4,
+        "lr_delay_steps": 50,
+        "lr_delay_mult": 0.01,
+        "log_every": 100,
+        "eval_every": 1000,
+        "save_every": 500,
+    },
     "debug": {
+        "bounce_directions": 4,
+        "visibility_finest": 16,
+        "visibility_hidden": 16,
+        "visibility_depth": 2,
         "prop_rounds": 1,
         "prop_finest": [16],
         "pulse_width": [0.03],
@@ -175,6 +213,10 @@ MODEL_DEFAULTS = {
     },
 }
 
+# NeRV's geometry is one of the others; what it shows is compared after a tone map.
+NERV_DEFAULTS = {"fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0, "visibility_loss_mult": 6.7}
+NERV_FIELDS = {"hash": "zipnerf", "mlp": "mipnerf360"}
+
 # What an unbounded capture wants of it: all of space, near and far, behind everything a wall.
 UNBOUNDED = {"colmap", "nerfstudio"}
 UNBOUNDED_DEFAULTS = {
@@ -192,6 +234,7 @@ UNBOUNDED_DEFAULTS = {
 BOUNDED_DEFAULTS = {
     "mipnerf360": {"fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0},
     "zipnerf": {"grid_decay_loss_mult": 10.0},
+    "nerv": NERV_DEFAULTS,
 }
 
 # Where photographs look one way, all light comes from something: else dark things become
@@ -210,8 +253,9 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
 READER_FLAGS = {
     "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
+    "lights", "bounce_directions",
     "path", "frames", "fps", "width", "height", "zoom", "dolly", "skip_empty",
-    "visualize_depth", "visualize_normals",
+    "visualize_depth", "visualize_normals", "visualize_components", "relight", "environment",
     "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
     "min_component",
 }
@@ -272,7 +316,7 @@ def get_config(argv=None):
     """
     parser = _build_parser()
     layers = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "dataset_name", "model", "config"):
+    for name in ("preset", "dataset_name", "model", "nerv_field", "config"):
         layers.add_argument(f"--{name}")
     layers.add_argument("--spherify", action=argparse.BooleanOptionalAction)
     early, _ = layers.parse_known_args(argv)
@@ -283,8 +327,9 @@ def get_config(argv=None):
         if early.config and typed not in (None, read):
             parser.error(f"--{name} {typed} was given, but --config {early.config} holds the "
                          f"settings of {read}; drop one of the two")
-    dataset = early.dataset_name or from_file.get("dataset_name", "blender")
     preset = early.preset or from_file.get("preset")
+    dataset = early.dataset_name or from_file.get("dataset_name")
+    dataset = dataset or PRESETS.get(preset, {}).get("dataset_name", "blender")
     spherify = from_file.get("spherify") if early.spherify is None else early.spherify
     parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
     if dataset == "llff" and spherify:
@@ -295,7 +340,10 @@ def get_config(argv=None):
         parser.error(f"--preset {preset} is for --model {of_preset}, and --model {early.model} was "
                      "given; drop one of the two")
     model = model or of_preset
-    parser.set_defaults(**MODEL_DEFAULTS.get(model, {}))
+    geometry = model
+    if model == "nerv":
+        geometry = NERV_FIELDS.get(early.nerv_field or from_file.get("nerv_field", "hash"))
+    parser.set_defaults(**MODEL_DEFAULTS.get(geometry, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))
     else:
@@ -318,13 +366,24 @@ def _check_together(config, parser):
     coarse = config.coarse_loss_mult and config.model == "mipnerf" and config.num_levels > 1
     if not (config.fine_loss_mult or config.charbonnier_loss_mult or coarse):
         parser.error("no colour loss has a weight above 0: nothing is learnt; set --fine_loss_mult")
+    has_grids = "zipnerf" in (config.model, nerv_geometry(config))
     for name in ("antialiased_interlevel_loss_mult", "grid_decay_loss_mult"):
-        if getattr(config, name) and config.model != "zipnerf":
-            parser.error(f"--{name} {getattr(config, name):g} is for --model zipnerf")
+        if getattr(config, name) and not has_grids:
+            parser.error(f"--{name} {getattr(config, name):g} is for hash grids: --model zipnerf, "
+                         "or nerv with --nerv_field hash")
+    if config.model == "nerv" and config.dataset_name != "nerv":
+        parser.error(f"--model nerv wants to know the lights, which --dataset_name "
+                     f"{config.dataset_name} does not tell; give --dataset_name nerv")
+    if config.visibility_loss_mult and config.model != "nerv":
+        parser.error(f"--visibility_loss_mult {config.visibility_loss_mult:g} is for --model nerv")
+    if config.geometry_share + config.visibility_share >= 1:
+        parser.error(f"--geometry_share {config.geometry_share:g} and --visibility_share "
+                     f"{config.visibility_share:g} leave no steps for the surfaces; together they "
+                     "must be below 1")
     if config.ray_warp == "reciprocal" and config.near == 0 and config.model != "mipnerf":
         parser.error("--ray_warp reciprocal divides by near; give a --near above 0, or another "
                      "--ray_warp")
-    if config.model == "zipnerf":
+    if has_grids:
         for name in ("prop_finest", "pulse_width"):
             values = getattr(config, name)
             if len(values) != config.prop_rounds:
@@ -337,8 +396,15 @@ def _check_together(config, parser):
         parser.error(f"--num_samples {config.num_samples} must be at least 2 for {config.model}")
     if config.dataset_name != "llff" and (config.ndc or config.spherify):
         parser.error("--ndc and --spherify are for --dataset_name llff")
+    if config.environment and config.relight != "environment":
+        parser.error("--environment is for --relight environment")
     if config.spherify and config.ndc:
         parser.error("--spherify and --ndc exclude each other: NDC is for forward-facing captures")
+
+
+def nerv_geometry(config):
+    """The model whose geometry a NeRV has; None for other models."""
+    return NERV_FIELDS[config.nerv_field] if config.model == "nerv" else None
 
 
 def check_flags():
@@ -542,8 +608,8 @@ _share = _between(float, 0, 1)
 def _add_run_flags(group):
     flag = group.add_argument
     flag("--preset", choices=sorted(PRESETS), help="a set of defaults: 'paper' is the official "
-         "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360', 'paperzip' and "
-         "'demozip' are the like of the other models, 'debug' runs in seconds")
+         "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360', 'paperzip', "
+         "'demozip' and 'demonerv' are the like of the other models, 'debug' runs in seconds")
     flag("--config", metavar="FILE", help="JSON file of flags, such as a run's config.json")
     flag("--log_dir", default="log", help="where run folders are made")
     flag("--exp_name", help="name of the run folder (<dataset>_<scene>_<model> if not given)")
@@ -569,6 +635,11 @@ def _add_data_flags(group):
     flag("--pixel_memory", type=_nonnegative_float, default=4.0, metavar="GB",
          help="pictures that are larger in all are read from a file made beside the scene, of "
          "which only what is touched takes memory")
+    flag("--lights", choices=["point", "env"], default="point",
+         help="of a nerv scene, the pictures under point lights, or under environments")
+    flag("--light_intensity", type=_positive_float,
+         help="of a nerv scene's lights, by which their weights are multiplied (the files' own, if "
+         "not given, or what fits the released scenes)")
     flag("--white_bkgd", action=argparse.BooleanOptionalAction, default=True,
          help="composite on white (otherwise on black)")
     flag("--near", type=_nonnegative_float, help="nearest t of a ray (the dataset's own if not "
@@ -584,7 +655,7 @@ def _add_data_flags(group):
 
 def _add_model_flags(group):
     flag = group.add_argument
-    flag("--model", choices=["mipnerf", "mipnerf360", "zipnerf"], default="mipnerf",
+    flag("--model", choices=["mipnerf", "mipnerf360", "zipnerf", "nerv"], default="mipnerf",
          help="which model to train")
     flag("--num_levels", type=_positive_int, default=2, help="sampling levels, coarse to fine")
     flag("--num_samples", type=_positive_int, default=128, help="intervals per ray and level")
@@ -656,6 +727,23 @@ def _add_model_flags(group):
          help="how far in s the finest weights are blurred for the loss of each proposal round")
     flag("--rgb_padding", type=_nonnegative_float, default=0.001,
          help="how far the sigmoid of colours reaches beyond [0, 1]")
+    flag("--nerv_field", choices=sorted(NERV_FIELDS), default="hash",
+         help="nerv's fields: hash grids, or networks as in the paper")
+    flag("--shade_at", choices=["samples", "surface"], default="samples",
+         help="nerv shades all samples that count, or each ray's mean surface alone")
+    flag("--visibility_finest", type=_between(int, 2, 1 << 20), default=64,
+         help="cells along a side of the finest grid of nerv's visibility: finer ones learn the "
+         "directions that were drawn by heart")
+    flag("--visibility_features", type=_positive_int, default=8,
+         help="what nerv's visibility keeps of a position, before it is told the direction")
+    flag("--visibility_hidden", type=_positive_int, default=128,
+         help="width of nerv's visibility field behind that")
+    flag("--visibility_depth", type=_positive_int, default=4, help="and its layers")
+    flag("--bounce_directions", type=_positive_int, default=128,
+         help="directions from which nerv takes light that was reflected once before")
+    flag("--light_samples", type=_positive_int, default=32,
+         help="of more lights nerv takes a choice of so many, while training and for light that "
+         "was reflected before")
 
 
 def _add_training_flags(group):
@@ -686,6 +774,12 @@ def _add_training_flags(group):
          help="weight of the mean squares of the grids' levels")
     flag("--distortion_loss_mult", type=_nonnegative_float, default=0.0,
          help="weight of the spread of a ray's mass")
+    flag("--visibility_loss_mult", type=_nonnegative_float, default=0.0,
+         help="weight of how wrong nerv's visibility field is about its density")
+    flag("--geometry_share", type=_share, default=0.4,
+         help="share of nerv's steps that give the geometry, before visibility is learnt")
+    flag("--visibility_share", type=_share, default=0.15,
+         help="and of those in which visibility is learnt too, before surfaces are shaded")
     flag("--grid_lr_mult", type=_positive_float, default=1.0,
          help="the grids' learning rate is so many times the others'")
     flag("--adam_beta2", type=_between(float, 0.5, 0.99999), default=0.999,
@@ -721,10 +815,11 @@ def _add_evaluation_flags(group):
 
 def _add_video_flags(group):
     flag = group.add_argument
-    flag("--path", choices=["auto", "ellipse", "spherical", "spiral", "zoom"], default="auto",
+    flag("--path", choices=["auto", "ellipse", "spherical", "spiral", "zoom", "still"],
+         default="auto",
          help="through the cameras; a circle about the scene (either an arc for cameras that look "
          "one way); a helix from its equator to its pole (LLFF's spiral); standing still and "
-         "zooming; or, by how the cameras stand, ellipse or spiral")
+         "zooming; standing still; or, by how the cameras stand, ellipse or spiral")
     flag("--frames", type=_between(int, 1, 100_000), default=120, help="frames of the video")
     flag("--fps", type=_between(int, 1, 1000), default=30, help="frames per second")
     flag("--width", type=_side, help="of the frames in pixels (in proportion to --height, "
@@ -742,6 +837,14 @@ def _add_video_flags(group):
          help="also a video of distances")
     flag("--visualize_normals", action=argparse.BooleanOptionalAction, default=False,
          help="also a video of world normals")
+    flag("--visualize_components", action=argparse.BooleanOptionalAction, default=False,
+         help="of a nerv, also videos of albedo, roughness, normals of the density, visibility, "
+         "direct and indirect light")
+    flag("--relight", choices=["none", "light", "environment"], default="none",
+         help="of a nerv: the first training picture's lights; one that goes round the scene; an "
+         "environment that turns")
+    flag("--environment", metavar="FILE", help="equirectangular map of linear radiance (OpenEXR, "
+         "or PNG of 16 bits) that turns (the first training picture's own if not given)")
 
 
 def _add_mesh_flags(group):

@@ -8,17 +8,26 @@ import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import demo_lights
 import demo_scene
 import image_utils
 import pose_utils
 from config import UserError, first_line, resolve_scene
 from file_utils import new_folder
+from lights import tone_map
+from lit_files import (
+    frames_lights,
+    radiance_file,
+    radiance_size,
+    read_radiance_of,
+    read_truth,
+)
 from ray_utils import Batch, Scene, image_rays, pixels_to_rays
 from scene_files import (
     Views,
@@ -82,6 +91,7 @@ class NeRFDataset(ABC):
 
     folders = ()
     num_channels = 4
+    pixel_type = torch.uint8
     # Of the known points the mean, in pixels of the full size; None where the files do not tell.
     reprojection_error = None
 
@@ -93,6 +103,7 @@ class NeRFDataset(ABC):
         self.split = "test" if split == "val" and "val" not in self.splits() else split
         self.scene = self.load(self.split, read_pixels)
         self.cameras = self.scene.cameras.to(self.device)
+        self.lights = self.scene.lights and self.scene.lights.to(self.device)
 
     @abstractmethod
     def load(self, split, read_pixels=True):
@@ -110,8 +121,8 @@ class NeRFDataset(ABC):
         """A `Scene` of images whose sizes the cameras tell."""
         ends, masks, pixels = cameras.sizes.prod(dim=-1).cumsum(0), None, None
         if read_pixels:
-            pixels = self._bytes(files, cameras.sizes, self.num_channels, partial(
-                read_pixels_of, num_channels=self.num_channels))
+            pixels = self._bytes(files, cameras.sizes, self.num_channels * self.pixel_type.itemsize,
+                                 self._read).view(self.pixel_type)
             if mask_files:
                 masks = self._bytes(mask_files, cameras.sizes, 1, read_masks_of)[:, 0]
         return Scene(
@@ -120,11 +131,15 @@ class NeRFDataset(ABC):
             mask_files=tuple(mask_files), background=float(self.config.white_bkgd), **facts,
         )
 
-    def _bytes(self, files, sizes, num_channels, read):
-        """What `read(files, sizes)` gives, uint8 `[P, num_channels]`: in memory, if it is small."""
-        if int(sizes.prod(dim=-1).sum()) * num_channels <= self.config.pixel_memory * 1e9:
-            return read(files, sizes).reshape(-1, num_channels)
-        return mapped_bytes_of(self.root, files, sizes, num_channels, read)
+    def _read(self, files, sizes):
+        """The pixels of pictures as they are stored, as bytes `[P, B]`."""
+        return read_pixels_of(files, sizes, self.num_channels)
+
+    def _bytes(self, files, sizes, num_bytes, read):
+        """What `read(files, sizes)` gives, uint8 `[P, num_bytes]`: in memory, if it is small."""
+        if int(sizes.prod(dim=-1).sum()) * num_bytes <= self.config.pixel_memory * 1e9:
+            return read(files, sizes).reshape(-1, num_bytes)
+        return mapped_bytes_of(self.root, files, sizes, num_bytes, read)
 
     def facts(self):
         """Every split's scene without its pixels: `dict` of name to `Scene`."""
@@ -166,9 +181,9 @@ class NeRFDataset(ABC):
         width = sizes[cam_idx, 0]
         drawn = cam_idx, within % width, within // width, self.scene.pixels[index], rows
         cam_idx, x, y, pixels, rows = map(self._on_device, drawn)
-        masks = self.scene.masks
+        masks, rays = self.scene.masks, pixels_to_rays(self.cameras, cam_idx, x, y)
         return Batch(
-            rays=pixels_to_rays(self.cameras, cam_idx, x, y),
+            rays=replace(rays, lights=self.lights and self.lights[cam_idx]),
             rgb=composite(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             rows=rows,
@@ -179,6 +194,7 @@ class NeRFDataset(ABC):
         width, height = self.scene.cameras.sizes[index].tolist()
         pixels = self._on_device(self._pixels_of(index)).reshape(height, width, -1)
         rays = image_rays(self.cameras, index)
+        rays = rays.under(self.lights[index]) if self.lights else rays
         return Batch(rays=rays, rgb=composite(pixels, self.scene.background), mask=self.mask(index))
 
     def mask(self, index):
@@ -193,8 +209,13 @@ class NeRFDataset(ABC):
         offsets = self.scene.offsets[index : index + 2]
         if self.scene.pixels is not None:
             return self.scene.pixels[slice(*offsets.tolist())]
-        return read_pixels_of(self.scene.files[index : index + 1],
-                              self.scene.cameras.sizes[index : index + 1], self.num_channels)
+        pixels = self._read(self.scene.files[index : index + 1],
+                            self.scene.cameras.sizes[index : index + 1])
+        return pixels.view(self.pixel_type)
+
+    def truth(self, index):
+        """What else is known of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
+        return {}
 
     def _mask_of(self, index):
         """The mask `[h * w]` of one image, from memory or from its file."""
@@ -211,7 +232,13 @@ class NeRFDataset(ABC):
 
 
 def composite(pixels, background):
-    """uint8 RGB(A) `[..., C]` as float RGB `[..., 3]` in [0, 1], over a background colour."""
+    """Pixels `[..., C]` as they are stored as float RGB `[..., 3]` in [0, 1], over a background.
+
+    Linear radiance, in half floats, is tone-mapped first.
+    """
+    if pixels.dtype == torch.float16:
+        radiance, alpha = pixels.float().split([3, 1], dim=-1)
+        return tone_map(radiance) + background * (1 - alpha)
     values = pixels.float() / 255
     if values.shape[-1] == 3:
         return values
@@ -228,16 +255,15 @@ class Blender(NeRFDataset):
     folders = ("nerf_synthetic",)
 
     def load(self, split, read_pixels=True):
-        config = self.config
-        path = self.root / f"transforms_{split}.json"
+        config, path = self.config, self.path_of(split)
         meta = read_json(path)
         names, matrices = read_frames(meta, path)
-        files = [png_file(self.root, name) for name in names]
+        files = [self.file_of(path.parent, name) for name in names]
         camtoworlds = checked_poses(matrices, path, names)
         angle = checked_angle(meta, path)
         sizes, pixtocams = [], []
         for file in files:
-            width, height = image_utils.image_size(file)
+            width, height = self.size_of(file)
             if min(width, height) < config.factor:
                 raise UserError(f"{file} is {width}x{height}; --factor {config.factor} leaves "
                                 "no pixel.")
@@ -252,13 +278,64 @@ class Blender(NeRFDataset):
             read_pixels, files=files, names=names,
             cameras=make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far),
             world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
+            lights=self.lights_of(meta, path),
         )
 
+    def path_of(self, split):
+        """The JSON file of a split."""
+        return self.root / f"transforms_{split}.json"
+
+    def file_of(self, folder, name):
+        """The picture that a frame names."""
+        return png_file(folder, name)
+
+    def size_of(self, file):
+        """Width and height of a picture, from its header alone."""
+        return image_utils.image_size(file)
+
+    def lights_of(self, meta, path):
+        """The `Lights [N, K]` of a file's frames; None where they are not known."""
+        return None
+
     def splits(self):
-        return tuple(s for s in SPLITS if (self.root / f"transforms_{s}.json").exists())
+        return tuple(s for s in SPLITS if self.path_of(s).exists())
 
     def make_demo(self, folder):
         demo_scene.write_blender(folder)
+
+
+class Nerv(Blender):
+    """Pictures in linear radiance under known lights, as NeRV's scenes have them.
+
+    `train_point/transforms_train.json` and `transforms_test.json` are Blender's, and each frame
+    tells its point lights; for environments it is `train_env/` and `test_env/`.
+    """
+
+    folders = ("nerv", "nerv_public_release")
+    pixel_type = torch.float16
+
+    def path_of(self, split):
+        sets = {"point": ("train_point", "."), "env": ("train_env", "test_env")}
+        folder = sets[self.config.lights][split != "train"]
+        return self.root / folder / f"transforms_{split}.json"
+
+    def file_of(self, folder, name):
+        return radiance_file(folder, name)
+
+    def size_of(self, file):
+        return radiance_size(file)
+
+    def lights_of(self, meta, path):
+        return frames_lights(meta, path, self.config.light_intensity)
+
+    def make_demo(self, folder):
+        demo_lights.write_nerv(folder)
+
+    def truth(self, index):
+        return read_truth(self.scene.files[index], self.scene.cameras.sizes[index].tolist())
+
+    def _read(self, files, sizes):
+        return read_radiance_of(files, sizes)
 
 
 class Multicam(NeRFDataset):
@@ -595,7 +672,7 @@ class Nerfstudio(Capture):
 
 
 DATASETS = {"blender": Blender, "colmap": Colmap, "llff": LLFF, "multicam": Multicam,
-            "nerfstudio": Nerfstudio}
+            "nerfstudio": Nerfstudio, "nerv": Nerv}
 
 
 # The multiscale conversion.

@@ -31,6 +31,7 @@ import image_utils
 from checkpoint import open_run
 from datasets import load_dataset
 from file_utils import write_whole
+from lights import tone_map
 from model import render_image, select_device
 from ray_utils import world_points
 
@@ -72,7 +73,7 @@ def evaluate(model, dataset, config, step, folder):
         pictures = render_pictures(model, dataset, index, config.chunk, config.save_images)
         images.append((index, score_image(pictures, dataset, index, lpips)))
         if config.save_images:
-            for name in ("rgb", "depth", "normals"):
+            for name in sorted(pictures.keys() - {"truth"}):
                 image_utils.write_image(folder / f"{index:03d}_{name}.png", pictures[name])
             rows += [(index, list(pictures.values()))] if index in shown else []
     images = in_order(distributed.collect(images))
@@ -108,6 +109,23 @@ def render_pictures(model, dataset, index, chunk, with_geometry=True):
         pictures["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
         normals = image_utils.surface_normals(distance, batch.rays.viewdirs, output.acc)
         pictures["normals"] = image_utils.visualize_normals(normals, output.acc)
+        pictures |= component_pictures(output)
+    return pictures
+
+
+def component_pictures(output):
+    """What a relightable model tells of its surfaces: a `dict` of pictures `[h, w, 3]`.
+
+    Albedo, roughness and visibility as they are, radiance tone-mapped, on white.
+    """
+    pictures, clear = {}, 1 - output.acc[..., None]
+    for name, value in output.extras.items():
+        if name == "normals":
+            shown = 0.5 * (value + output.acc[..., None])
+        else:
+            shown = tone_map(value) if name in ("direct", "indirect") else value
+        shown = (shown + clear).expand(*value.shape[:-1], 3)
+        pictures["shading_normals" if name == "normals" else name] = shown.cpu().numpy()
     return pictures
 
 
@@ -141,7 +159,35 @@ def score_image(pictures, dataset, index, lpips=None):
         scores["lpips"] = lpips(rgb, truth)
     if dataset.scene.labels is not None:
         scores["scale"] = int(dataset.scene.labels[index])
-    return scores
+    return scores | score_components(pictures, dataset.truth(index))
+
+
+def score_components(pictures, truth):
+    """How far the components of one view are from what is true, where pixels are all surface.
+
+    albedo_rmse: after the scale of each channel that fits best, since pictures tell albedo and the
+    strength of lights only together; normals_degrees; visibility_mae, roughness_mae. Empty where a
+    model has no components or nothing is known of the picture.
+    """
+    if "albedo" not in pictures or not truth:
+        return {}
+    solid = truth["coverage"][..., 0] == 1
+    found = {name: pictures[name][solid] for name in
+             ("albedo", "shading_normals", "visibility", "roughness")}
+    true = {name: values[solid] for name, values in truth.items()}
+    albedo = found["albedo"]
+    albedo = albedo * (albedo * true["albedo"]).sum(0) / np.maximum((albedo**2).sum(0), 1e-9)
+    normals, true_normals = (2 * n - 1 for n in (found["shading_normals"], true["normals"]))
+    length = np.linalg.norm(normals, axis=-1) * np.linalg.norm(true_normals, axis=-1)
+    cosine = (normals * true_normals).sum(-1) / np.maximum(length, 1e-9)
+    scores = {
+        "albedo_rmse": np.sqrt(np.mean((albedo - true["albedo"]) ** 2)),
+        "normals_degrees": np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean(),
+    }
+    for name in ("visibility", "roughness"):
+        if name in true:
+            scores[f"{name}_mae"] = np.abs(found[name][..., :1] - true[name]).mean()
+    return {name: float(value) for name, value in scores.items()}
 
 
 def summarize(images):
@@ -153,7 +199,7 @@ def summarize(images):
 
 def means(images):
     """The mean of each score over `images`."""
-    names = [name for name in ("psnr", "ssim", "lpips", "blank_psnr") if name in images[0]]
+    names = [name for name in images[0] if name not in ("name", "scale")]
     return {name: float(np.mean([image[name] for image in images])) for name in names}
 
 
@@ -196,11 +242,14 @@ def report(scores):
     """The scores as a small table."""
     def row(name, values):
         return f"{name:<8}" + "".join(
-            f"{values[key]:>12.{3 if key.endswith('psnr') else 4}f}" for key in keys
+            f"{values[key]:>{wide(key)}.{3 if key.endswith('psnr') else 4}f}" for key in keys
         )
 
-    keys = [key for key in ("psnr", "ssim", "lpips", "blank_psnr") if key in scores]
-    lines = [f"{scores['split']:<8}" + "".join(f"{key:>12}" for key in keys)]
+    def wide(key):
+        return max(12, len(key) + 2)
+
+    keys = [key for key in scores["images"][0] if key not in ("name", "scale")]
+    lines = [f"{scores['split']:<8}" + "".join(f"{key:>{wide(key)}}" for key in keys)]
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]
     lines.append(row("mean", scores))
     return "\n".join(lines)

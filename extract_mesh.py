@@ -99,7 +99,7 @@ def extract(model, scene, config):
     """
     ndc = scene.cameras.ndc
     model.skip_empty_space(reached_box(scene), SURVEY_RAYS)
-    survey = look_around(model, scene.cameras, config.chunk)
+    survey = look_around(model, scene, config.chunk)
     model.occupancy = None  # What follows is all about surfaces.
     low, high = choose_box(config, survey, scene.box.cpu())
     grid = mesh_utils.make_grid(low, high, config.grid_size)
@@ -150,12 +150,13 @@ class Survey(NamedTuple):
     radius: float
 
 
-def look_around(model, cameras, chunk):
+def look_around(model, scene, chunk):
     """The `Survey` of a scene: where the rays of its training cameras end.
 
     Of what cameras stand around, the points are no farther out than they typically are: the
     surroundings of an unbounded capture would leave few points of the grid for its middle.
     """
+    cameras = scene.cameras
     view = look(cameras)
     pixels = cameras.sizes.prod(dim=-1)
     # Of a Multicam scene, the finest scale alone.
@@ -170,7 +171,7 @@ def look_around(model, cameras, chunk):
                 for side in cameras.sizes[index].tolist()]
         y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
         rays = pixels_to_rays(cameras, torch.full_like(x, index), x, y)
-        output = render_image(model, rays, chunk)
+        output = render_image(model, scene.lit(rays, 0), chunk)
         solid = output.acc > 0.5
         t = output.distance_median
         distances.append(world_distance(cameras, rays, t).where(solid, torch.inf))
@@ -341,7 +342,10 @@ def check_not_empty(mesh, surface, what, threshold):
 
 
 def coloured(mesh, model, survey, scene, chunk):
-    """The mesh with the colours that short rays through its vertices, against the normals, see."""
+    """The mesh with the colours that short rays through its vertices, against the normals, see.
+
+    Of a relightable model they are the albedo.
+    """
     ndc = scene.cameras.ndc
     device = survey.points.device
     normals = vertex_normals(mesh)
@@ -359,10 +363,11 @@ def coloured(mesh, model, survey, scene, chunk):
         radii=survey.radius / (1.5 if model.ray_shape == "cone" else 1) * one,
         cam_idx=torch.zeros_like(one, dtype=torch.long),
     )
-    output = render_image(model, rays, chunk)
+    output = render_image(model, scene.lit(rays, 0), chunk)
     # Of what little passes, the background's colour is no part of the surface's.
     opacity = output.acc[:, None].clamp(min=1e-3)
-    colours = (output.rgb - (1 - output.acc[:, None]) * scene.background) / opacity
+    seen = output.rgb - (1 - output.acc[:, None]) * scene.background
+    colours = output.extras.get("albedo", seen) / opacity
     return mesh._replace(colours=colours.clamp(0, 1).cpu().numpy())
 
 
@@ -437,8 +442,9 @@ def photograph(run, config, index):
         return dataset.image(index).rgb
     except UserError as error:
         print(f"The picture of the mesh has a rendering beside it, not the photograph: {error}")
-    cameras = run.scene["train"].cameras.to(select_device(config))
-    return render_image(run.model, image_rays(cameras, index), config.chunk).rgb
+    scene = run.scene["train"].to(select_device(config))
+    rays = scene.lit(image_rays(scene.cameras, index), index)
+    return render_image(run.model, rays, config.chunk).rgb
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ LARGEST_EXPONENT = 15.0
 
 
 class FieldOutput(NamedTuple):
-    """density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, 3]`, or None."""
+    """density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, 3]`, or as many
+    channels as the field has. None where there is none or it was not wanted."""
 
-    density: Tensor
+    density: Tensor | None
     rgb: Tensor | None
 
 
@@ -31,31 +32,36 @@ class Field(nn.Module):
     """From features of samples to density and colour: what the fields share.
 
     A subclass makes `trunk`, then calls `_make_heads`; it has `_encode`, from what `forward` is
-    given to features `[..., S, F]`, and `_activate`, from raw density to density.
+    given to features `[..., S, F]`, and `_activate`, from raw density to density; and
+    `gaussians_of`, which makes what it is given.
+    has_density, has_rgb: which of the two there are; channels: numbers per colour; view_inputs:
+    numbers that the view branch is given.
     compute_dtype: of the linear layers alone. The arguments of encodings, raw density and colour
     stay float32: rounding 2^15 x to 8 bits would leave noise of the angle.
     """
 
     def __init__(self, *, has_rgb, use_viewdirs, view_deg, view_skip, density_bias, rgb_padding,
-                 compute_dtype):
+                 compute_dtype, has_density, channels, view_inputs):
         super().__init__()
         self.has_rgb, self.use_viewdirs = has_rgb, use_viewdirs and has_rgb
+        self.has_density, self.channels, self.view_inputs = has_density, channels, view_inputs
         self.view_deg, self.view_skip = view_deg, view_skip
         self.density_bias, self.rgb_padding = density_bias, rgb_padding
         self.compute_dtype = compute_dtype
 
     def _make_heads(self, size, *, bottleneck, view_hidden, view_depth, init):
         """The layers behind a trunk that is `size` wide; then weights are drawn, biases zero."""
-        self.density = nn.Linear(size, 1)
+        if self.has_density:
+            self.density = nn.Linear(size, 1)
         self.view = nn.ModuleList()
         if self.use_viewdirs:
             self.bottleneck = nn.Linear(size, bottleneck)
-            size = inputs = bottleneck + 3 + 6 * self.view_deg
+            size = inputs = bottleneck + self.view_inputs * (1 + 2 * self.view_deg)
             for i in range(view_depth):
                 self.view.append(nn.Linear(size, view_hidden))
                 size = view_hidden + (inputs if skips_after(i, self.view_skip) else 0)
         if self.has_rgb:
-            self.rgb = nn.Linear(size, 3)
+            self.rgb = nn.Linear(size, self.channels)
         fill = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_uniform_}[init]
         for layer in self.layers():
             fill(layer.weight)
@@ -63,33 +69,38 @@ class Field(nn.Module):
 
     def layers(self):
         """All linear layers in the official code's order."""
+        density = [self.density] if self.has_density else []
         bottleneck = [self.bottleneck] if self.use_viewdirs else []
         rgb = [self.rgb] if self.has_rgb else []
-        return [*self.trunk, self.density, *bottleneck, *self.view, *rgb]
+        return [*self.trunk, *density, *bottleneck, *self.view, *rgb]
 
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
         """Density and colour of Gaussians.
 
-        gaussians: `[..., S]`, of the field's kind; viewdirs: `[..., 3]` unit vectors;
-        density_noise: `[..., S]`, added to raw density; with_rgb: whether colour is wanted, where
-        there is any.
+        gaussians: `[..., S]`, of the field's kind; viewdirs: `[..., 3]` unit vectors, the same for
+        all S, or `[..., K, 3]`, from each of which a single Gaussian (S = 1) is seen: then K takes
+        the place of S in the colours; density_noise: `[..., S]`, added to raw density; with_rgb:
+        whether colour is wanted, where there is any.
         """
         with_rgb = with_rgb and self.has_rgb
         encoding = self._encode(gaussians)
         shape = encoding.shape[:-1]
+        if self.use_viewdirs and with_rgb and viewdirs.dim() == len(shape):
+            viewdirs = viewdirs[..., None, :]
         with torch.autocast(encoding.device.type, self.compute_dtype, enabled=self._is_reduced()):
             # Rows, not rays: an activation in place on a view would cost copies in the backward.
             features = self._features(encoding.flatten(0, -2))
-            raw_density = self.density(features)
+            raw_density = self.density(features) if self.has_density else None
             raw_rgb = self._raw_rgb(features, viewdirs, shape) if with_rgb else None
-        raw_density = raw_density.to(encoding.dtype).reshape(shape)
-        if density_noise is not None:
-            raw_density = raw_density + density_noise
-        density = self._activate(raw_density + self.density_bias)
-        if not with_rgb:
-            return FieldOutput(density, None)
-        raw_rgb = raw_rgb.to(encoding.dtype).reshape(*shape, 3)
-        rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
+        density = rgb = None
+        if self.has_density:
+            raw_density = raw_density.to(encoding.dtype).reshape(shape)
+            if density_noise is not None:
+                raw_density = raw_density + density_noise
+            density = self._activate(raw_density + self.density_bias)
+        if with_rgb:
+            raw_rgb = raw_rgb.to(encoding.dtype)
+            rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
         return FieldOutput(density, rgb)
 
     def _features(self, encoding):
@@ -103,21 +114,25 @@ class Field(nn.Module):
         return self.compute_dtype != torch.float32
 
     def _raw_rgb(self, features, viewdirs, shape):
+        """Raw colours `[..., S, C]` of features `[N, size]` of samples of some `shape`."""
         if not self.use_viewdirs:
-            return self.rgb(features)
+            return self.rgb(features).reshape(*shape, self.channels)
         encoded = coord.pos_enc(viewdirs, 0, self.view_deg)
         inputs = self.bottleneck(features)
         first, width = self.view[0], inputs.shape[-1]
-        # A ray has one direction, so its share of the first layer is computed once per ray.
-        of_ray = F.linear(encoded, first.weight[:, width:], first.bias)
-        x = F.linear(inputs, first.weight[:, :width]).reshape(*shape, first.out_features)
-        x = F.relu((x + of_ray[..., None, :]).flatten(0, -2), inplace=True)
+        # The shares of position and direction in the first layer are computed once for each.
+        of_direction = F.linear(encoded, first.weight[:, width:], first.bias)
+        of_position = F.linear(inputs, first.weight[:, :width]).reshape(*shape, first.out_features)
+        x = of_position + of_direction
+        shape = x.shape[:-1]
+        x = F.relu(x.flatten(0, -2), inplace=True)
         for i, layer in enumerate(self.view[1:], 1):
             x = F.relu(layer(x), inplace=True)
             if skips_after(i, self.view_skip):
-                of_ray = encoded[..., None, :].expand(*shape, -1).flatten(0, -2)
-                x = torch.cat([x, inputs, of_ray.to(x.dtype)], dim=-1)
-        return self.rgb(x)
+                both = inputs.reshape(*of_position.shape[:-1], width), encoded.to(x.dtype)
+                both = [v.expand(*shape, -1).flatten(0, -2) for v in both]
+                x = torch.cat([x, *both], dim=-1)
+        return self.rgb(x).reshape(*shape, self.channels)
 
 
 def skips_after(index, skip):
@@ -145,11 +160,12 @@ class MLPField(Field):
         self, *, hidden, depth, skip, min_deg, max_deg, density_bias, has_rgb=True,
         bottleneck=None, view_hidden=0, view_depth=0, view_skip=4, use_viewdirs=False, view_deg=0,
         rgb_padding=0.0, contraction=False, basis="axes", init="glorot",
-        compute_dtype=torch.float32,
+        compute_dtype=torch.float32, has_density=True, channels=3, view_inputs=3,
     ):
         super().__init__(has_rgb=has_rgb, use_viewdirs=use_viewdirs, view_deg=view_deg,
                          view_skip=view_skip, density_bias=density_bias, rgb_padding=rgb_padding,
-                         compute_dtype=compute_dtype)
+                         compute_dtype=compute_dtype, has_density=has_density, channels=channels,
+                         view_inputs=view_inputs)
         self.min_deg, self.max_deg, self.skip = min_deg, max_deg, skip
         self.contraction = contraction
         directions = coord.icosahedron_basis() if basis == "icosahedron" else None
@@ -167,6 +183,11 @@ class MLPField(Field):
     def wants_full_covariances(self):
         """Whether Gaussians with full covariances are encoded differently from diagonal ones."""
         return self.contraction or self.basis is not None
+
+    @staticmethod
+    def gaussians_of(means, covs):
+        """Gaussians `[..., S]` of this field's kind; covs: `[..., S, 3]` or `[..., S, 3, 3]`."""
+        return coord.Gaussians(means, covs)
 
     def _encode(self, gaussians):
         """The encoding `[..., S, 2 K L]` of Gaussians along K directions at L scales."""
@@ -205,11 +226,12 @@ class HashField(Field):
         self, *, levels, features, num_multisamples, downweight, hidden, depth, density_bias,
         has_rgb=True, bottleneck=None, view_hidden=0, view_depth=0, view_skip=4,
         use_viewdirs=False, view_deg=0, rgb_padding=0.0, contraction=False, init="glorot",
-        compute_dtype=torch.float32,
+        compute_dtype=torch.float32, has_density=True, channels=3, view_inputs=3,
     ):
         super().__init__(has_rgb=has_rgb, use_viewdirs=use_viewdirs, view_deg=view_deg,
                          view_skip=view_skip, density_bias=density_bias, rgb_padding=rgb_padding,
-                         compute_dtype=compute_dtype)
+                         compute_dtype=compute_dtype, has_density=has_density, channels=channels,
+                         view_inputs=view_inputs)
         self.levels, self.num_multisamples = levels, num_multisamples
         self.downweight, self.contraction = downweight, contraction
         self.table = nn.Parameter(torch.empty(levels.num_entries, features))
@@ -221,6 +243,13 @@ class HashField(Field):
         self.trunk = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
         self._make_heads(sizes[-1], bottleneck=bottleneck or hidden, view_hidden=view_hidden,
                          view_depth=view_depth, init=init)
+
+    @staticmethod
+    def gaussians_of(means, covs):
+        """Gaussians `[..., S]` of this field's kind; covs: `[..., S, 3]` or `[..., S, 3, 3]`."""
+        variance = covs if covs.dim() == means.dim() else covs.diagonal(dim1=-2, dim2=-1)
+        stds = variance.mean(dim=-1).sqrt()
+        return coord.IsotropicGaussians(means[..., None, :], stds[..., None])
 
     def _encode(self, gaussians):
         """Features `[..., S, L F]` of `IsotropicGaussians`."""

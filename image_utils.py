@@ -40,7 +40,7 @@ def image_size(path):
 
 
 def read_image(path, num_channels):
-    """An 8-bit image file as uint8 `[h, w, num_channels]`; 3 drops an alpha channel.
+    """An 8-bit image file as uint8 `[h, w, num_channels]`; what it has more of is dropped.
 
     Raises UserError where the file is missing, broken, not of 8 bits, or has too few channels.
     """
@@ -50,10 +50,10 @@ def read_image(path, num_channels):
     image = _guarded(path, lambda: iio.imread(path, plugin="pillow"))
     if image.dtype != np.uint8:
         raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are wanted.")
-    found = 1 if image.ndim == 2 else image.shape[-1]
-    if found < num_channels:
+    image = np.atleast_3d(image)
+    if image.shape[-1] < num_channels:
         wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
-        raise UserError(f"{path} has {found} channel(s); {wanted} is wanted.")
+        raise UserError(f"{path} has {image.shape[-1]} channel(s); {wanted} is wanted.")
     return image[..., :num_channels]
 
 

@@ -69,10 +69,16 @@ def grid_decay_loss(model, outputs, batch):
     return share * sum(field.grid_decay() for field in model.grids())
 
 
+def visibility_loss(model, outputs, batch):
+    """How wrong the visibility field is about the density (NeRV, section 4.3)."""
+    error = outputs[-1].extras.get("visibility_error", torch.zeros_like(outputs[-1].acc))
+    return mean_over_rays(error, batch)
+
+
 LOSSES = {
     "fine": fine_loss, "coarse": coarse_loss, "charbonnier": charbonnier_loss,
     "interlevel": interlevel_loss, "antialiased_interlevel": antialiased_interlevel_loss,
-    "distortion": distortion_loss, "grid_decay": grid_decay_loss,
+    "distortion": distortion_loss, "grid_decay": grid_decay_loss, "visibility": visibility_loss,
 }
 
 

@@ -5,7 +5,7 @@ in units of the (not normalized) ray direction: a point is `origins + t * direct
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 import coord
 import stepfun
 from coord import Gaussians, IsotropicGaussians
+from records import TensorRecord
 
 # The disc whose variance is that of a square pixel: r^2 / 4 = width^2 / 12.
 RADIUS_PER_PIXEL = 2 / math.sqrt(12)
@@ -23,52 +24,6 @@ MULTISAMPLES = 6
 
 # Iterations of Newton's method: lens distortions converge to float32 in four or five.
 UNDISTORT_STEPS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorRecord:
-    """A frozen record of tensors that share batch axes; other values pass through untouched."""
-
-    def map(self, fn):
-        """A new record with `fn` applied to each tensor, also inside dictionaries."""
-        return replace(self, **{f.name: _map(fn, getattr(self, f.name)) for f in fields(self)})
-
-    def to(self, device):
-        return self.map(lambda x: x.to(device, non_blocking=True))
-
-    def __getitem__(self, index):
-        """The records at `index` of the first batch axis; scalars belong to all of them."""
-        return self.map(lambda x: x[index] if x.dim() else x)
-
-
-def _map(fn, value):
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, TensorRecord):
-        return value.map(fn)
-    if isinstance(value, dict):
-        return {key: _map(fn, item) for key, item in value.items()}
-    return value
-
-
-def concatenate(records):
-    """One record whose tensors are those of `records` (at least one), joined along axis 0.
-
-    Scalars and values that are no tensors are taken from the first.
-    """
-    first = records[0]
-    joined = {f.name: _concatenate([getattr(r, f.name) for r in records]) for f in fields(first)}
-    return replace(first, **joined)
-
-
-def _concatenate(values):
-    if isinstance(values[0], TensorRecord):
-        return concatenate(values)
-    if isinstance(values[0], Tensor) and values[0].dim():
-        return torch.cat(values)
-    if isinstance(values[0], dict):
-        return {key: _concatenate([v[key] for v in values]) for key in values[0]}
-    return values[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +71,7 @@ class Scene(TensorRecord):
     """The pictures of one split and the cameras that took them.
 
     pixels: uint8 `[P, C]`, all images one after another, row by row; C = 4 keeps straight alpha.
+        Of pictures under known lights half floats `[P, 4]`, linear radiance times alpha, and alpha.
         None where the pictures were not read.
     offsets: `[N+1]`, where each image begins in `pixels`.
     cameras: `Cameras` of the N images; names: their names; files: where they lie, empty in the
@@ -126,6 +82,7 @@ class Scene(TensorRecord):
     background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
+    lights: what shone on the scene in each picture, a record of tensors `[N, K, C]`, if known.
     """
 
     pixels: Tensor | None
@@ -139,6 +96,7 @@ class Scene(TensorRecord):
     background: float
     world_to_scene: Tensor
     box: Tensor
+    lights: TensorRecord | None = None
 
     def __post_init__(self):
         count = len(self.names)
@@ -151,6 +109,10 @@ class Scene(TensorRecord):
         if self.masks is not None:
             assert self.masks.shape == self.pixels.shape[:1], (self.masks.shape, self.pixels.shape)
 
+    def lit(self, rays, index):
+        """Rays under the lights of one picture; as they are where these are not known."""
+        return rays if self.lights is None else rays.under(self.lights[index])
+
     @property
     def scale(self):
         """How many units of the cameras' world one unit of the scene's files is."""
@@ -159,7 +121,10 @@ class Scene(TensorRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Rays(TensorRecord):
-    """Rays with the cone radius that a pixel has at t = 1; all `[..., 3]` or `[..., 1]`."""
+    """Rays with the cone radius that a pixel has at t = 1; all `[..., 3]` or `[..., 1]`.
+
+    lights: what shines on the scene, if that is known: a record of tensors `[..., K, C]`.
+    """
 
     origins: Tensor
     directions: Tensor
@@ -169,15 +134,21 @@ class Rays(TensorRecord):
     far: Tensor
     lossmult: Tensor
     cam_idx: Tensor
+    lights: TensorRecord | None = None
 
     @property
     def shape(self):
         """The batch axes."""
         return self.origins.shape[:-1]
 
+    def under(self, lights):
+        """The same rays under lights `[K, C]` that shine on all of them."""
+        return replace(self, lights=lights.map(lambda x: x.expand(*self.shape, *x.shape)))
+
     def flatten(self):
         """The same rays with one batch axis."""
-        return self.map(lambda x: x.reshape(-1, x.shape[-1]))
+        count = len(self.shape)
+        return self.map(lambda x: x.reshape(-1, *x.shape[count:]))
 
     def __len__(self):
         return len(self.origins)
@@ -570,7 +541,7 @@ def multisample_rays(
     rotations = torch.zeros_like(t0) if rotations is None else rotations
     sense, begin = torch.where(rotations < 0.5, 1, -1), 2 * rotations
     angles = 2 * math.pi * (sense[..., None] * turns + begin[..., None])
-    side, up = _across(directions)
+    side, up = across(directions)
     offsets = (angles.cos()[..., None] * side[..., None, None, :]
                + angles.sin()[..., None] * up[..., None, None, :])
     means = (origins[..., None, None, :] + along[..., None] * directions[..., None, None, :]
@@ -592,7 +563,7 @@ def _helix_distances(t0, t1, ray_shape):
     return t0 + share * (mean + 3 / math.sqrt(7) * spread * steps)
 
 
-def _across(directions):
+def across(directions):
     """Two unit vectors `[..., 3]` at right angles to directions and to each other."""
     # Crossed with the axis that is least along them.
     axis = torch.nn.functional.one_hot(directions.abs().argmin(dim=-1), 3).to(directions)

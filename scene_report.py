@@ -15,13 +15,15 @@ import pose_utils
 from camera_paths import choose_path, look
 from config import UserError, get_config
 from datasets import load_dataset
-from ray_utils import concatenate, corner_rays
+from ray_utils import corner_rays
+from records import concatenate
 from scene_files import shipped_folders
 
 # A file or folder that tells a format, in the order in which they are looked for.
 MARKS = {
     "metadata.json": "multicam",
     "transforms_train.json": "blender",
+    "train_point": "nerv",
     "sparse": "colmap",
     "transforms.json": "nerfstudio",
     "poses_bounds.npy": "llff",

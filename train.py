@@ -262,8 +262,10 @@ def print_expected_time(model, dataset, validation, test, config, first_step):
     count = min(count, config.batch_size)
     batch = dataset.batch(
         count, torch.Generator().manual_seed(0), distributed.my_rows(count))
-    per_trained = seconds_per_ray(count, lambda: compute_gradients(
-        model, batch, config, 0.0, BatchDraws(0, count)))
+    per_trained = sum(
+        share * seconds_per_ray(count, lambda begin=begin: compute_gradients(
+            model, batch, config, begin, BatchDraws(0, count)))
+        for begin, share in model.stages)
     model.zero_grad(set_to_none=True)
     model.eval()
     per_rendered = seconds_per_ray(count, lambda: render_image(model, batch.rays, config.chunk))

@@ -5,6 +5,7 @@
     python visualize.py --dataset_name colmap --scene garden                through the cameras
     python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
     python visualize.py --dataset_name multicam --scene lego --path zoom    to twice and back
+    python visualize.py --run log/nerv_demo_nerv --relight light --path still  a light goes round
 
 Needs a run folder and nothing else. Frames are kept as they are rendered, so a video that was
 interrupted goes on where it stopped; the same command does it.
@@ -13,6 +14,8 @@ interrupted goes on where it stopped; the same command does it.
 import json
 import time
 import zlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from config import (
@@ -33,16 +36,21 @@ import distributed
 import image_utils
 from camera_paths import choose_path, path_cameras
 from checkpoint import open_run
-from evaluate import world_distance
+from evaluate import component_pictures, world_distance
 from file_utils import sole_writer, write_whole
+from light_paths import frame_lights
 from model import render_image, select_device
-from ray_utils import image_rays
+from ray_utils import Cameras, image_rays
+from records import TensorRecord
 from scene_files import reached_box
 from video_utils import find_encoder, write_preview, write_video
 
 # The colour scale of distances is fixed from this many small frames before the first is drawn.
 SCALE_FRAMES = 8
 SCALE_SIDE = 48
+
+# The kinds of --visualize_components.
+COMPONENTS = ["albedo", "roughness", "shading_normals", "visibility", "direct", "indirect"]
 
 
 def main(argv=None):
@@ -55,12 +63,14 @@ def main(argv=None):
 def make_video(run, device):
     """Render the frames and write the videos that a run's flags ask for; the exit status."""
     config, scene = run.config, run.scene["train"]
+    check_relightable(config)
     if config.path == "auto":
         config.path, why = choose_path(scene.cameras)
         print(f"--path {config.path}: {why}.")
-    cameras = cameras_of(scene, config, config.width, config.height).to(device)
-    width, height = cameras.sizes[0].tolist()
+    shooting = shooting_of(run, config.width, config.height).to(device)
+    width, height = shooting.cameras.sizes[0].tolist()
     kinds = ["rgb"] + ["depth"] * config.visualize_depth + ["normals"] * config.visualize_normals
+    kinds += COMPONENTS * config.visualize_components
 
     encoder = find_encoder(width_of_row(kinds, width, height), height, config.fps)
     if encoder.note:
@@ -77,8 +87,8 @@ def make_video(run, device):
         scale = None
         if config.visualize_depth:
             with distributed.main_first():
-                scale = distance_scale(folder, run.model, scene, config, width, height)
-        render_frames(folder, run.model, cameras, kinds, scale, scene.scale, config.chunk)
+                scale = distance_scale(folder, run, width, height)
+        render_frames(folder, run.model, shooting, kinds, scale, config.chunk)
         distributed.wait_for_all()
         if distributed.is_main():
             for path in write_videos(folder, kinds, scale, config, encoder):
@@ -86,10 +96,33 @@ def make_video(run, device):
     return 0
 
 
-def cameras_of(scene, config, width, height):
-    """The cameras of the video that the flags ask for, with frames of some size."""
-    return path_cameras(scene.cameras, config.path, config.frames, width=width, height=height,
-                        zoom=config.zoom, dolly=config.dolly)
+def check_relightable(config):
+    """Raise UserError for flags that only a model of surfaces under light can follow."""
+    for name, value in (("relight", config.relight != "none"),
+                        ("visualize_components", config.visualize_components)):
+        if value and config.model != "nerv":
+            raise UserError(f"--{name} is for --model nerv, and this run is a {config.model}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shooting(TensorRecord):
+    """What is filmed how: the `cameras` of the frames, their `lights [F, K]` (None where light is
+    no matter), and how many `units` of the scene are one of its files."""
+
+    cameras: Cameras
+    lights: TensorRecord | None
+    units: float
+
+
+def shooting_of(run, width, height):
+    """The `Shooting` that the flags ask for, with frames of some size."""
+    config, scene = run.config, run.scene["train"]
+    cameras = path_cameras(scene.cameras, config.path, config.frames, width=width, height=height,
+                           zoom=config.zoom, dolly=config.dolly)
+    lights = None
+    if scene.lights is not None:
+        lights = frame_lights(scene.lights, config.relight, config.frames, config.environment)
+    return Shooting(cameras=cameras, lights=lights, units=scene.scale)
 
 
 def folder_name(config, step, width, height):
@@ -97,6 +130,10 @@ def folder_name(config, step, width, height):
     kind = config.path
     if kind == "zoom":
         kind = ("dolly" if config.dolly else "zoom") + as_name(config.zoom)
+    if config.relight != "none":
+        kind += f"_{config.relight}"
+    if config.environment:
+        kind += f"_{Path(config.environment).stem}"
     whole = "" if config.skip_empty else "_whole"
     return f"video_{kind}_{step:08d}_{config.frames}x{width}x{height}{whole}"
 
@@ -108,6 +145,8 @@ def check_is_begun_alike(folder, run):
     """
     weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
     made_of = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
+    if run.config.environment:
+        made_of["environment"] = zlib.crc32(Path(run.config.environment).read_bytes())
     note = folder / "video.json"
     (folder / "frames").mkdir(exist_ok=True)
     if any((folder / "frames").iterdir()) and read_note(note) != made_of:
@@ -129,7 +168,7 @@ def read_note(path):
         return None
 
 
-def distance_scale(folder, model, scene, config, width, height):
+def distance_scale(folder, run, width, height):
     """The ends (near, far) of the whole video's colour scale, in the units of the scene's files.
 
     Taken from a few small frames along the path, and kept for when the video is gone on with.
@@ -145,9 +184,10 @@ def distance_scale(folder, model, scene, config, width, height):
         frame.unlink()
     shrink = SCALE_SIDE / max(width, height, SCALE_SIDE)
     small = [max(1, round(shrink * side)) for side in (width, height)]
-    cameras = cameras_of(scene, config, *small).to(select_device(config))
-    chosen = np.linspace(0, len(cameras) - 1, min(SCALE_FRAMES, len(cameras))).round().astype(int)
-    seen = [look(model, cameras, int(i), scene.scale, config.chunk) for i in chosen]
+    shooting = shooting_of(run, *small).to(select_device(run.config))
+    count = len(shooting.cameras)
+    chosen = np.linspace(0, count - 1, min(SCALE_FRAMES, count)).round().astype(int)
+    seen = [look(run.model, shooting, int(i), run.config.chunk) for i in chosen]
     near, far = image_utils.distance_range(
         torch.stack([view.distance for view in seen]), torch.stack([view.acc for view in seen])
     )
@@ -156,34 +196,42 @@ def distance_scale(folder, model, scene, config, width, height):
 
 
 class View(NamedTuple):
-    """What a camera sees: rgb, viewdirs `[h, w, 3]`; acc, distance `[h, w]` in the files' units."""
+    """What a camera sees: rgb, viewdirs `[h, w, 3]`; acc, distance `[h, w]` in the files' units;
+    and the pictures of its components, by name."""
 
     rgb: torch.Tensor
     viewdirs: torch.Tensor
     acc: torch.Tensor
     distance: torch.Tensor
+    components: dict
 
 
-def look(model, cameras, index, units, chunk):
-    """The `View` of one camera; `units` of the scene are one of its files."""
+def look(model, shooting, index, chunk):
+    """The `View` of one frame."""
+    cameras = shooting.cameras
     rays = image_rays(cameras, index)
+    if shooting.lights is not None:
+        rays = rays.under(shooting.lights[index])
     output = render_image(model, rays, chunk)
-    distance = world_distance(cameras, rays, output.distance_median) / units
-    return View(output.rgb, rays.viewdirs, output.acc, distance)
+    distance = world_distance(cameras, rays, output.distance_median) / shooting.units
+    return View(output.rgb, rays.viewdirs, output.acc, distance, component_pictures(output))
 
 
 def draw(view, kind, scale):
-    """A picture `[h, w, 3]` of one kind: rgb, depth or normals."""
+    """A picture `[h, w, 3]` of one kind: rgb, depth, normals or a component."""
     if kind == "rgb":
         return view.rgb
+    if kind in COMPONENTS:
+        return view.components[kind]
     if kind == "depth":
         return image_utils.visualize_distance(view.distance, view.acc, *scale)
     normals = image_utils.surface_normals(view.distance, view.viewdirs, view.acc)
     return image_utils.visualize_normals(normals, view.acc)
 
 
-def render_frames(folder, model, cameras, kinds, scale, units, chunk):
+def render_frames(folder, model, shooting, kinds, scale, chunk):
     """Write the frames that are not there yet, each as soon as it is rendered; ranks share them."""
+    cameras = shooting.cameras
     size = cameras.sizes[0].tolist()
     missing = {i: [kind for kind in kinds if not is_whole(frame_file(folder, kind, i), size)]
                for i in range(len(cameras))}
@@ -194,7 +242,7 @@ def render_frames(folder, model, cameras, kinds, scale, units, chunk):
     begin, mine = time.perf_counter(), distributed.my_share(todo)
     bar = tqdm(mine, desc="rendering", unit="frame", disable=distributed.hide_bar())
     for done, i in enumerate(bar):
-        view = look(model, cameras, i, units, chunk)
+        view = look(model, shooting, i, chunk)
         for kind in missing[i]:
             image_utils.write_image(frame_file(folder, kind, i), draw(view, kind, scale))
         if done == 0:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 from imageio.v3 import imwrite
 from scipy.spatial.transform import Rotation
@@ -147,6 +148,21 @@ def write_multicam(folder, num_views=2, size=(12, 8)):
                     lists[key].append(value)
         meta[split] = lists
     (folder / "metadata.json").write_text(json.dumps(meta))
+
+
+def write_nerv(folder, num_views=3, size=(12, 8)):
+    """Views of random radiance, each under a point light of its own, in 16-bit PNGs."""
+    rng = np.random.default_rng(0)
+    for split, inside in (("train", "train_point"), ("test", ".")):
+        (folder / inside / split).mkdir(parents=True)
+        frames = []
+        for i, pose in enumerate(round_poses(num_views)):
+            image = rng.integers(0, 65536, (size[1], size[0], 4), dtype=np.uint16)
+            cv2.imwrite(str(folder / inside / split / f"r_{i}.png"), image)
+            frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": pose.tolist(),
+                           "light_loc": rng.normal(size=3).tolist()})
+        (folder / inside / f"transforms_{split}.json").write_text(
+            json.dumps({"camera_angle_x": ANGLE, "frames": frames}))
 
 
 def write_official(kind, folder):

@@ -216,7 +216,7 @@ def test_choices_of_the_command_line_are_the_tables_of_the_code():
     choices = {action.dest: action.choices for action in _build_parser()._actions}
     assert set(choices["model"]) == set(MODELS)
     assert set(choices["dataset_name"]) == set(DATASETS) == set(DATASET_DEFAULTS)
-    assert set(choices["path"]) == {*PATHS, "zoom", "auto"}
+    assert set(choices["path"]) == {*PATHS, "zoom", "still", "auto"}
 
 
 @pytest.mark.parametrize("words", [

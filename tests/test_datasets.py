@@ -19,12 +19,13 @@ from tests.scenes import (
     write_llff,
     write_multicam,
     write_nerfstudio,
+    write_nerv,
     write_official,
 )
 
 FORMATS = sorted(DATASETS)
 WRITERS = {"blender": write_blender, "colmap": write_colmap, "llff": write_llff,
-           "multicam": write_multicam, "nerfstudio": write_nerfstudio}
+           "multicam": write_multicam, "nerfstudio": write_nerfstudio, "nerv": write_nerv}
 
 
 def open_scene(folder, dataset, split="train", *flags):
@@ -132,7 +133,7 @@ def test_every_format_gives_scenes_batches_and_images(dataset_name, tmp_path):
         dataset = open_scene(tmp_path / "scene", dataset_name, split)
         scene = dataset.scene
         assert len(dataset) == len(scene.names) > 0
-        assert scene.pixels.dtype == torch.uint8
+        assert scene.pixels.dtype == (torch.float16 if dataset_name == "nerv" else torch.uint8)
         assert scene.box.shape == (2, 3) and (scene.box[0] < scene.box[1]).all()
         assert int(scene.offsets[-1]) == int(scene.cameras.sizes.prod(-1).sum())
         image = dataset.image(len(dataset) - 1)
@@ -322,7 +323,7 @@ def test_pictures_on_disk_give_the_batches_of_those_in_memory(dataset_name, tmp_
     [file] = on_disk(tmp_path / "scene")
     assert "GB of pixels" in capsys.readouterr().out
     kept = open_scene(tmp_path / "scene", dataset_name, "train")
-    assert file.stat().st_size == kept.scene.pixels.numel()
+    assert file.stat().st_size == kept.scene.pixels.nbytes
     for a, b in ((mapped.image(1), kept.image(1)),
                  *((d.batch(30, torch.Generator().manual_seed(2)) for d in (mapped, kept)),)):
         assert torch.equal(a.rgb, b.rgb) and torch.equal(a.rays.origins, b.rays.origins)

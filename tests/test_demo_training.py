@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from imageio.v3 import imread
 
+import demo_lights
 from datasets import DATASETS
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Where the demo scene is made, once for all formats."""
-    return tmp_path_factory.mktemp("data")
+    """Where the demo scene is made, once for all formats; under lights, which takes two minutes,
+    fewer and smaller pictures of it."""
+    folder = tmp_path_factory.mktemp("data")
+    demo_lights.write_nerv(folder / "nerv" / "demo", size=40, limit=10)
+    return folder
 
 
 def run(*words):

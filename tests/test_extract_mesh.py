@@ -302,4 +302,4 @@ def test_a_stopped_extraction_leaves_no_mesh_and_can_be_run_again(trained, how):
 
 
 def survey_of(run):
-    return extract_mesh.look_around(run.model, run.scene["train"].cameras, 4096)
+    return extract_mesh.look_around(run.model, run.scene["train"], 4096)

@@ -12,6 +12,7 @@ import torch
 
 import coord
 import ray_utils
+from records import concatenate
 
 EPS = torch.finfo(torch.float32).eps
 DOUBLE = torch.float64
@@ -71,17 +72,17 @@ def test_to_moves_every_tensor():
 def test_slices_and_concatenation_are_inverse():
     rays, output = make_rays(7), make_output(7)
     assert len(rays[2:5]) == 3
-    joined = ray_utils.concatenate([rays[:3], rays[3:7]])
+    joined = concatenate([rays[:3], rays[3:7]])
     for name in ("origins", "directions", "cam_idx"):
         torch.testing.assert_close(getattr(joined, name), getattr(rays, name))
-    joined = ray_utils.concatenate([output[:3], output[3:3], output[3:]])
+    joined = concatenate([output[:3], output[3:3], output[3:]])
     torch.testing.assert_close(joined.weights, output.weights)
     torch.testing.assert_close(joined.extras["normals"], output.extras["normals"])
 
 
 def test_concatenation_joins_records_inside_records():
     batch = ray_utils.Batch(rays=make_rays(5), rgb=torch.rand(5, 3))
-    joined = ray_utils.concatenate([batch[:2], batch[2:]])
+    joined = concatenate([batch[:2], batch[2:]])
     torch.testing.assert_close(joined.rays.directions, batch.rays.directions)
 
 
@@ -378,7 +379,8 @@ def test_rays_have_the_shape_of_their_pixels(batch, dtype):
     cameras = make_cameras(dtype=dtype, distortion=lens(k1=0.1).to(dtype),
                            fisheye=torch.tensor([True]))
     rays = ray_utils.pixels_to_rays(cameras, x, x, x)
-    for field in dataclasses.fields(rays):
+    assert rays.lights is None
+    for field in dataclasses.fields(rays)[:-1]:
         value = getattr(rays, field.name)
         wide = field.name in ("origins", "directions", "viewdirs")
         assert value.shape == (*batch, 3 if wide else 1)

@@ -21,10 +21,11 @@ from tests.scenes import (
     write_llff,
     write_multicam,
     write_nerfstudio,
+    write_nerv,
 )
 
 WRITERS = {"blender": write_blender, "colmap": write_colmap, "llff": write_llff,
-           "multicam": write_multicam, "nerfstudio": write_nerfstudio}
+           "multicam": write_multicam, "nerfstudio": write_nerfstudio, "nerv": write_nerv}
 
 
 def files_of(folder):

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "hash_kernels": 0, "stepfun": 0, "coord": 0, "pose_utils": 0, "file_utils": 0,
     "image_utils": 0, "scheduler": 0, "video_utils": 0, "randomness": 0, "distributed": 0,
-    "memory": 0, "mesh_utils": 0, "hash_grid": 1,
-    "occupancy": 1, "ray_utils": 1, "camera_paths": 2, "fields": 2, "demo_scene": 2, "loss": 2,
-    "scene_files": 2, "datasets": 3, "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6,
+    "memory": 0, "mesh_utils": 0, "records": 0, "hash_grid": 1,
+    "occupancy": 1, "ray_utils": 1, "lights": 1, "demo_scene": 1, "camera_paths": 2, "fields": 2,
+    "loss": 2, "nerv": 2, "scene_files": 2, "lit_files": 2, "demo_lights": 2, "light_paths": 3, "datasets": 3, "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6,
     "train": 7, "visualize": 7, "extract_mesh": 7,
 }
 # Files of one layer that others of it may use: the error type, and writing.
@@ -59,7 +59,7 @@ def test_every_file_has_its_layer_and_imports_go_strictly_downward():
 def test_pure_maths_knows_no_config_and_no_file():
     for name in ("stepfun", "coord", "ray_utils"):
         assert imported(ROOT / f"{name}.py") <= {"math", "dataclasses", "typing", "collections",
-                                                 "torch", "coord", "stepfun"}
+                                                 "torch", "coord", "stepfun", "records"}
 
 
 def test_importing_the_files_prints_and_parses_nothing():

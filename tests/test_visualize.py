@@ -121,7 +121,8 @@ def view_of(model, tmp_path, dataset_name="blender", **flags):
     """The analytic scene from a training camera, and that camera's scene."""
     config = default_config(dataset_name=dataset_name, scene=str(tmp_path / "s"), **flags)
     scene = load_dataset(config, "train").scene
-    return visualize.look(model, scene.cameras, 0, scene.scale, 4096), scene
+    shooting = visualize.Shooting(cameras=scene.cameras, lights=None, units=scene.scale)
+    return visualize.look(model, shooting, 0, 4096), scene
 
 
 def test_distances_and_normals_are_those_of_the_scene(tmp_path):

@@ -1,0 +1,68 @@
+"""Lights of a video's frames, from those that a scene was trained under."""
+
+import math
+
+import cv2
+import torch
+
+from config import UserError
+from lights import Lights, environment_lights, incident, turned
+from lit_files import read_radiance
+
+# Of a light that circles about the scene.
+ELEVATION = math.radians(45)
+
+# Finer environments are averaged: each texel is a light that is asked about at every point.
+ENVIRONMENT_HEIGHT = 16
+
+
+def frame_lights(known, relight, num_frames, environment=None):
+    """The `Lights [num_frames, K]` of a video.
+
+    known: `Lights [N, K]` of the training pictures. relight: "none" (those of the first picture
+    throughout), "light" (one, as strong and as far as theirs on the whole, goes round the scene
+    once), or "environment" (it turns once; `environment` is the path of an equirectangular map, and
+    if None the first picture's). Raises UserError where there is no environment to turn.
+    """
+    turns = [2 * math.pi * i / num_frames for i in range(num_frames)]
+    if relight == "light":
+        return stacked([turned(typical_light(known), turn) for turn in turns])
+    if relight == "environment":
+        if environment is None and not known.distant.all():
+            raise UserError("--relight environment has none to turn: the scene was trained under "
+                            "point lights; give a map by --environment.")
+        base = known[0] if environment is None else read_environment(environment)
+        return stacked([turned(base, turn) for turn in turns])
+    return stacked([known[0]] * num_frames)
+
+
+def typical_light(known):
+    """One white light `[1]` on the +x side, which lights the scene as the known ones typically do.
+
+    It is as far away as they are, or distant like them.
+    """
+    arriving = incident(known, torch.zeros_like(known.places[:, 0]))
+    total = arriving.radiance.sum(dim=1).mean(dim=-1).median()
+    near = arriving.distance[arriving.distance.isfinite() & (known.colours.sum(dim=-1) > 0)]
+    distance = near.median() if len(near) else torch.ones(())
+    direction = torch.tensor([math.cos(ELEVATION), 0.0, math.sin(ELEVATION)])
+    return Lights(
+        places=(distance * direction)[None], colours=(total * distance**2).expand(1, 3),
+        distant=torch.tensor([[not len(near)]]),
+    )
+
+
+def read_environment(path):
+    """The lights of an equirectangular map of linear radiance."""
+    image = read_radiance(path, 3)
+    height, width = image.shape[:2]
+    if height > ENVIRONMENT_HEIGHT:
+        smaller = max(1, round(width * ENVIRONMENT_HEIGHT / height)), ENVIRONMENT_HEIGHT
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return environment_lights(torch.from_numpy(image))
+
+
+def stacked(lights):
+    """`Lights [F, K]` of F `Lights [K]`."""
+    return Lights(**{name: torch.stack([getattr(each, name) for each in lights])
+                     for name in ("places", "colours", "distant")})
