@@ -127,6 +127,7 @@ def open_run(argv=None):
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
     apply_typed_flags(run.config, flags, argv, READER_FLAGS)
+    run.model.set_rendering(run.config)
     return run
 
 

@@ -151,13 +151,13 @@ PRESETS = {
         "grid_lr_mult": 3.0,
         "batch_size": 1024,
         "micro_batch": 1024,
-        "max_steps": 4000,
+        "max_steps": 6000,
         "lr_init": 1e-2,
         "lr_final": 5e-4,
         "lr_delay_steps": 50,
         "lr_delay_mult": 0.01,
         "log_every": 100,
-        "eval_every": 1000,
+        "eval_every": 1500,
         "save_every": 500,
     },
     "debug": {
@@ -253,7 +253,7 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
 READER_FLAGS = {
     "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
-    "lights", "bounce_directions",
+    "lights", "bounce_directions", "march_shadows",
     "path", "frames", "fps", "width", "height", "zoom", "dolly", "skip_empty",
     "visualize_depth", "visualize_normals", "visualize_components", "relight", "environment",
     "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
@@ -741,6 +741,9 @@ def _add_model_flags(group):
     flag("--visibility_depth", type=_positive_int, default=4, help="and its layers")
     flag("--bounce_directions", type=_positive_int, default=128,
          help="directions from which nerv takes light that was reflected once before")
+    flag("--march_shadows", action=argparse.BooleanOptionalAction, default=False,
+         help="in nerv's pictures, shadows of direct light from the density itself: sharper, and "
+         "one more ray for each light and pixel")
     flag("--light_samples", type=_positive_int, default=32,
          help="of more lights nerv takes a choice of so many, while training and for light that "
          "was reflected before")

@@ -146,6 +146,11 @@ class NeRFDataset(ABC):
         scenes = {split: self.load(split, read_pixels=False) for split in self.splits()}
         return {s: replace(scene, files=(), mask_files=()) for s, scene in scenes.items()}
 
+    @property
+    def title(self):
+        """What is opened, as part of a file's name."""
+        return self.split
+
     def points(self):
         """Known points `[M, 3]` on surfaces, in the cameras' world; M is 0 if files have none."""
         return np.empty((0, 3))
@@ -313,6 +318,10 @@ class Nerv(Blender):
 
     folders = ("nerv", "nerv_public_release")
     pixel_type = torch.float16
+
+    @property
+    def title(self):
+        return self.split if self.config.lights == "point" else f"{self.split}_env"
 
     def path_of(self, split):
         sets = {"point": ("train_point", "."), "env": ("train_env", "test_env")}

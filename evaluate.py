@@ -45,15 +45,15 @@ def main(argv=None):
         with distributed.first_on_each_machine():
             dataset = load_dataset(config, config.split, device, read_pixels=False)
         dataset.check_is(run.scene)
-        folder = evaluation_folder(run.path.parent, dataset.split, run.step)
+        folder = evaluation_folder(run.path.parent, dataset, run.step)
         scores = evaluate(run.model, dataset, config, run.step, folder)
         print(report(scores))
         print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
 
 
-def evaluation_folder(run_folder, split, step):
-    """Where the scores and pictures of a split at a step lie."""
-    return Path(run_folder) / f"eval_{split}_{step:08d}"
+def evaluation_folder(run_folder, dataset, step):
+    """Where the scores and pictures of a dataset's split at a step lie."""
+    return Path(run_folder) / f"eval_{dataset.title}_{step:08d}"
 
 
 def evaluate(model, dataset, config, step, folder):
@@ -96,7 +96,8 @@ def in_order(numbered):
 def render_pictures(model, dataset, index, chunk, with_geometry=True):
     """Pictures of one view: a `dict` of float arrays `[h, w, 3]`.
 
-    Its keys are truth, rgb, and, `with_geometry`, depth and normals. `model` is in eval mode.
+    Its keys are truth, rgb, `with_geometry` also depth and normals, and what `component_pictures`
+    gives. `model` is in eval mode.
     """
     batch = dataset.image(index)
     output = render_image(model, batch.rays, chunk)
@@ -109,8 +110,7 @@ def render_pictures(model, dataset, index, chunk, with_geometry=True):
         pictures["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
         normals = image_utils.surface_normals(distance, batch.rays.viewdirs, output.acc)
         pictures["normals"] = image_utils.visualize_normals(normals, output.acc)
-        pictures |= component_pictures(output)
-    return pictures
+    return pictures | component_pictures(output)
 
 
 def component_pictures(output):

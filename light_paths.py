@@ -1,6 +1,7 @@
 """Lights of a video's frames, from those that a scene was trained under."""
 
 import math
+from pathlib import Path
 
 import cv2
 import torch
@@ -54,7 +55,7 @@ def typical_light(known):
 
 def read_environment(path):
     """The lights of an equirectangular map of linear radiance."""
-    image = read_radiance(path, 3)
+    image = read_radiance(Path(path), 3)
     height, width = image.shape[:2]
     if height > ENVIRONMENT_HEIGHT:
         smaller = max(1, round(width * ENVIRONMENT_HEIGHT / height)), ENVIRONMENT_HEIGHT

@@ -110,6 +110,9 @@ class RayModel(nn.Module):
         """The fields that are hash grids."""
         return [part for part in self.modules() if isinstance(part, HashField)]
 
+    def set_rendering(self, config):
+        """Take the flags that a reader of a run may change; most models have none."""
+
     def set_box(self, box):
         """Lay the grids into a scene's box `[2, 3]`, unless they hold all of contracted space."""
         for field in self.grids():
@@ -379,6 +382,7 @@ class NeRV(MipNeRF360):
             config.bounce_directions,
         )
         self.shade_at, self.light_samples = config.shade_at, config.light_samples
+        self.march_shadows = config.march_shadows
         lit_from = config.geometry_share + config.visibility_share
         self.stages = ((0.0, config.geometry_share), (config.geometry_share,
                        config.visibility_share), (lit_from, 1 - lit_from))
@@ -386,6 +390,10 @@ class NeRV(MipNeRF360):
         self.register_buffer("box", torch.tensor([[-1.0] * 3, [1.0] * 3]))
         # The share of the training that is done.
         self.register_buffer("progress", torch.zeros(()))
+
+    def set_rendering(self, config):
+        self.march_shadows = config.march_shadows
+        self.appearance.bounce_directions = config.bounce_directions
 
     def set_box(self, box):
         super().set_box(box)
@@ -436,8 +444,10 @@ class NeRV(MipNeRF360):
         few = self._few_lights(rays.lights, draws)
         ray, t, share = self._places(output)
         points = self._surface(*self._seen_at(rays, ray, t), -rays.viewdirs[ray])
-        direct, visibility = self.appearance.direct(
-            points, (few if self.training else rays.lights)[ray])
+        shining, visible = few if self.training else rays.lights, None
+        if self.march_shadows and not self.training:
+            visible = self._marched_visibility(output, rays, shining)[ray]
+        direct, visibility = self.appearance.direct(points, shining[ray], visible)
 
         def composited(values):
             total = values.new_zeros(len(rays), values.shape[-1])
@@ -501,6 +511,32 @@ class NeRV(MipNeRF360):
             points, few_lights[ray], self._surface, None if turn is None else turn[ray])
         return torch.zeros_like(rays.origins).index_add(0, ray, acc * radiance)
 
+    def _marched_visibility(self, output, rays, shining):
+        """The share `[N, K]` of each light that reaches the rays' mean surfaces, by the density."""
+        surface, _, normals = self._mean_surface(output, rays)
+        light = lights.incident(shining, surface)
+        visible = torch.zeros_like(light.distance)
+        facing = nerv.dot(light.directions, normals[:, None])[..., 0] > 0
+        ray, which = (facing & (output.acc > SMALLEST_WEIGHT)[:, None]).nonzero().unbind(-1)
+        starts = surface + self._above(normals)
+        # As many at once as there are rays in a chunk.
+        for part in torch.arange(len(ray), device=ray.device).split(max(1, len(rays))):
+            one, k = ray[part], which[part]
+            seen = self._march(rays[one], starts[one], light.directions[one, k], None)
+            visible[one, k] = seen.of_light(light.distance[one, k])
+        return visible
+
+    def _mean_surface(self, output, rays):
+        """Positions `[N, 3]`, variances `[N]` and normals `[N, 3]` where rays end on average."""
+        every = torch.arange(len(rays), device=rays.origins.device)
+        positions, variances = self._seen_at(rays, every, expected_t(output).detach())
+        with torch.no_grad():
+            return positions, variances, self._normals(positions, variances)
+
+    def _above(self, normals):
+        """From a surface to where rays that leave it start."""
+        return SURFACE_OFFSET * (self.box[1] - self.box[0]).max() * normals
+
     def _few_lights(self, all_lights, draws):
         """A choice of many lights, evenly among their brightness, by chance while training."""
         count, few = len(all_lights.places), self.light_samples
@@ -518,10 +554,7 @@ class NeRV(MipNeRF360):
 
         The rays are marched through the density, which learns nothing from it (NeRV, section 4.3).
         """
-        surface, variances = self._seen_at(
-            rays, torch.arange(len(rays), device=rays.origins.device), expected_t(output).detach())
-        with torch.no_grad():
-            normals = self._normals(surface, variances)
+        surface, variances, normals = self._mean_surface(output, rays)
         outward = self._random_directions(rays, draws)
         side = nerv.dot(outward, normals)
         outward = torch.where(side < 0, -outward, outward)
@@ -529,9 +562,9 @@ class NeRV(MipNeRF360):
         low, high = self.box
         anywhere = self._draw(torch.rand, rays.origins.shape, rays.origins, draws)
         anywhere = low + (high - low) * anywhere
-        offset = SURFACE_OFFSET * (high - low).max() * normals
+        starts = surface + self._above(normals)
         return (
-            solid * self._error_along(rays, surface, surface + offset, variances, outward, draws)
+            solid * self._error_along(rays, surface, starts, variances, outward, draws)
             + self._error_along(rays, anywhere, anywhere, variances,
                                 self._random_directions(rays, draws), draws)
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lights import incident, luminance
-from ray_utils import across
+from ray_utils import perpendicular
 
 # What all dielectrics reflect of light that comes straight at them.
 F0 = 0.04
@@ -97,7 +97,7 @@ def hemisphere(normals, count, turn=None):
     radius = ((index + 0.5) / count).sqrt()
     angle = GOLDEN_ANGLE * index + (0 if turn is None else 2 * math.pi * turn)
     angle = angle.expand(len(normals), -1)
-    side, up = (v[:, None] for v in across(normals))
+    side, up = (v[:, None] for v in perpendicular(normals))
     return ((radius * angle.cos())[..., None] * side + (radius * angle.sin())[..., None] * up
             + (1 - radius**2).clamp(min=0).sqrt()[:, None] * normals[:, None])
 
@@ -136,7 +136,8 @@ class Appearance(nn.Module):
     """How surfaces look under light: reflectance and visibility fields, and shading by them.
 
     reflectance: a field with 4 channels and no view directions; visibility: a field with 2 channels
-    and view directions. `reach`: the farthest that a point can see anything, set from the box.
+    and view directions. `reach`: the farthest that a point can see anything, set from the box;
+    bounce_directions: how many directions indirect light is taken from.
     """
 
     def __init__(self, reflectance, visibility, bounce_directions):
@@ -158,14 +159,17 @@ class Appearance(nn.Module):
         share, distance = self.visibility(gaussians, directions).rgb.unbind(-1)
         return Seen(share, self.reach * distance)
 
-    def direct(self, points, lights):
+    def direct(self, points, lights, visible=None):
         """Light that comes straight from `Lights [M, K]` and is reflected: `[M, 3]`.
 
         Also the share of it that arrives, `[M, 1]`, of what would without anything in between.
+        visible: the share `[M, K]` of each light that arrives, where that is known; the visibility
+        field is asked if None.
         """
         light = incident(lights, points.positions)
-        visible = self.seen(points.positions, points.variances, light.directions)
-        visible = visible.of_light(light.distance)
+        if visible is None:
+            seen = self.seen(points.positions, points.variances, light.directions)
+            visible = seen.of_light(light.distance)
         arriving = light.radiance * dot(points.normals[:, None], light.directions).clamp(min=0)
         reflected = self._reflected(points, light.directions, visible[..., None] * arriving)
         brightness = luminance(arriving)

@@ -541,7 +541,7 @@ def multisample_rays(
     rotations = torch.zeros_like(t0) if rotations is None else rotations
     sense, begin = torch.where(rotations < 0.5, 1, -1), 2 * rotations
     angles = 2 * math.pi * (sense[..., None] * turns + begin[..., None])
-    side, up = across(directions)
+    side, up = perpendicular(directions)
     offsets = (angles.cos()[..., None] * side[..., None, None, :]
                + angles.sin()[..., None] * up[..., None, None, :])
     means = (origins[..., None, None, :] + along[..., None] * directions[..., None, None, :]
@@ -563,7 +563,7 @@ def _helix_distances(t0, t1, ray_shape):
     return t0 + share * (mean + 3 / math.sqrt(7) * spread * steps)
 
 
-def across(directions):
+def perpendicular(directions):
     """Two unit vectors `[..., 3]` at right angles to directions and to each other."""
     # Crossed with the axis that is least along them.
     axis = torch.nn.functional.one_hot(directions.abs().argmin(dim=-1), 3).to(directions)

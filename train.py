@@ -247,6 +247,10 @@ def describe(config, model, dataset, folder):
           f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
           f"{config.batch_size:,} rays on {described_device(dataset.device)}, into {folder}",
           flush=True)
+    if len(model.stages) > 1:
+        steps = [f"{math.ceil(begin * config.max_steps):,}" for begin, _ in model.stages]
+        print(f"Its stages begin after steps {', '.join(steps)}; colours begin anew with the last.",
+              flush=True)
 
 
 def described_device(device):
@@ -294,7 +298,7 @@ def duration(seconds):
 
 def print_scores(model, test, config, folder):
     """Score the trained model, and say how well it did and where its pictures lie."""
-    results = evaluation_folder(folder, test.split, config.max_steps)
+    results = evaluation_folder(folder, test, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
     print(report(scores))
     print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")

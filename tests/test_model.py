@@ -9,6 +9,7 @@ import torch
 import coord
 from config import default_config
 from coord import Gaussians
+from lights import point_lights
 from model import MODELS, build_model, render_image
 from randomness import BatchDraws
 from ray_utils import Rays
@@ -28,7 +29,7 @@ def make_rays(*shape, seed=0):
         origins=torch.randn(*shape, 3, generator=generator), directions=directions,
         viewdirs=torch.nn.functional.normalize(directions, dim=-1), radii=0.01 * one,
         near=2 * one, far=6 * one, lossmult=one, cam_idx=torch.zeros(*shape, 1).long(),
-    )
+    ).under(point_lights(torch.tensor([[3.0, 1.0, 4.0]]), torch.tensor([[50.0, 40.0, 30.0]])))
 
 
 def make_model(**flags):
@@ -148,8 +149,12 @@ def test_every_model_is_deterministic_in_eval_and_random_in_training(name):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_passes_gradients_to_all_weights(name):
+    """In some stage of the training."""
     model, rays = make_model(model=name).train(), make_rays(6)
-    sum(output.rgb.sum() for output in model(rays)).backward()
+    for train_frac, _ in model.stages:
+        outputs = model(rays, train_frac)
+        shown = [v for output in outputs for v in (output.rgb, *output.extras.values())]
+        sum(value.sum() for value in shown).backward()
     for parameter_name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), parameter_name
     moved = [bool((p.grad != 0).any()) for p in model.parameters()]

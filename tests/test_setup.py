@@ -115,7 +115,7 @@ def test_ci_and_readme_run_the_same_tests():
 @pytest.mark.parametrize("document", ["README.md", "README_zh.md", "misc/Code.md",
                                       "misc/Code_zh.md", "misc/Summary.md", "misc/Summary_zh.md",
                                       "misc/Conventions.md", "misc/Data.md",
-                                      "misc/Performance.md"])
+                                      "misc/Performance.md", "misc/NeRV.md"])
 def test_documents_name_only_flags_and_files_that_exist(document):
     text = (ROOT / document).read_text()
     flags = {option for action in _build_parser()._actions for option in action.option_strings}

@@ -1,0 +1,170 @@
+"""Relighting as a user does it: the scripts on a small lit scene, and lights of videos."""
+
+import json
+import math
+import shutil
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+import demo_lights
+import evaluate
+import extract_mesh
+import train
+import visualize
+from checkpoint import load_checkpoint
+from config import UserError, get_config
+from light_paths import frame_lights, typical_light
+from lights import environment_lights, incident, point_lights
+from scripts import bench_relighting
+
+ORIGIN = torch.zeros(3)
+COMPONENTS = ("albedo", "roughness", "shading_normals", "visibility", "direct", "indirect")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lit") / "scene"
+    demo_lights.write_nerv(folder, size=16, limit=3)
+    return folder
+
+
+def trained(scene, tmp_path, *flags, steps=6):
+    """A run that has gone through all stages."""
+    train.main(["--preset", "debug", "--device", "cpu", "--model", "nerv", "--dataset_name", "nerv",
+                "--scene", str(scene), "--log_dir", str(tmp_path), "--exp_name", "run",
+                "--max_steps", str(steps), "--save_every", "3", "--eval_every", "3",
+                "--keep_checkpoints", "9", *flags])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("flags", [
+    ["--nerv_field", "hash"], ["--nerv_field", "mlp", "--shade_at", "surface"],
+    ["--nerv_field", "hash", "--lights", "env", "--shade_at", "surface"],
+])
+def test_the_scripts_take_the_model_from_training_to_mesh(scene, tmp_path, capsys, flags):
+    run = trained(scene, tmp_path, *flags)
+    set_name = "test_env" if "env" in flags else "test"
+    scores = json.loads((run / f"eval_{set_name}_00000006" / "scores.json").read_text())
+    assert {"albedo_rmse", "normals_degrees", "roughness_mae"} <= set(scores)
+    for name in COMPONENTS:
+        assert iio.imread(run / f"eval_{set_name}_00000006" / f"000_{name}.png").shape == (16, 16,
+                                                                                          3)
+    loaded = load_checkpoint(run)
+    points = torch.rand(500, 1, 3) * 2 - 1
+    with torch.no_grad():
+        typical = loaded.model.density(points, torch.full_like(points, 0.01)).median()
+    assert extract_mesh.main(["--run", str(run), "--grid_size", "12", "--keep_unseen",
+                              "--sigma_threshold", f"{typical:.4f}"]) == 0
+    assert visualize.main(["--run", str(run), "--frames", "2", "--path", "still", "--relight",
+                           "light", "--visualize_components", "--visualize_depth"]) == 0
+    video, = run.glob("video_still_light_*")
+    frames = [iio.imread(video / "frames" / f"{kind}_0000{i}.png")
+              for kind in ("direct", "albedo") for i in (0, 1)]
+    assert not np.array_equal(frames[0], frames[1]) and np.array_equal(frames[2], frames[3])
+    assert "Its stages begin after steps 0, 3, 4" in capsys.readouterr().out
+
+
+def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_path, capsys,
+                                                                  monkeypatch):
+    run = trained(scene, tmp_path, "--no-final_eval")
+    evaluate.main(["--run", str(run), "--no-save_images"])
+    evaluate.main(["--run", str(run), "--no-save_images", "--lights", "env"])
+    point, env = (json.loads((run / f"eval_{name}_00000006" / "scores.json").read_text())
+                  for name in ("test", "test_env"))
+    assert point["psnr"] != env["psnr"] and "visibility_mae" in point
+    assert "visibility_mae" not in env
+    monkeypatch.setattr("sys.argv", ["x", str(run), "--device", "cpu"])
+    bench_relighting.main()
+    out = capsys.readouterr().out
+    assert out.count("| nerv | point | 6 |") == 2
+    assert f"| env | {env['psnr']:.2f} |" in out and f"| point | {point['psnr']:.2f} |" in out
+
+
+def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):
+    """To the bit, from the first stage into the last."""
+    run = trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
+    shutil.copytree(run, tmp_path / "stopped")
+    (tmp_path / "stopped" / "checkpoint_00000006.pt").unlink()
+    train.main(["--run", str(tmp_path / "stopped"), "--continue_training"])
+    whole, continued = (load_checkpoint(folder) for folder in (run, tmp_path / "stopped"))
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, continued.model.state_dict()[name]), name
+
+
+def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
+    train.main(["--preset", "debug", "--device", "cpu", "--dataset_name", "nerv", "--scene",
+                str(scene), "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
+                "--eval_every", "0", "--no-final_eval"])
+    run = str(tmp_path / "run")
+    evaluate.main(["--run", run, "--no-save_images"])
+    with pytest.raises(UserError, match="--relight is for --model nerv"):
+        visualize.main(["--run", run, "--frames", "1", "--relight", "light"])
+    with pytest.raises(UserError, match="--visualize_components is for --model nerv"):
+        visualize.main(["--run", run, "--frames", "1", "--visualize_components"])
+
+
+@pytest.mark.parametrize("words,message", [
+    (["--model", "nerv"], "wants to know the lights"),
+    (["--model", "mipnerf", "--visibility_loss_mult", "1"], "is for --model nerv"),
+    (["--model", "nerv", "--dataset_name", "nerv", "--geometry_share", "0.9", "--visibility_share",
+      "0.1"], "leave no steps"),
+    (["--environment", "sky.exr"], "is for --relight environment"),
+])
+def test_flags_that_contradict_each_other_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        get_config(words)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+# Lights of videos.
+
+
+def known_points():
+    positions = torch.tensor([[[0.0, 0.0, 4.0]], [[4.0, 0.0, 0.0]], [[0.0, -4.0, 0.0]]])
+    return point_lights(positions, torch.full((3, 1, 3), 32.0))
+
+
+def test_a_light_goes_round_counterclockwise_as_far_and_as_strong_as_the_known_ones():
+    lights = frame_lights(known_points(), "light", 4)
+    x, y, z = lights.places[:, 0].T
+    torch.testing.assert_close(lights.places.norm(dim=-1), torch.full((4, 1), 4.0))
+    turns = torch.atan2(y, x).rad2deg() % 360
+    torch.testing.assert_close(turns, torch.tensor([0.0, 90.0, 180.0, 270.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z, torch.full((4,), 4 * math.sin(math.radians(45))))
+    torch.testing.assert_close(lights.colours, torch.full((4, 1, 3), 32.0))
+
+
+def test_what_is_known_of_environments_becomes_a_distant_light():
+    sky = environment_lights(torch.ones(6, 12, 3))
+    light = typical_light(sky.map(lambda x: x[None]))
+    assert bool(light.distant.all())
+    # Half of a uniform sky's 4 pi comes from each half; all of it is told as one light's.
+    arriving = incident(light, ORIGIN).radiance.sum()
+    assert float(arriving) == pytest.approx(3 * 4 * math.pi, rel=0.02)
+
+
+def test_an_environment_turns_once(tmp_path):
+    sky = torch.zeros(4, 8, 3)
+    sky[1, 3] = 5.0
+    known = environment_lights(sky).map(lambda x: x[None])
+    lights = frame_lights(known, "environment", 4)
+    brightest = lights.places[:, 11]
+    azimuth = torch.atan2(brightest[:, 1], brightest[:, 0]).rad2deg()
+    torch.testing.assert_close((azimuth - azimuth[0]) % 360, torch.tensor([0.0, 90, 180, 270]),
+                               atol=1e-3, rtol=0)
+    assert torch.equal(frame_lights(known, "none", 3).places, known.places.expand(3, -1, -1))
+    with pytest.raises(UserError, match="give a map by --environment"):
+        frame_lights(known_points(), "environment", 2)
+
+
+def test_a_finer_environment_is_averaged(tmp_path):
+    demo_lights._write_exr(tmp_path / "sky.exr", np.full((64, 128, 3), 2.0))
+    lights = frame_lights(known_points(), "environment", 2, str(tmp_path / "sky.exr"))
+    assert lights.places.shape == (2, 16 * 32, 3)
+    torch.testing.assert_close(lights.colours[0].sum(0), torch.full((3,), 8 * math.pi), rtol=0.01,
+                               atol=0)
+    with pytest.raises(UserError, match="missing"):
+        frame_lights(known_points(), "environment", 2, str(tmp_path / "none.exr"))
