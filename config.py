@@ -253,7 +253,7 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
 READER_FLAGS = {
     "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
-    "lights", "bounce_directions", "march_shadows",
+    "lights", "shade_at", "bounce_directions", "march_shadows",
     "path", "frames", "fps", "width", "height", "zoom", "dolly", "skip_empty",
     "visualize_depth", "visualize_normals", "visualize_components", "relight", "environment",
     "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
@@ -730,7 +730,8 @@ def _add_model_flags(group):
     flag("--nerv_field", choices=sorted(NERV_FIELDS), default="hash",
          help="nerv's fields: hash grids, or networks as in the paper")
     flag("--shade_at", choices=["samples", "surface"], default="samples",
-         help="nerv shades all samples that count, or each ray's mean surface alone")
+         help="nerv shades all samples that count, or each ray's mean surface alone, which is "
+         "faster, above all under environments")
     flag("--visibility_finest", type=_between(int, 2, 1 << 20), default=64,
          help="cells along a side of the finest grid of nerv's visibility: finer ones learn the "
          "directions that were drawn by heart")

@@ -381,8 +381,8 @@ class NeRV(MipNeRF360):
             make_field(coarser, compute_dtype, has_density=False, channels=2, **seen),
             config.bounce_directions,
         )
-        self.shade_at, self.light_samples = config.shade_at, config.light_samples
-        self.march_shadows = config.march_shadows
+        self.light_samples = config.light_samples
+        self.shade_at, self.march_shadows = config.shade_at, config.march_shadows
         lit_from = config.geometry_share + config.visibility_share
         self.stages = ((0.0, config.geometry_share), (config.geometry_share,
                        config.visibility_share), (lit_from, 1 - lit_from))
@@ -392,7 +392,7 @@ class NeRV(MipNeRF360):
         self.register_buffer("progress", torch.zeros(()))
 
     def set_rendering(self, config):
-        self.march_shadows = config.march_shadows
+        self.shade_at, self.march_shadows = config.shade_at, config.march_shadows
         self.appearance.bounce_directions = config.bounce_directions
 
     def set_box(self, box):

@@ -23,6 +23,9 @@ SMALLEST_ROUGHNESS = 0.1
 # What meets the second surface with less than this share adds nothing that shows.
 SMALLEST_HIT = 0.02
 
+# Of pairs of a point and a light, so many stay in a CPU's cache.
+LIT_AT_ONCE = 1 << 14
+
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
@@ -166,6 +169,16 @@ class Appearance(nn.Module):
         visible: the share `[M, K]` of each light that arrives, where that is known; the visibility
         field is asked if None.
         """
+        count = len(points.positions)
+        size = max(1, LIT_AT_ONCE // lights.places.shape[1])
+        if torch.is_grad_enabled() or count <= size:
+            return self._direct(points, lights, visible)
+        parts = [self._direct(Points(*(x[i : i + size] for x in points)), lights[i : i + size],
+                              None if visible is None else visible[i : i + size])
+                 for i in range(0, count, size)]
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+    def _direct(self, points, lights, visible):
         light = incident(lights, points.positions)
         if visible is None:
             seen = self.seen(points.positions, points.variances, light.directions)

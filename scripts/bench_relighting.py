@@ -32,21 +32,26 @@ def main():
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--lights", nargs="+", choices=["point", "env"], default=["point", "env"])
+    parser.add_argument("--shade_at", choices=["samples", "surface"], help="as in evaluate.py")
+    parser.add_argument("--march_shadows", action="store_true", help="as in evaluate.py")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args()
     print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| run | trained under | steps | seconds | seed | tested under | PSNR dB | SSIM | "
-          f"{' | '.join(COMPONENTS)} |\n|{' --- |' * (8 + len(COMPONENTS))}")
+    print("| run | trained under | steps | seconds | seed | tested under | shaded at | PSNR dB | "
+          f"SSIM | {' | '.join(COMPONENTS)} |\n|{' --- |' * (9 + len(COMPONENTS))}")
     for folder in args.runs:
         for lights in args.lights:
-            print(score(folder, lights, args.device), flush=True)
+            print(score(folder, lights, args), flush=True)
 
 
-def score(folder, lights, device):
+def score(folder, lights, args):
     """The table's line of one run under one set of lights."""
-    run = load_checkpoint(folder, device)
+    run = load_checkpoint(folder, args.device)
     config, trained_under = run.config, run.config.lights
     config.save_images, config.lights = False, lights
+    config.shade_at, config.march_shadows = args.shade_at or config.shade_at, args.march_shadows
+    run.model.set_rendering(config)
+    shaded_at = config.shade_at + ", marched" * config.march_shadows
     dataset = load_dataset(config, "test", select_device(config), read_pixels=False)
     dataset.check_is(run.scene)
     out = folder / f"bench_{dataset.title}_{run.step:08d}"
@@ -55,6 +60,7 @@ def score(folder, lights, device):
              for name, form in COMPONENTS.items())
     return (f"| {config.model} | {trained_under} | {run.step} | "
             f"{read_seconds(folder)(run.step):.0f} | {config.seed} | {lights} | "
+            f"{shaded_at if config.model == 'nerv' else ''} | "
             f"{scores['psnr']:.2f} | {scores['ssim']:.3f} | {' | '.join(parts)} |")
 
 
