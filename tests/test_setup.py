@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "hash_kernels": 0, "stepfun": 0, "coord": 0, "pose_utils": 0, "file_utils": 0,
     "image_utils": 0, "scheduler": 0, "video_utils": 0, "randomness": 0, "distributed": 0,
-    "memory": 0, "mesh_utils": 0, "records": 0, "hash_grid": 1,
-    "occupancy": 1, "ray_utils": 1, "lights": 1, "demo_scene": 1, "camera_paths": 2, "fields": 2,
-    "loss": 2, "nerv": 2, "scene_files": 2, "lit_files": 2, "demo_lights": 2, "light_paths": 3, "datasets": 3, "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6,
-    "train": 7, "visualize": 7, "extract_mesh": 7,
+    "memory": 0, "mesh_utils": 0, "records": 0, "hash_grid": 1, "occupancy": 1, "ray_utils": 1,
+    "lights": 1, "demo_scene": 1, "camera_paths": 2, "fields": 2, "loss": 2, "nerv": 2,
+    "scene_files": 2, "lit_files": 2, "demo_lights": 2, "light_paths": 3, "datasets": 3,
+    "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6, "train": 7, "visualize": 7,
+    "extract_mesh": 7,
 }
 # Files of one layer that others of it may use: the error type, and writing.
 SHARED_IN_LAYER_0 = {"config", "file_utils"}
