@@ -171,23 +171,27 @@ def score_components(pictures, truth):
     """
     if "albedo" not in pictures or not truth:
         return {}
-    solid = truth["coverage"][..., 0] == 1
-    found = {name: pictures[name][solid] for name in
-             ("albedo", "shading_normals", "visibility", "roughness")}
-    true = {name: values[solid] for name, values in truth.items()}
-    albedo = found["albedo"]
-    albedo = albedo * (albedo * true["albedo"]).sum(0) / np.maximum((albedo**2).sum(0), 1e-9)
-    normals, true_normals = (2 * n - 1 for n in (found["shading_normals"], true["normals"]))
-    length = np.linalg.norm(normals, axis=-1) * np.linalg.norm(true_normals, axis=-1)
-    cosine = (normals * true_normals).sum(-1) / np.maximum(length, 1e-9)
-    scores = {
-        "albedo_rmse": np.sqrt(np.mean((albedo - true["albedo"]) ** 2)),
-        "normals_degrees": np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean(),
-    }
+    solid = truth["coverage"][..., 0] == 1 if "coverage" in truth else ...
+    found = {name: pictures["shading_normals" if name == "normals" else name][solid]
+             for name in truth if name != "coverage"}
+    scores = {}
+    if "albedo" in found:
+        albedo, true = found["albedo"], truth["albedo"][solid]
+        albedo = albedo * (albedo * true).sum(0) / np.maximum((albedo**2).sum(0), 1e-9)
+        scores["albedo_rmse"] = np.sqrt(np.mean((albedo - true) ** 2))
+    if "normals" in found:
+        scores["normals_degrees"] = angle(2 * found["normals"] - 1, 2 * truth["normals"][solid] - 1)
     for name in ("visibility", "roughness"):
-        if name in true:
-            scores[f"{name}_mae"] = np.abs(found[name][..., :1] - true[name]).mean()
+        if name in found:
+            scores[f"{name}_mae"] = np.abs(found[name][..., :1] - truth[name][solid]).mean()
     return {name: float(value) for name, value in scores.items()}
+
+
+def angle(a, b):
+    """The mean angle in degrees between vectors `[..., 3]`."""
+    length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(-1) / np.maximum(length, 1e-9)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()
 
 
 def summarize(images):
@@ -198,9 +202,10 @@ def summarize(images):
 
 
 def means(images):
-    """The mean of each score over `images`."""
-    names = [name for name in images[0] if name not in ("name", "scale")]
-    return {name: float(np.mean([image[name] for image in images])) for name in names}
+    """The mean of each score over those of `images` that have it."""
+    names = list(dict.fromkeys(name for image in images for name in image))
+    return {name: float(np.mean([image[name] for image in images if name in image]))
+            for name in names if name not in ("name", "scale")}
 
 
 def origin(model, config, step, dataset):
@@ -232,7 +237,8 @@ def commit():
 def as_csv(images):
     """One line per image."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(images[0]))
+    names = dict.fromkeys(name for image in images for name in image)
+    writer = csv.DictWriter(text, fieldnames=list(names))
     writer.writeheader()
     writer.writerows(images)
     return text.getvalue()
@@ -248,7 +254,7 @@ def report(scores):
     def wide(key):
         return max(12, len(key) + 2)
 
-    keys = [key for key in scores["images"][0] if key not in ("name", "scale")]
+    keys = list(means(scores["images"]))
     lines = [f"{scores['split']:<8}" + "".join(f"{key:>{wide(key)}}" for key in keys)]
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]
     lines.append(row("mean", scores))

@@ -84,10 +84,11 @@ def _read_png(path):
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16:
         raise UserError(f"{path} does not have 16 bits a channel, which linear radiance wants.")
-    if image.ndim < 3 or image.shape[-1] != 4:
+    if image.ndim < 3:
         return image
-    values = image[..., [2, 1, 0, 3]] / np.float32(65535)
-    return np.concatenate([values[..., :3] * values[..., 3:], values[..., 3:]], axis=-1)
+    values = image[..., [2, 1, 0, 3][: image.shape[-1]]] / np.float32(65535)
+    colour, alpha = np.split(values, [3], axis=-1)
+    return np.concatenate([colour * alpha, alpha], axis=-1) if alpha.size else colour
 
 
 def read_radiance_of(files, sizes):
@@ -159,6 +160,8 @@ def _points(frame, path, intensity):
     if intensity is None:
         intensity = INTENSITY_OF_ONE if len(positions) == 1 else INTENSITY_OF_SEVERAL
     colours = weights * _numbers(intensity, path, "light_intensity", ())
+    if (colours < 0).any():
+        raise UserError(f"{path} has light_intensity = {intensity!r}; a number above 0 is wanted.")
     return point_lights(*(torch.as_tensor(x, dtype=torch.float32) for x in (positions, colours)))
 
 

@@ -69,8 +69,11 @@ def brdf(normals, incoming, outgoing, albedo, roughness):
     # 1 - (n.h)^2, without its cancellation where highlights are.
     sine_squared = (torch.linalg.cross(*torch.broadcast_tensors(normals, half)) ** 2).sum(
         dim=-1, keepdim=True)
-    spread = sine_squared + alpha_squared * dot(normals, half) ** 2
-    facets = alpha_squared / (math.pi * spread**2).clamp(min=1e-12)
+    # It is never less for unit vectors; but where density is even normals are shorter, and between
+    # opposite directions there is no half vector.
+    cosine_squared = dot(normals, half) ** 2
+    spread = torch.maximum(sine_squared + alpha_squared * cosine_squared, alpha_squared)
+    facets = alpha_squared / (math.pi * spread**2)
     # Schlick's fit of Smith's shadowing; its cosines cancel those below the fraction line.
     k = 0.5 * roughness**2
     mirrored, diffuse = facets * _fresnel(dot(incoming, half)) / 4, albedo / math.pi

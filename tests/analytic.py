@@ -44,6 +44,9 @@ class AnalyticModel:
     def skip_empty_space(self, box, num_rays):
         """It is always asked about everything."""
 
+    def set_rendering(self, config):
+        """It has one way to be drawn."""
+
     def samples_at_once(self, device):
         return 8192
 

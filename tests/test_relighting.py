@@ -40,18 +40,27 @@ def trained(scene, tmp_path, *flags, steps=6):
     return tmp_path / "run"
 
 
+def check_scores(run, title):
+    """Scores and pictures of all components are there."""
+    folder = run / f"eval_{title}_00000006"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert {"albedo_rmse", "normals_degrees", "roughness_mae"} <= set(scores)
+    for name in COMPONENTS:
+        assert iio.imread(folder / f"000_{name}.png").shape == (16, 16, 3)
+
+
+def test_environments_are_trained_under_and_scored(scene, tmp_path):
+    run = trained(scene, tmp_path, "--lights", "env", "--shade_at", "surface")
+    check_scores(run, "test_env")
+
+
 @pytest.mark.parametrize("flags", [
     ["--nerv_field", "hash"], ["--nerv_field", "mlp", "--shade_at", "surface"],
-    ["--nerv_field", "hash", "--lights", "env", "--shade_at", "surface"],
 ])
 def test_the_scripts_take_the_model_from_training_to_mesh(scene, tmp_path, capsys, flags):
     run = trained(scene, tmp_path, *flags)
-    set_name = "test_env" if "env" in flags else "test"
-    scores = json.loads((run / f"eval_{set_name}_00000006" / "scores.json").read_text())
-    assert {"albedo_rmse", "normals_degrees", "roughness_mae"} <= set(scores)
-    for name in COMPONENTS:
-        assert iio.imread(run / f"eval_{set_name}_00000006" / f"000_{name}.png").shape == (16, 16,
-                                                                                          3)
+    check_scores(run, "test")
+    assert "Its stages begin after steps 0, 3, 4" in capsys.readouterr().out
     loaded = load_checkpoint(run)
     points = torch.rand(500, 1, 3) * 2 - 1
     with torch.no_grad():
@@ -64,12 +73,11 @@ def test_the_scripts_take_the_model_from_training_to_mesh(scene, tmp_path, capsy
     frames = [iio.imread(video / "frames" / f"{kind}_0000{i}.png")
               for kind in ("direct", "albedo") for i in (0, 1)]
     assert not np.array_equal(frames[0], frames[1]) and np.array_equal(frames[2], frames[3])
-    assert "Its stages begin after steps 0, 3, 4" in capsys.readouterr().out
 
 
 def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_path, capsys,
                                                                   monkeypatch):
-    run = trained(scene, tmp_path, "--no-final_eval")
+    run = trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0", "--shade_at", "surface")
     evaluate.main(["--run", str(run), "--no-save_images"])
     evaluate.main(["--run", str(run), "--no-save_images", "--lights", "env"])
     point, env = (json.loads((run / f"eval_{name}_00000006" / "scores.json").read_text())
@@ -81,7 +89,7 @@ def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_pa
     out = capsys.readouterr().out
     assert out.count("| nerv | point | 6 |") == 2
     for lights, scores in (("point", point), ("env", env)):
-        assert f"| {lights} | samples | {scores['psnr']:.2f} |" in out
+        assert f"| {lights} | surface | {scores['psnr']:.2f} |" in out
 
 
 def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):
