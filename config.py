@@ -356,6 +356,12 @@ def _check_together(config, parser):
     if config.model == "nerv" and config.dataset_name != "nerv":
         parser.error(f"--model nerv wants to know the lights, which --dataset_name "
                      f"{config.dataset_name} does not tell; give --dataset_name nerv")
+    for name in ("contraction", "opaque_background"):
+        if config.model == "nerv" and getattr(config, name):
+            parser.error(f"--{name} is not for --model nerv, whose light comes from outside")
+    if config.model == "nerv" and config.ray_warp == "reciprocal":
+        parser.error("--ray_warp reciprocal is not for --model nerv: it marches from surfaces on, "
+                     "at t = 0, by which this divides")
     if config.visibility_loss_mult and config.model != "nerv":
         parser.error(f"--visibility_loss_mult {config.visibility_loss_mult:g} is for --model nerv")
     if config.geometry_share + config.visibility_share >= 1:

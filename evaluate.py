@@ -172,6 +172,8 @@ def score_components(pictures, truth):
     if "albedo" not in pictures or not truth:
         return {}
     solid = truth["coverage"][..., 0] == 1 if "coverage" in truth else ...
+    if not np.size(pictures["albedo"][solid]):
+        return {}
     found = {name: pictures["shading_normals" if name == "normals" else name][solid]
              for name in truth if name != "coverage"}
     scores = {}

@@ -61,8 +61,9 @@ def _opened(path, read, header_only=False):
     # The library writes of a missing or broken file to the terminal, and then raises no more.
     if not path.exists():
         raise UserError(f"{path} is missing, though the scene's files name it.")
-    if path.read_bytes()[:4] != b"\x76\x2f\x31\x01":
-        raise UserError(f"{path} is no OpenEXR file; replace it.")
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x76\x2f\x31\x01":
+            raise UserError(f"{path} is no OpenEXR file; replace it.")
     try:
         with OpenEXR.File(str(path), header_only=header_only) as file:
             return read(file)
@@ -82,7 +83,9 @@ def _channels(file, num_channels):
 def _read_png(path):
     image_utils.image_size(path)  # Says what is wrong with the file, where OpenCV does not.
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.dtype != np.uint16:
+    if image is None:
+        raise UserError(f"{path} cannot be read as an image; replace it.")
+    if image.dtype != np.uint16:
         raise UserError(f"{path} does not have 16 bits a channel, which linear radiance wants.")
     if image.ndim < 3:
         return image

@@ -382,7 +382,7 @@ class NeRV(MipNeRF360):
             config.bounce_directions,
         )
         self.light_samples = config.light_samples
-        self.shade_at, self.march_shadows = config.shade_at, config.march_shadows
+        self.set_rendering(config)
         lit_from = config.geometry_share + config.visibility_share
         self.stages = ((0.0, config.geometry_share), (config.geometry_share,
                        config.visibility_share), (lit_from, 1 - lit_from))
@@ -499,7 +499,7 @@ class NeRV(MipNeRF360):
 
     def _bounced(self, output, rays, ray, few_lights, seen, draws):
         """Light `[N, 3]` that reaches the mean surface of some rays by way of another one."""
-        turn = self._draw(torch.rand, (len(rays), 1), rays.origins, draws)
+        shift = self._draw(torch.rand, (len(rays), 2), rays.origins, draws)
         acc = output.acc[ray, None]
         points = nerv.Points(
             *self._seen_at(rays, ray, expected_t(output).detach()[ray]),
@@ -508,7 +508,7 @@ class NeRV(MipNeRF360):
             roughness=seen["roughness"][ray] / acc,
         )
         radiance = self.appearance.indirect(
-            points, few_lights[ray], self._surface, None if turn is None else turn[ray])
+            points, few_lights[ray], self._surface, None if shift is None else shift[ray])
         return torch.zeros_like(rays.origins).index_add(0, ray, acc * radiance)
 
     def _marched_visibility(self, output, rays, shining):
@@ -592,7 +592,7 @@ class NeRV(MipNeRF360):
         output = self._look(away, 1.0, draws, None, with_rgb=False)[-1]
         middle = 0.5 * (output.tdist[:, 1:] + output.tdist[:, :-1])
         distance = (output.weights * middle).sum(dim=-1) / output.acc.clamp(min=1e-6)
-        return nerv.Seen(1 - output.acc, distance)
+        return nerv.Seen((1 - output.acc).clamp(min=0), distance)
 
     def _way_out(self, origins, directions):
         """How far `[N, 1]` it is from origins to the box's sides."""

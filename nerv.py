@@ -60,17 +60,17 @@ def brdf(normals, incoming, outgoing, albedo, roughness):
     """A microfacet and a Lambertian part `[..., 3]` (NeRV, supplement; Walter et al., EGSR 2007).
 
     normals, incoming, outgoing, albedo: `[..., 3]`; roughness: `[..., 1]`, whose square is GGX's
-    alpha. The Lambertian part is of what is mirrored neither on the way in nor on the way out, so
-    that no more leaves than arrives. Sides are not looked at: for a direction below the surface the
-    value is that of one along it.
+    alpha. Of normals the direction counts, and not the length. The Lambertian part is of what is
+    mirrored neither on the way in nor on the way out, so that no more leaves than arrives. Sides
+    are not looked at: for a direction below the surface the value is that of one along it.
     """
+    normals = normalize(normals, dim=-1, eps=1e-6)
     half = normalize(incoming + outgoing, dim=-1, eps=1e-6)
     alpha_squared = roughness**4
     # 1 - (n.h)^2, without its cancellation where highlights are.
     sine_squared = (torch.linalg.cross(*torch.broadcast_tensors(normals, half)) ** 2).sum(
         dim=-1, keepdim=True)
-    # It is never less for unit vectors; but where density is even normals are shorter, and between
-    # opposite directions there is no half vector.
+    # It is never less for unit vectors, but between opposite directions there is no half vector.
     cosine_squared = dot(normals, half) ** 2
     spread = torch.maximum(sine_squared + alpha_squared * cosine_squared, alpha_squared)
     facets = alpha_squared / (math.pi * spread**2)
@@ -94,18 +94,19 @@ def dot(a, b):
     return (a * b).sum(dim=-1, keepdim=True)
 
 
-def hemisphere(normals, count, turn=None):
+def hemisphere(normals, count, shift=None):
     """`count` directions `[M, count, 3]` about normals `[M, 3]`, denser by the cosine.
 
-    turn: `[M, 1]` in [0, 1), how far each set is turned about its normal; None turns none.
+    shift: `[M, 2]` in [0, 1), how far each set is turned about its normal, and moved away from it;
+    then each direction is anywhere, the denser by the cosine. None takes the same set for all.
     """
     index = torch.arange(count, device=normals.device).to(normals)
-    radius = ((index + 0.5) / count).sqrt()
-    angle = GOLDEN_ANGLE * index + (0 if turn is None else 2 * math.pi * turn)
-    angle = angle.expand(len(normals), -1)
+    turn, outward = normals.new_tensor([[0.0, 0.5]]).T if shift is None else shift.T
+    radius = ((index + outward[:, None]) / count).sqrt()[..., None]
+    angle = (GOLDEN_ANGLE * index + 2 * math.pi * turn[:, None])[..., None]
     side, up = (v[:, None] for v in perpendicular(normals))
-    return ((radius * angle.cos())[..., None] * side + (radius * angle.sin())[..., None] * up
-            + (1 - radius**2).clamp(min=0).sqrt()[:, None] * normals[:, None])
+    return (radius * angle.cos() * side + radius * angle.sin() * up
+            + (1 - radius**2).clamp(min=0).sqrt() * normals[:, None])
 
 
 def difference_normals(log_density, positions, step):
@@ -192,14 +193,14 @@ class Appearance(nn.Module):
         share = (visible * brightness).sum(dim=-1) / brightness.sum(dim=-1).clamp(min=1e-6)
         return reflected, share[:, None]
 
-    def indirect(self, points, lights, surface_at, turn=None):
+    def indirect(self, points, lights, surface_at, shift=None):
         """Light that is reflected to the points by what they see, and once more by them: `[M, 3]`.
 
         lights: `[M, K]`; surface_at: a function of positions, variances and outgoing directions
-        that gives `Points`; turn: as in `hemisphere`. The light that arrives is taken as it is:
+        that gives `Points`; shift: as in `hemisphere`. The light that arrives is taken as it is:
         no gradient goes to the surfaces that it comes from.
         """
-        directions = hemisphere(points.normals, self.bounce_directions, turn)
+        directions = hemisphere(points.normals, self.bounce_directions, shift)
         seen = self.seen(points.positions, points.variances, directions)
         with torch.no_grad():
             arriving = torch.zeros_like(directions)

@@ -121,6 +121,10 @@ def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
     (["--model", "nerv", "--dataset_name", "nerv", "--geometry_share", "0.9", "--visibility_share",
       "0.1"], "leave no steps"),
     (["--environment", "sky.exr"], "is for --relight environment"),
+    (["--model", "nerv", "--dataset_name", "nerv", "--contraction"], "is not for --model nerv"),
+    (["--model", "nerv", "--dataset_name", "nerv", "--opaque_background"], "is not for --model"),
+    (["--model", "nerv", "--dataset_name", "nerv", "--ray_warp", "reciprocal", "--near", "2"],
+     "by which this divides"),
 ])
 def test_flags_that_contradict_each_other_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as error:
