@@ -246,6 +246,32 @@ CONTINUABLE = READER_FLAGS | {
     "pixel_memory", "compile",
 }
 
+# What only some configs read: for which it is, whether a config is one, and the flags.
+ONLY_FOR = [
+    ("--model mipnerf", lambda config: config.model == "mipnerf",
+     {"num_levels", "lindisp", "resample_padding", "density_noise", "coarse_loss_mult"}),
+    ("models with proposals, which mipnerf has not", lambda config: config.model != "mipnerf",
+     {"ray_warp", "prop_rounds", "prop_samples", "prop_hidden", "prop_depth", "anneal_slope",
+      "dilation_bias", "dilation_mult"}),
+    ("networks, not hash grids", lambda config: not has_grids(config),
+     {"skip", "basis", "min_deg", "max_deg"}),
+    ("hash grids: --model zipnerf, or nerv with --nerv_field hash",
+     lambda config: has_grids(config),
+     {"prop_finest", "prop_features", "pulse_width", "grid_coarsest", "grid_finest",
+      "grid_log2_size", "grid_features", "num_multisamples", "downweight", "grid_lr_mult"}),
+    ("--model nerv", lambda config: config.model == "nerv",
+     {"nerv_field", "shade_at", "visibility_features", "visibility_hidden", "visibility_depth",
+      "bounce_directions", "march_shadows", "light_samples", "geometry_share",
+      "visibility_share", "visualize_components", "relight", "environment"}),
+    ("--model nerv with hash grids", lambda config: nerv_geometry(config) == "zipnerf",
+     {"visibility_finest"}),
+    ("--dataset_name nerv", lambda config: config.dataset_name == "nerv",
+     {"lights", "light_intensity"}),
+    ("formats that do not say which views are for tests",
+     lambda config: config.dataset_name in {"llff", *UNBOUNDED}, {"llffhold"}),
+    ("--path zoom", lambda config: config.path == "zoom", {"zoom", "dolly"}),
+]
+
 # A full disk, a spent quota, a file grown beyond its limit.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -348,9 +374,8 @@ def _check_together(config, parser):
     coarse = config.coarse_loss_mult and config.model == "mipnerf" and config.num_levels > 1
     if not (config.fine_loss_mult or config.charbonnier_loss_mult or coarse):
         parser.error("no colour loss has a weight above 0: nothing is learnt; set --fine_loss_mult")
-    has_grids = "zipnerf" in (config.model, nerv_geometry(config))
     for name in ("antialiased_interlevel_loss_mult", "grid_decay_loss_mult"):
-        if getattr(config, name) and not has_grids:
+        if getattr(config, name) and not has_grids(config):
             parser.error(f"--{name} {getattr(config, name):g} is for hash grids: --model zipnerf, "
                          "or nerv with --nerv_field hash")
     if config.model == "nerv" and config.dataset_name != "nerv":
@@ -371,7 +396,7 @@ def _check_together(config, parser):
     if config.ray_warp == "reciprocal" and config.near == 0 and config.model != "mipnerf":
         parser.error("--ray_warp reciprocal divides by near; give a --near above 0, or another "
                      "--ray_warp")
-    if has_grids:
+    if has_grids(config):
         for name in ("prop_finest", "pulse_width"):
             values = getattr(config, name)
             if len(values) != config.prop_rounds:
@@ -388,6 +413,11 @@ def _check_together(config, parser):
         parser.error("--environment is for --relight environment")
     if config.spherify and config.ndc:
         parser.error("--spherify and --ndc exclude each other: NDC is for forward-facing captures")
+
+
+def has_grids(config):
+    """Whether the fields are hash grids; else they are networks."""
+    return "zipnerf" in (config.model, nerv_geometry(config))
 
 
 def nerv_geometry(config):
@@ -465,6 +495,17 @@ def apply_typed_flags(config, flags, argv, changeable):
             raise UserError(f"--{name} {new} was given, but this run was started with {old} and "
                             "keeps it; leave the flag out, or start a new run.")
         setattr(config, name, new)
+    check_typed_flags(config, argv)
+
+
+def check_typed_flags(config, argv=None):
+    """Raise UserError for a flag that was typed (`argv`) and that nothing reads under `config`."""
+    typed = typed_flags(argv)
+    for readers, is_one, names in ONLY_FOR:
+        for name in sorted(typed & names):
+            if not is_one(config):
+                raise UserError(f"--{name} is for {readers}, and nothing would read it here; leave "
+                                "it out.")
 
 
 def _read_config_file(path, parser):

@@ -57,7 +57,8 @@ def antialiased_interlevel_loss(model, outputs, batch):
 
 def distortion_loss(model, outputs, batch):
     """How far the mass of the finest level's rays is spread (mip-NeRF 360, eq. 15)."""
-    return mean_over_rays(stepfun.distortion_loss(outputs[-1].sdist, outputs[-1].weights), batch)
+    posts = model.spread_posts(outputs[-1])
+    return mean_over_rays(stepfun.distortion_loss(posts, outputs[-1].weights), batch)
 
 
 def grid_decay_loss(model, outputs, batch):

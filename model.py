@@ -38,6 +38,11 @@ WORTH_IT = 2_000_000
 # sense, as in the official code.
 HALF_TURNED = 0.5 + 1 / 24
 
+# Of the curve P(premult t, lambda) along which the spread of a ray's mass counts in unbounded
+# scenes of zipnerf, as in the released code: ten times as far away, the same spread is an 18th.
+SPREAD_PREMULT = 10_000
+SPREAD_LAMBDA = -0.25
+
 # Of a sample in its pixel: lighter ones are not shaded by themselves (NeRV).
 SMALLEST_WEIGHT = 0.01
 
@@ -142,6 +147,10 @@ class RayModel(nn.Module):
     def profile(self, rays):
         """The `Profile` of flat rays, which tells what need not be asked; None if nothing does."""
         return None if self.occupancy is None else self.occupancy.along(rays)
+
+    def spread_posts(self, output):
+        """A level's fence posts `[..., S + 1]` between which the spread of its mass counts."""
+        return output.sdist
 
     def _seen_from(self, rays):
         """What colours depend on besides the place: `[..., 3]`."""
@@ -348,6 +357,11 @@ class ZipNeRF(MipNeRF360):
         self.field = hash_field(config, compute_dtype, **heads(config))
         self.proposals = hash_proposals(config, compute_dtype)
         self.pulse_widths = config.pulse_width
+
+    def spread_posts(self, output):
+        if self.ray_warp == "power":
+            return coord.power_ladder(SPREAD_PREMULT * output.tdist, SPREAD_LAMBDA)
+        return super().spread_posts(output)
 
     def _proposal(self, level):
         return self.proposals[level]

@@ -23,6 +23,7 @@ from config import (
     UserError,
     apply_typed_flags,
     check_flags,
+    check_typed_flags,
     get_config,
     resolve_scene,
     run_folder,
@@ -78,6 +79,7 @@ def train(config, device, argv=None):
     start = continue_run(config, folder, argv) if config.continue_training else None
     config = start.config if start else config
     if not start:
+        check_typed_flags(config, argv)
         refuse_to_overwrite(folder)
     share = share_of_batch(config)
     with distributed.first_on_each_machine():

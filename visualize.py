@@ -63,7 +63,6 @@ def main(argv=None):
 def make_video(run, device):
     """Render the frames and write the videos that a run's flags ask for; the exit status."""
     config, scene = run.config, run.scene["train"]
-    check_relightable(config)
     if config.path == "auto":
         config.path, why = choose_path(scene.cameras)
         print(f"--path {config.path}: {why}.")
@@ -94,14 +93,6 @@ def make_video(run, device):
             for path in write_videos(folder, kinds, scale, config, encoder):
                 print(path)
     return 0
-
-
-def check_relightable(config):
-    """Raise UserError for flags that only a model of surfaces under light can follow."""
-    for name, value in (("relight", config.relight != "none"),
-                        ("visualize_components", config.visualize_components)):
-        if value and config.model != "nerv":
-            raise UserError(f"--{name} is for --model nerv, and this run is a {config.model}.")
 
 
 @dataclass(frozen=True, kw_only=True)

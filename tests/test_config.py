@@ -9,9 +9,11 @@ import pytest
 from camera_paths import PATHS
 from config import (
     DATASET_DEFAULTS,
+    ONLY_FOR,
     PRESETS,
     UserError,
     _build_parser,
+    check_typed_flags,
     get_config,
     run_folder,
     run_script,
@@ -19,7 +21,7 @@ from config import (
 )
 from datasets import DATASETS
 from loss import LOSSES
-from model import MODELS
+from model import MODELS, build_model
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "config.py"]
@@ -267,3 +269,67 @@ def test_config_imports_the_standard_library_only():
                 for a in n.names}
     imported |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert imported <= set(sys.stdlib_module_names), imported
+
+
+KINDS = {
+    "mipnerf": [], "mipnerf360": [], "zipnerf": [],
+    "nerv": ["--dataset_name", "nerv"], "nerv of networks": ["--dataset_name", "nerv",
+                                                            "--nerv_field", "mlp"],
+}
+
+
+class Recorder:
+    """A config that notes which flags are read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+    @property
+    def __dict__(self):
+        return vars(self.config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flag_of_the_model_is_read_when_it_is_built_or_refused_when_it_is_typed(kind):
+    model = kind.split()[0]
+    words = ["--preset", "debug", "--model", model, *KINDS[kind]]
+    config = Recorder(get_config(words))
+    build_model(config)
+    groups = {group.title: group for group in _build_parser()._action_groups}
+    names = {action.dest for action in groups["model"]._group_actions} - {"model"}
+    refused = {name for _, is_one, flags in ONLY_FOR if not is_one(config.config)
+               for name in flags} & names
+    # All models keep it for telling whether a grid of equal cells is fine enough.
+    read = config.read - ({"lindisp"} if model != "mipnerf" else set())
+    if kind == "nerv of networks":
+        read -= {"grid_finest", "visibility_finest"}  # Read, and of no use to networks.
+    assert refused == names - read
+
+
+@pytest.mark.parametrize("words,message", [
+    (["--model", "zipnerf", "--num_levels", "3"], "--num_levels is for --model mipnerf,"),
+    (["--prop_rounds", "1"], "--prop_rounds is for models with proposals"),
+    (["--model", "zipnerf", "--skip", "2"], "--skip is for networks"),
+    (["--model", "mipnerf360", "--grid_lr_mult", "2"], "--grid_lr_mult is for hash grids"),
+    (["--geometry_share", "0.3"], "--geometry_share is for --model nerv,"),
+    (["--lights", "env"], "--lights is for --dataset_name nerv"),
+    (["--llffhold", "4"], "--llffhold is for formats"),
+    (["--path", "spiral", "--zoom", "3"], "--zoom is for --path zoom"),
+])
+def test_typed_flags_that_nothing_would_read_are_refused(words, message):
+    config = get_config(words)
+    with pytest.raises(UserError, match=message):
+        check_typed_flags(config, words)
+
+
+@pytest.mark.parametrize("words", [
+    ["--preset", "demozip"], ["--preset", "demo360"], ["--preset", "demonerv", "--lights", "env"],
+    ["--dataset_name", "llff", "--llffhold", "4"], ["--path", "zoom", "--dolly"],
+    ["--model", "nerv", "--dataset_name", "nerv", "--nerv_field", "mlp", "--skip", "2"],
+])
+def test_flags_that_are_read_are_taken(words):
+    check_typed_flags(get_config(words), words)

@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
+import demo_lights
 import distributed
 import train
 import visualize
@@ -48,6 +49,13 @@ def scene(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def lit_scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lit") / "scene"
+    demo_lights.write_nerv(folder, size=12, limit=2)
+    return folder
+
+
 def flags(scene, log_dir, name, *more):
     return ["--preset", "debug", "--precision", "fp32", "--dataset_name", "multicam", "--scene",
             str(scene), "--log_dir", str(log_dir), "--exp_name", name, "--eval_every", "0",
@@ -64,9 +72,18 @@ def weights(folder):
     return load_checkpoint(folder).model.state_dict()
 
 
-@pytest.mark.parametrize("model", ["mipnerf", "zipnerf"])
-def test_two_ranks_have_the_gradients_and_scores_of_one_process(model, scene, tmp_path):
-    more = ["--model", model, "--max_steps", "6", "--save_every", "1", "--keep_checkpoints", "9"]
+# Of NeRV all that it learns, from the first step on.
+OF_NERV = ["--dataset_name", "nerv", "--geometry_share", "0", "--visibility_share", "0"]
+
+
+@pytest.mark.parametrize("model,place,own", [
+    ("mipnerf", "scene", []), ("nerv", "lit_scene", OF_NERV),
+])
+def test_two_ranks_have_the_gradients_and_scores_of_one_process(model, place, own, tmp_path,
+                                                                request):
+    scene = request.getfixturevalue(place)
+    more = ["--model", model, *own, "--max_steps", "6", "--save_every", "1",
+            "--keep_checkpoints", "9"]
     train.main(["--device", "cpu", *flags(scene, tmp_path, "one", *more)])
     printed = run_ranks(2, "train.py", *flags(scene, tmp_path, "two", *more, "--micro_batch", "5"))
     assert printed.count("6 steps of 37 rays on 2 ranks (cpu)") == 1

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import imageio.v3 as iio
 import numpy as np
@@ -16,8 +17,10 @@ import train
 import visualize
 from checkpoint import load_checkpoint
 from config import UserError, get_config
+from datasets import load_dataset
 from light_paths import frame_lights, typical_light
 from lights import environment_lights, incident, point_lights
+from model import render_image
 from scripts import bench_relighting
 
 ORIGIN = torch.zeros(3)
@@ -84,12 +87,30 @@ def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_pa
                   for name in ("test", "test_env"))
     assert point["psnr"] != env["psnr"] and "visibility_mae" in point
     assert "visibility_mae" not in env
-    monkeypatch.setattr("sys.argv", ["x", str(run), "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["x", str(run), "--device", "cpu", "--baked", "2"])
     bench_relighting.main()
     out = capsys.readouterr().out
     assert out.count("| nerv | point | 6 |") == 2
     for lights, scores in (("point", point), ("env", env)):
         assert f"| {lights} | surface | {scores['psnr']:.2f} |" in out
+    assert out.count("| its geometry, baked | point | 2 |") == 2
+
+
+def test_baked_colours_learn_and_the_geometry_stays(scene, tmp_path):
+    run = load_checkpoint(trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0"))
+    before = {name: x.clone() for name, x in run.model.state_dict().items()}
+    rays = load_dataset(run.config, "test").image(0).rays.flatten()[:50]
+    shape = render_image(run.model, rays)
+    few, more = (bench_relighting.bake(run, steps)[-1] for steps in (1, 4))
+    assert all(torch.equal(x, before[name]) for name, x in run.model.state_dict().items())
+    assert not torch.equal(few.colours.table, more.colours.table)
+    pictures = render_image(few, rays), render_image(more, rays)
+    for picture in pictures:
+        torch.testing.assert_close(picture.acc, shape.acc)
+        torch.testing.assert_close(picture.distance_mean, shape.distance_mean)
+    assert not torch.equal(pictures[0].rgb, pictures[1].rgb)
+    dark = replace(rays, lights=rays.lights.map(torch.zeros_like))
+    assert torch.equal(render_image(more, dark).rgb, pictures[1].rgb)
 
 
 def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):

@@ -253,6 +253,21 @@ def test_each_loss_reaches_its_own_grids():
     assert gradients(model, "grid_decay", batch) == {fine: True, first: True, second: True}
 
 
+@pytest.mark.parametrize("warp", ["power", "linear"])
+def test_the_spread_of_unbounded_rays_counts_along_a_curve_of_distances(warp):
+    model = make_model(ray_warp=warp).eval()
+    batch = make_batch(3)
+    output = model(batch.rays)[-1]
+    t, w = output.tdist.double().numpy(), output.weights.detach().double().numpy()
+    posts = 5 * (1 - (1 + 8000 * t) ** -0.25) if warp == "power" else (t - 2) / 4
+    middle = 0.5 * (posts[:, 1:] + posts[:, :-1])
+    between = np.abs(middle[:, :, None] - middle[:, None])
+    wanted = ((w[:, :, None] * w[:, None] * between).sum((1, 2))
+              + (w**2 * np.diff(posts)).sum(1) / 3).mean()
+    found = loss.distortion_loss(model, [output], batch).detach()
+    assert float(found) == pytest.approx(wanted, rel=1e-3) and wanted > 1e-5
+
+
 def test_the_grids_decay_level_by_level():
     model, batch = make_model(), make_batch(3)
     wanted = 0
