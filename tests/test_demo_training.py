@@ -41,7 +41,8 @@ def test_scripts_train_and_score_the_demo_scene(dataset_name, data_dir, tmp_path
     assert len(scores["scales"]) == (3 if dataset_name == "multicam" else 0)
     sheet = imread(folder / "eval_test_00000060" / "sheet.png")
     assert sheet.std() > 20
-    assert "mean" in run("evaluate.py", *flags, "--no-save_images", "--split", "val")
+    if dataset_name == "blender":
+        assert "mean" in run("evaluate.py", *flags, "--no-save_images", "--split", "val")
 
 
 def test_without_arguments_the_demo_scene_is_trained_and_said(data_dir, tmp_path):
