@@ -24,7 +24,6 @@ import torch  # noqa: E402
 
 import demo_scene  # noqa: E402
 import visualize  # noqa: E402
-from camera_paths import path_cameras  # noqa: E402
 from checkpoint import load_checkpoint  # noqa: E402
 from config import run_script  # noqa: E402
 from evaluate import commit  # noqa: E402
@@ -70,13 +69,13 @@ def in_own_process(function, *words):
 def time_frame(folder, device, size):
     """The row of one frame of `size` x `size` pixels."""
     run = load_checkpoint(folder, device)
-    scene = run.scene["train"]
+    run.config.path, run.config.frames = "spherical", 1
     place = next(run.model.parameters()).device
-    cameras = path_cameras(scene.cameras, "spherical", 1, width=size, height=size).to(place)
+    shooting = visualize.shooting_of(run, size, size).to(place)
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        view = visualize.look(run.model, cameras, 0, scene.scale, None)
+        view = visualize.look(run.model, shooting, 0, None)
         for kind in ("rgb", "depth", "normals"):
             visualize.draw(view, kind, (1.0, 10.0))
         seconds.append(time.perf_counter() - begin)
@@ -128,10 +127,11 @@ def compare_normals(folder, device):
     run = load_checkpoint(folder, device)
     if not is_known(run):
         return None
-    cameras = run.scene["test"].cameras.to(next(run.model.parameters()).device)
+    scene = run.scene["test"].to(next(run.model.parameters()).device)
+    shooting = visualize.Shooting(cameras=scene.cameras, lights=scene.lights, units=1.0)
     angles = []
-    for index in range(len(cameras)):
-        view = visualize.look(run.model, cameras, index, 1.0, None)
+    for index in range(len(scene.cameras)):
+        view = visualize.look(run.model, shooting, index, None)
         normals = surface_normals(view.distance, view.viewdirs, view.acc).cpu()
         rays = image_rays(run.scene["test"].cameras, index)
         truth = demo_scene.intersect(rays.origins, rays.directions)
@@ -139,8 +139,8 @@ def compare_normals(folder, device):
         cosine = (normals * truth.normal).sum(dim=-1)[both].clamp(-1, 1)
         angles.append(torch.rad2deg(torch.acos(cosine)))
     angles = torch.cat(angles)
-    return (f"{folder.name}: normals on {len(cameras)} test views are off by {angles.mean():.1f} "
-            f"degrees in the mean, {angles.median():.1f} in the median.")
+    return (f"{folder.name}: normals on {len(scene.cameras)} test views are off by "
+            f"{angles.mean():.1f} degrees in the mean, {angles.median():.1f} in the median.")
 
 
 if __name__ == "__main__":
