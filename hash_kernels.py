@@ -11,8 +11,11 @@ import torch
 # Points that one thread takes through all levels before the next: their features stay in its cache.
 BLOCK = 512
 
-# The most threads that numba can use.
+# The most threads that numba can use. As it starts them, it makes their number PyTorch's too, also
+# where OMP_NUM_THREADS, which torchrun sets, says another.
+_OF_PYTORCH = torch.get_num_threads()
 LAUNCHED = numba.get_num_threads()
+torch.set_num_threads(_OF_PYTORCH)
 
 # With a whole number, numba would go on in 64 bits.
 ZERO, ONE = np.float32(0), np.float32(1)

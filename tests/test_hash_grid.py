@@ -2,6 +2,10 @@
 twin."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,3 +134,20 @@ def test_the_benchmark_prints_a_row_for_each_way(capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert [row[0] for row in rows[2:]] == ["| kernels", "| PyTorch"]
     assert all(float(cell.rstrip(" |")) >= 0 for row in rows[2:] for cell in row[1:])
+
+
+def test_the_kernels_leave_the_number_of_threads_as_it_is():
+    """Each of several ranks would otherwise take all cores."""
+    words = """
+import torch, numba
+torch.zeros(9).sum()
+import hash_grid, hash_kernels
+levels = hash_grid.make_levels(4, 8, 10)
+table = torch.zeros(levels.first[-1] + levels.sizes[-1], 2)
+hash_kernels.forward(torch.rand(9, 1, 3), torch.ones(9, 1, 2), table, levels)
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+    result = subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[1],
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"},
+                            capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "1"]
