@@ -58,7 +58,7 @@ from scheduler import make_scheduler, scheduled_rate
 TRIAL_RAYS = 256
 
 # Rays carried through the network at once: what stays in a CPU's cache, what fills a GPU.
-MICRO_BATCH = {"cpu": 128, "cuda": 2048}
+MICRO_BATCH = {"cpu": 64, "cuda": 2048}
 
 
 def main(argv=None):
