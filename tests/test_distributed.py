@@ -235,12 +235,23 @@ def test_a_picture_is_rendered_in_smaller_chunks_where_memory_ends(capsys):
     assert "not enough memory for 40 rays at once; going on with 20" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("free,wanted", [(0, 1), (8_000, 10), (1e12, 8192 // 6)])
+def widest_layer(model):
+    return max(layer.in_features + layer.out_features for layer in model.field.layers())
+
+
+@pytest.mark.parametrize("free,wanted", [(0, 1), (8_000, 10)])
 def test_rays_at_once_follow_the_free_memory(free, wanted, monkeypatch):
     model = small_model()
-    widest = max(layer.in_features + layer.out_features for layer in model.field.layers())
-    monkeypatch.setattr("model.free_memory", lambda device: free * widest / 8)
+    monkeypatch.setattr("model.free_memory", lambda device: free * widest_layer(model) / 8)
     assert rays_at_once(model, torch.device("cpu")) == pytest.approx(wanted, abs=0.2 * wanted)
+
+
+def test_a_thin_network_takes_more_rays_at_once():
+    """8,192 samples, 6 a ray; as many more as its features are fewer than 256."""
+    model = small_model()
+    assert rays_at_once(model, torch.device("cpu")) == 8192 * 256 // widest_layer(model) // 6
+    model.field.trunk.append(torch.nn.Linear(200, 200))
+    assert rays_at_once(model, torch.device("cpu")) == 8192 // 6
 
 
 def test_the_system_tells_how_much_memory_is_free():

@@ -930,8 +930,10 @@ def test_passing_over_empty_space_changes_no_component(field):
     point_lights(PLACE, COLOUR), environment_lights(torch.full((3, 4, 3), 0.7))],
     ids=["one light", "more than are drawn"])
 def test_micro_batches_do_not_change_the_gradient(field, place, lights):
+    """In float64: where a network's normals jump, a rounding of float32 may change the side."""
     config = make_config(field, place, "--light_samples", "5")
-    model, batch, found = build_model(config, "cpu", BOX).train(), some_batch(13, lights), []
+    model, found = build_model(config, "cpu", BOX).double().train(), []
+    batch = some_batch(13, lights).map(lambda x: x.double() if x.is_floating_point() else x)
     for size in (13, 4):
         config.micro_batch = size
         scalars = train.compute_gradients(model, batch, config, 0.9, BatchDraws(3, 13))
@@ -940,11 +942,11 @@ def test_micro_batches_do_not_change_the_gradient(field, place, lights):
     (whole, gradients), (parts, others) = found
     assert {"loss/fine", "loss/visibility"} <= whole.keys()
     for name in whole:
-        torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-7, atol=1e-9)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, others[name], rtol=1e-3,
-                                   atol=1e-5 * float(gradient.abs().max()), msg=name)
+        torch.testing.assert_close(gradient, others[name], rtol=1e-6,
+                                   atol=1e-8 * float(gradient.abs().max()), msg=name)
 
 
 # Where the direction of a normal means little.

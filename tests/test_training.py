@@ -408,9 +408,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkp
         return (loss * float("nan"), scalars) if len(calls) == 15 + 2 else (loss, scalars)
 
     monkeypatch.setattr(train, "weighted_loss", poisoned)
-    # The first two calls time the run.
+    # The first two calls time the run; then each step is one part.
     with pytest.raises(UserError, match="not finite at step 15 .*--lr_init"):
-        train.main(flags(scene, tmp_path, "--max_steps", "40", "--save_every", "10"))
+        train.main(flags(scene, tmp_path, "--max_steps", "40", "--save_every", "10",
+                         "--micro_batch", "128"))
     run = load_checkpoint(tmp_path / "run")
     assert run.step == 10
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
