@@ -784,8 +784,8 @@ def _add_training_flags(group):
     flag("--max_steps", type=_positive_int, default=200_000, help="optimisation steps")
     flag("--batch_size", type=_positive_int, default=2048, help="rays per step")
     flag("--micro_batch", type=_positive_int,
-         help="rays carried through the network at once; their gradients add up (if not given: "
-         "64 on a CPU, where they stay in its cache, else 2048)")
+         help="rays carried through the model at once; their gradients add up (if not given: 64 of "
+         "networks on a CPU, where they stay in its cache, else 2048)")
     flag("--compile", action=argparse.BooleanOptionalAction, default=False,
          help="train with torch.compile, for GPUs: on CPUs it was not faster")
     flag("--lr_init", type=_positive_float, default=5e-4, help="first learning rate")

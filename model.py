@@ -59,7 +59,7 @@ SURFACE_OFFSET = 1 / 128
 
 # Measured on two cores: 8,192 samples at once render 1.4 to 1.8 times as fast as 500,000. Of a
 # network whose widest layer has fewer than `WIDE` inputs and outputs, more stay in the cache:
-# `demozip` renders 1.5 times as fast for it.
+# `demozip` renders 1.4 to 1.5 times as fast for it.
 SAMPLES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 19}
 WIDE = 256
 

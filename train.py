@@ -25,6 +25,7 @@ from config import (
     check_flags,
     check_typed_flags,
     get_config,
+    has_grids,
     resolve_scene,
     run_folder,
     run_script,
@@ -57,8 +58,8 @@ from scheduler import make_scheduler, scheduled_rate
 # Fewest rays of the trial that tells how long a training on a CPU will take.
 TRIAL_RAYS = 256
 
-# Rays carried through the network at once: what stays in a CPU's cache, what fills a GPU.
-MICRO_BATCH = {"cpu": 64, "cuda": 2048}
+# Rays of a step that go through the model at once: what stays in a CPU's cache, what fills a GPU.
+SMALL_PART, LARGE_PART = 64, 2048
 
 
 def main(argv=None):
@@ -94,7 +95,7 @@ def train(config, device, argv=None):
     if config.final_eval:
         test = load_dataset(config, config.split, device, read_pixels=False)
         make_lpips(config.lpips)  # What cannot be had is better said before the training.
-    config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
+    config.micro_batch = config.micro_batch or part_of_batch(config, device)
 
     model = start.model if start else build_model(config, device, dataset.scene.box)
     distributed.copy_from_main(model.state_dict().values())
@@ -150,6 +151,14 @@ def train(config, device, argv=None):
     if test:
         print_scores(model.eval(), test, config, folder)
     return 0
+
+
+def part_of_batch(config, device):
+    """How many rays of a batch go through the model at once, where nothing else is said.
+
+    Each part costs a pass over all gradients, which of hash grids are too many for small parts.
+    """
+    return SMALL_PART if device.type == "cpu" and not has_grids(config) else LARGE_PART
 
 
 def share_of_batch(config):

@@ -37,7 +37,7 @@ from model import (  # noqa: E402
     select_device,
 )
 from ray_utils import Batch, Rays  # noqa: E402
-from train import MICRO_BATCH, compute_gradients, make_optimizer  # noqa: E402
+from train import compute_gradients, make_optimizer, part_of_batch  # noqa: E402
 
 # NeRV's rays want lights, and its steps change from stage to stage.
 NAMES = sorted(set(MODELS) - {"nerv"})
@@ -90,7 +90,7 @@ def measure(args):
     config = get_config([f"--{kind}", name, "--precision", args.precisions[0],
                          "--device", args.device])
     device, rays = select_device(config), args.batch_sizes[0]
-    config.micro_batch = config.micro_batch or MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
+    config.micro_batch = config.micro_batch or part_of_batch(config, device)
     model = build_model(config, device, BOX)
     batch = make_batch(rays, device)
     optimizer = make_optimizer(model, config)

@@ -132,6 +132,14 @@ def test_bf16_learns_as_well_as_fp32(tmp_path):
 # Steps.
 
 
+@pytest.mark.parametrize("model,device,wanted", [
+    ("mipnerf", "cpu", 64), ("mipnerf360", "cpu", 64), ("zipnerf", "cpu", 2048),
+    ("mipnerf", "cuda", 2048)])
+def test_a_batch_goes_in_small_parts_only_through_networks_on_a_cpu(model, device, wanted):
+    config = default_config(model=model)
+    assert train.part_of_batch(config, torch.device(device)) == wanted
+
+
 def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
     """On Multicam, whose loss weights differ by ray."""
     write_multicam(tmp_path / "scene")
