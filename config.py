@@ -60,6 +60,38 @@ DEMO_GRIDS = {
     "log_every": 100,
 }
 
+# Networks for two CPU cores, behind proposals.
+DEMO_NETWORKS = {
+    "prop_samples": 32,
+    "prop_hidden": 64,
+    "prop_depth": 2,
+    "num_samples": 16,
+    "hidden": 128,
+    "depth": 4,
+    "skip": 2,
+    "bottleneck": 64,
+    "view_hidden": 64,
+    "lr_init": 6e-3,
+    "lr_final": 3e-4,
+    "lr_delay_steps": 100,
+    "grad_max_norm": 0.0,
+    "log_every": 100,
+    "eval_every": 1500,
+    "save_every": 500,
+}
+
+# What NeRV has besides a geometry, for two CPU cores.
+DEMO_SURFACES = {
+    "dataset_name": "nerv",
+    "model": "nerv",
+    "visibility_features": 16,
+    "visibility_hidden": 64,
+    "visibility_depth": 3,
+    "bounce_directions": 8,
+    "eval_every": 1500,
+    "save_every": 500,
+}
+
 PRESETS = {
     "paper": {
         "batch_size": 4096,
@@ -93,27 +125,11 @@ PRESETS = {
         "lr_init": 2e-3,
         "lr_final": 2e-5,
     },
-    "demo360": {
+    "demo360": DEMO_NETWORKS | {
         "model": "mipnerf360",
-        "prop_samples": 32,
-        "prop_hidden": 64,
-        "prop_depth": 2,
-        "num_samples": 16,
-        "hidden": 128,
-        "depth": 4,
-        "skip": 2,
-        "bottleneck": 64,
-        "view_hidden": 64,
         "batch_size": 128,
         "micro_batch": 128,
         "max_steps": 7500,
-        "lr_init": 6e-3,
-        "lr_final": 3e-4,
-        "lr_delay_steps": 100,
-        "grad_max_norm": 0.0,
-        "log_every": 100,
-        "eval_every": 1500,
-        "save_every": 500,
     },
     "paperzip": {
         "model": "zipnerf",
@@ -131,16 +147,18 @@ PRESETS = {
         "eval_every": 950,
         "save_every": 475,
     },
-    "demonerv": DEMO_GRIDS | {
-        "dataset_name": "nerv",
-        "model": "nerv",
-        "visibility_features": 16,
-        "visibility_hidden": 64,
-        "visibility_depth": 3,
-        "bounce_directions": 8,
+    "demonerv": DEMO_GRIDS | DEMO_SURFACES | {
         "max_steps": 6000,
-        "eval_every": 1500,
-        "save_every": 500,
+    },
+    "demonervmlp": DEMO_NETWORKS | DEMO_SURFACES | {
+        "nerv_field": "mlp",
+        "prop_rounds": 1,
+        "max_deg": 8,
+        "batch_size": 256,
+        "micro_batch": 256,
+        "max_steps": 9000,
+        "geometry_share": 0.55,
+        "visibility_share": 0.15,
     },
     "debug": {
         "bounce_directions": 4,
@@ -350,7 +368,8 @@ def get_config(argv=None):
     model = model or of_preset
     geometry = model
     if model == "nerv":
-        geometry = NERV_FIELDS.get(early.nerv_field or from_file.get("nerv_field", "hash"))
+        field = PRESETS.get(preset, {}).get("nerv_field", "hash")
+        geometry = NERV_FIELDS.get(early.nerv_field or from_file.get("nerv_field", field))
     parser.set_defaults(**MODEL_DEFAULTS.get(geometry, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))

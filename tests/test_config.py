@@ -328,6 +328,7 @@ def test_typed_flags_that_nothing_would_read_are_refused(words, message):
 
 @pytest.mark.parametrize("words", [
     ["--preset", "demozip"], ["--preset", "demo360"], ["--preset", "demonerv", "--lights", "env"],
+    ["--preset", "demonervmlp"],
     ["--dataset_name", "llff", "--llffhold", "4"], ["--path", "zoom", "--dolly"],
     ["--model", "nerv", "--dataset_name", "nerv", "--nerv_field", "mlp", "--skip", "2"],
 ])

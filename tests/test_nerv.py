@@ -545,6 +545,20 @@ def some_batch(count, lights=None):
     return Batch(rays=some_rays(count, lights), rgb=torch.rand(count, 3), rows=torch.arange(count))
 
 
+def test_normals_of_networks_see_past_ripples_finer_than_samples():
+    """A slab whose encoding ripples: sin(kx) of a Gaussian is damped by exp(-k^2 variance / 2)."""
+    model, k = make_model("mlp"), 200.0
+
+    def density(means, covs):
+        ripple = 0.5 * torch.sin(k * means[..., 0]) * torch.exp(-0.5 * k**2 * covs[..., 0])
+        return torch.exp(ripple - 30 * means[..., 2])
+
+    model.density = density
+    points = 0.1 * torch.randn(50, 3)
+    normals = normalize(model._normals(points, torch.full((50,), 1e-8)), dim=-1)
+    assert float(normals[:, 2].min()) > math.cos(math.radians(1))
+
+
 class Solid(nn.Module):
     """A field of what is inside of a signed distance, white; `hash` if for one of a grid."""
 
