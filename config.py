@@ -148,6 +148,7 @@ PRESETS = {
         "save_every": 475,
     },
     "demonerv": DEMO_GRIDS | DEMO_SURFACES | {
+        "nerv_field": "hash",
         "max_steps": 6000,
     },
     "demonervmlp": DEMO_NETWORKS | DEMO_SURFACES | {
@@ -355,21 +356,22 @@ def get_config(argv=None):
                          f"settings of {read}; drop one of the two")
     preset = early.preset or from_file.get("preset")
     dataset = early.dataset_name or from_file.get("dataset_name")
-    dataset = dataset or PRESETS.get(preset, {}).get("dataset_name", "blender")
+    of_preset = PRESETS.get(preset, {})
+    dataset = dataset or of_preset.get("dataset_name", "blender")
     spherify = from_file.get("spherify") if early.spherify is None else early.spherify
     parser.set_defaults(**DATASET_DEFAULTS.get(dataset, {}))
     if dataset == "llff" and spherify:
         parser.set_defaults(**SPHERIFY_DEFAULTS)
-    model = early.model or from_file.get("model")
-    of_preset = PRESETS.get(preset, {}).get("model")
-    if None not in (early.model, of_preset) and early.model != of_preset:
-        parser.error(f"--preset {preset} is for --model {of_preset}, and --model {early.model} was "
-                     "given; drop one of the two")
-    model = model or of_preset
+    for name in ("model", "nerv_field"):
+        typed, meant = getattr(early, name), of_preset.get(name)
+        if None not in (typed, meant) and typed != meant:
+            parser.error(f"--preset {preset} is for --{name} {meant}, and --{name} {typed} was "
+                         "given; drop one of the two")
+    model = early.model or from_file.get("model") or of_preset.get("model")
     geometry = model
     if model == "nerv":
-        field = PRESETS.get(preset, {}).get("nerv_field", "hash")
-        geometry = NERV_FIELDS.get(early.nerv_field or from_file.get("nerv_field", field))
+        field = from_file.get("nerv_field") or of_preset.get("nerv_field", "hash")
+        geometry = NERV_FIELDS.get(early.nerv_field or field)
     parser.set_defaults(**MODEL_DEFAULTS.get(geometry, {}))
     if dataset in UNBOUNDED:
         parser.set_defaults(**UNBOUNDED_DEFAULTS.get(model, {}))
@@ -377,7 +379,7 @@ def get_config(argv=None):
         parser.set_defaults(**BOUNDED_DEFAULTS.get(model, {}))
     if dataset == "llff":
         parser.set_defaults(**LLFF_DEFAULTS.get(model, {}))
-    parser.set_defaults(**PRESETS.get(preset, {}))
+    parser.set_defaults(**of_preset)
     if preset == "paper" and dataset == "blender":
         parser.set_defaults(**PAPER_BLENDER_DEFAULTS)
     parser.set_defaults(**from_file)

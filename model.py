@@ -50,8 +50,8 @@ SMALLEST_WEIGHT = 0.01
 # scene they were 19.0 degrees wrong on average with 1, 17.7 with 2, 19.1 with 4.
 NORMAL_STEP = 2
 
-# Of Gaussians that normals of networks are taken of, a share of the box: their finest encodings are
-# no smoother along a ray than its samples, and between these their gradient means nothing.
+# How much wider, as a share of the box, Gaussians are when networks are asked for normals. Samples
+# are longer than a pixel is wide: what the finest encodings do within them is not learnt.
 NORMAL_WIDTH = 0.015
 
 # Below it, the logarithm of a density says nothing.

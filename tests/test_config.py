@@ -44,6 +44,16 @@ def test_a_preset_brings_its_model_with_the_models_defaults():
         get_config(["--preset", "demo360", "--model", "mipnerf"])
 
 
+def test_a_preset_brings_the_fields_of_a_nerv_with_their_defaults(capsys):
+    config = get_config(["--preset", "demonervmlp"])
+    assert (config.model, config.nerv_field) == ("nerv", "mlp")
+    assert not config.antialiased_interlevel_loss_mult and config.interlevel_loss_mult
+    for preset, other in (("demonervmlp", "hash"), ("demonerv", "mlp")):
+        with pytest.raises(SystemExit):
+            get_config(["--preset", preset, "--nerv_field", other])
+        assert f"and --nerv_field {other} was given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [7, [], ["a"], [0], [None, 512], ["512", "2048"], [True]])
 def test_flags_of_several_numbers_want_numbers_from_a_file(tmp_path, value):
     file = tmp_path / "config.json"
