@@ -12,6 +12,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# Imported later, as optimisers do, its functions would keep the ranks' group as their default: its
+# threads would outlive it, and may abort a process that ends.
+import torch.distributed.nn  # noqa: F401
+
 from config import UserError
 
 # Ranks wait so long for one that draws validation pictures or writes a checkpoint.

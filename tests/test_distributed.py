@@ -120,6 +120,27 @@ def test_a_run_goes_on_with_another_number_of_ranks(scene, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [8]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_ranks_end_without_the_threads_that_joined_them(tmp_path):
+    """One that is left as the interpreter ends may abort the process, after all is done."""
+    script = tmp_path / "step.py"
+    script.write_text(f"""if True:
+        import os, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import torch
+        import distributed
+        weight = torch.ones(3, requires_grad=True)
+        alone = len(os.listdir("/proc/self/task"))
+        with distributed.joined_ranks(torch.device("cpu")):
+            distributed.wait_for_all()
+            assert len(os.listdir("/proc/self/task")) > alone
+            (2 * weight).sum().backward()
+            torch.optim.Adam([weight]).step()
+        assert len(os.listdir("/proc/self/task")) == alone, os.listdir("/proc/self/task")
+    """)
+    run_ranks(2, str(script))
+
+
 def test_ranks_share_the_frames_of_a_video(tmp_path):
     write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
     train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
