@@ -35,11 +35,13 @@ NAME = "checkpoint_{step:08d}.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded run: `model` (in eval mode), its `config`, the `step` after which it was saved,
-    `scene` (`dict` of split to `Scene` without pixels), and the `optimizer`'s state."""
+    """A loaded run: `model` (in eval mode), its `config`, with what a reader's flags changed in it,
+    and its `own` config as it was saved; the `step` after which it was saved, `scene` (`dict` of
+    split to `Scene` without pixels), and the `optimizer`'s state."""
 
     model: torch.nn.Module
     config: argparse.Namespace
+    own: argparse.Namespace
     step: int
     scene: dict
     optimizer: dict
@@ -113,20 +115,21 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"{path} does not fit this version's {config.model}: "
                         f"{first_line(error)}") from None
     return Checkpoint(
-        model=model.eval(), config=config, step=content["step"], path=path,
+        model=model.eval(), config=config, own=argparse.Namespace(**vars(config)),
+        step=content["step"], path=path,
         scene={split: _scene(facts) for split, facts in content["scene"].items()},
         optimizer=content["optimizer"],
     )
 
 
-def open_run(argv=None):
+def open_run(argv=None, changeable=READER_FLAGS):
     """The `Checkpoint` of the run that a reader's command line names, its config with typed flags.
 
-    Raises UserError for a typed flag that would make it another run.
+    Raises UserError for a typed flag, not among the `changeable`, that would make it another run.
     """
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
-    apply_typed_flags(run.config, flags, argv, READER_FLAGS)
+    apply_typed_flags(run.config, flags, argv, changeable)
     run.model.set_rendering(run.config)
     return run
 

@@ -252,18 +252,20 @@ PLACE_FLAGS = {"config", "preset", "run", "log_dir", "exp_name", "continue_train
 
 # What the reader of a finished run may set, and what a continued run may change: where the data
 # lie now, the device, and how pictures are made. All else comes from the checkpoint.
-READER_FLAGS = {
-    "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images",
-    "lights", "shade_at", "bounce_directions", "march_shadows",
-    "path", "frames", "fps", "width", "height", "zoom", "dolly", "skip_empty",
-    "visualize_depth", "visualize_normals", "visualize_components", "relight", "environment",
-    "grid_size", "sigma_threshold", "x_range", "y_range", "z_range", "mesh_format", "keep_unseen",
-    "min_component",
+PICTURE_FLAGS = {
+    "data_dir", "scene", "device", "split", "chunk", "lpips", "save_images", "path", "frames",
+    "fps", "width", "height", "zoom", "dolly", "skip_empty", "visualize_depth", "visualize_normals",
+    "visualize_components", "relight", "environment", "grid_size", "sigma_threshold", "x_range",
+    "y_range", "z_range", "mesh_format", "keep_unseen", "min_component",
 }
-CONTINUABLE = READER_FLAGS | {
+CONTINUABLE = PICTURE_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
     "pixel_memory", "compile",
 }
+
+# How pictures of a nerv are shaded, which training depends on too: a reader alone may change it.
+SHADING_FLAGS = {"shade_at", "bounce_directions", "march_shadows"}
+READER_FLAGS = PICTURE_FLAGS | SHADING_FLAGS
 
 # What only some configs read: for which it is, whether a config is one, and the flags.
 ONLY_FOR = [
@@ -500,6 +502,15 @@ def as_name(value):
     return repr(value).removesuffix(".0")
 
 
+def shading_name(config, own):
+    """What tells pictures that are shaded otherwise than by a run's `own` flags from those of the
+    run, as part of a file's name; empty where they are shaded alike."""
+    words = {"shade_at": config.shade_at, "bounce_directions": f"bounce{config.bounce_directions}",
+             "march_shadows": "marched" if config.march_shadows else "unmarched"}
+    return "".join(f"_{word}" for name, word in words.items()
+                   if getattr(config, name) != getattr(own, name))
+
+
 def saved_flags(config):
     """The flags that make a run what it is, as a `dict`: what checkpoints and config.json keep."""
     return {name: value for name, value in vars(config).items() if name not in PLACE_FLAGS}
@@ -659,7 +670,8 @@ def _add_run_flags(group):
     flag = group.add_argument
     flag("--preset", choices=sorted(PRESETS), help="a set of defaults: 'paper' is the official "
          "configuration, 'demo' is sized for two CPU cores, 'paper360', 'demo360', 'paperzip', "
-         "'demozip' and 'demonerv' are the like of the other models, 'debug' runs in seconds")
+         "'demozip', 'demonerv' and 'demonervmlp' are the like of the other models, 'debug' runs "
+         "in seconds")
     flag("--config", metavar="FILE", help="JSON file of flags, such as a run's config.json")
     flag("--log_dir", default="log", help="where run folders are made")
     flag("--exp_name", help="name of the run folder (<dataset>_<scene>_<model> if not given)")

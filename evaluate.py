@@ -6,6 +6,7 @@ The finest level, rendered deterministically, rounded to 8 bits as the truth is;
 each image, then their mean. Writes `scores.json`, `scores.csv`, pictures and a contact sheet.
 """
 
+import argparse
 import csv
 import io
 import json
@@ -13,10 +14,12 @@ import subprocess
 from pathlib import Path
 
 from config import (
+    READER_FLAGS,
     UserError,
     check_flags,
     run_script,
     saved_flags,
+    shading_name,
 )
 
 if __name__ == "__main__":
@@ -39,21 +42,38 @@ SHEET_ROWS = 8
 
 
 def main(argv=None):
-    run = open_run(argv)
+    run = open_run(argv, READER_FLAGS | {"lights"})
     config, device = run.config, select_device(run.config)
     with distributed.joined_ranks(device):
         with distributed.first_on_each_machine():
-            dataset = load_dataset(config, config.split, device, read_pixels=False)
-        dataset.check_is(run.scene)
-        folder = evaluation_folder(run.path.parent, dataset, run.step)
+            dataset = open_split(run, config, config.split, device)
+        folder = evaluation_folder(
+            run.path.parent, dataset, run.step, shading_name(config, run.own))
         scores = evaluate(run.model, dataset, config, run.step, folder)
         print(report(scores))
         print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
 
 
-def evaluation_folder(run_folder, dataset, step):
-    """Where the scores and pictures of a dataset's split at a step lie."""
-    return Path(run_folder) / f"eval_{dataset.title}_{step:08d}"
+def open_split(run, config, split, device):
+    """A split of a run's scene, as `config` wants it, to be read one picture at a time.
+
+    Raises UserError where the scene is not the run's. Pictures under other lights than the run's
+    may be other views, so that then those under its own lights must be the run's.
+    """
+    dataset = known = load_dataset(config, split, device, read_pixels=False)
+    if config.lights != run.own.lights:
+        own = argparse.Namespace(**vars(config) | {"lights": run.own.lights})
+        known = load_dataset(own, split, device, read_pixels=False)
+    known.check_is(run.scene)
+    return dataset
+
+
+def evaluation_folder(run_folder, dataset, step, shading=""):
+    """Where the scores and pictures of a dataset's split at a step lie.
+
+    shading: `config.shading_name` of pictures that are shaded otherwise than the run's own.
+    """
+    return Path(run_folder) / f"eval_{dataset.title}_{step:08d}{shading}"
 
 
 def evaluate(model, dataset, config, step, folder):

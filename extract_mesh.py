@@ -19,6 +19,7 @@ from config import (
     as_name,
     check_flags,
     run_script,
+    shading_name,
 )
 
 if __name__ == "__main__":
@@ -75,7 +76,7 @@ OVERSAMPLING = 2
 def main(argv=None):
     run = open_run(argv)
     config = run.config
-    folder = run.path.parent / folder_name(config, run.step)
+    folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
         begin = time.perf_counter()
         mesh, facts = extract(run.model, run.scene["train"].to(select_device(config)), config)
@@ -171,7 +172,7 @@ def look_around(model, scene, chunk):
                 for side in cameras.sizes[index].tolist()]
         y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
         rays = pixels_to_rays(cameras, torch.full_like(x, index), x, y)
-        output = render_image(model, scene.lit(rays, 0), chunk)
+        output = render_image(model, rays, chunk)
         solid = output.acc > 0.5
         t = output.distance_median
         distances.append(world_distance(cameras, rays, t).where(solid, torch.inf))
@@ -384,9 +385,10 @@ def vertex_normals(mesh):
 # Files and pictures.
 
 
-def folder_name(config, step):
+def folder_name(run):
     """The name of the folder of a mesh, which tells all that makes it differ from others."""
-    name = f"mesh_{step:08d}_{config.grid_size}"
+    config = run.config
+    name = f"mesh_{run.step:08d}_{config.grid_size}{shading_name(config, run.own)}"
     if config.sigma_threshold is not None:
         name += f"_sigma{as_name(config.sigma_threshold)}"
     for axis, ends in ranges(config).items():

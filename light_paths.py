@@ -29,9 +29,10 @@ def frame_lights(known, relight, num_frames, environment=None):
     if relight == "light":
         return stacked([turned(typical_light(known), turn) for turn in turns])
     if relight == "environment":
-        if environment is None and not known.distant.all():
-            raise UserError("--relight environment has none to turn: the scene was trained under "
-                            "point lights; give a map by --environment.")
+        shines = known.colours[0].sum(dim=-1) > 0
+        if environment is None and not known.distant[0][shines].all():
+            raise UserError("--relight environment has none to turn: the first training picture is "
+                            "lit by points; give a map by --environment.")
         base = known[0] if environment is None else read_environment(environment)
         return stacked([turned(base, turn) for turn in turns])
     return stacked([known[0]] * num_frames)

@@ -119,6 +119,11 @@ class RayModel(nn.Module):
         at_once = SAMPLES_AT_ONCE.get(device.type, SAMPLES_AT_ONCE["cuda"]) * max(1, WIDE / widest)
         return max(1, int(min(at_once, room)))
 
+    def compilable_fields(self, device):
+        """The fields that torch.compile can take; hash grids on a CPU have kernels of their own."""
+        return [part for part in self.modules() if isinstance(part, Field)
+                and not (isinstance(part, HashField) and device.type == "cpu")]
+
     def grids(self):
         """The fields that are hash grids."""
         return [part for part in self.modules() if isinstance(part, HashField)]
@@ -167,19 +172,20 @@ class RayModel(nn.Module):
     def _ask(self, field, tdist, rays, draws, density_noise=None, with_rgb=True):
         """A level's `FieldOutput` of all intervals `[..., S]`."""
         gaussians = self._gaussians(field, tdist, rays, draws)
-        return field(gaussians, self._seen_from(rays), density_noise, with_rgb)
+        seen_from = self._seen_from(rays) if with_rgb else None
+        return field(gaussians, seen_from, density_noise, with_rgb)
 
     def _ask_where_needed(self, field, tdist, rays, profile, with_rgb):
         """As `_ask` for flat rays, but not about intervals that hold nothing."""
         density = torch.zeros_like(tdist[:, 1:])
         rgb = density.new_zeros(*density.shape, 3) if with_rgb else None
-        seen_from = self._seen_from(rays)
+        seen_from = self._seen_from(rays) if with_rgb else None
         needed = profile.may_hold_something(tdist).nonzero()
         for part in needed.split(self.samples_at_once(tdist.device)):
             ray, sample = part.unbind(-1)
             ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
             gaussians = self._gaussians(field, ends, rays[ray], None, sample[:, None])
-            found = field(gaussians, seen_from[ray], with_rgb=with_rgb)
+            found = field(gaussians, seen_from[ray] if with_rgb else None, with_rgb=with_rgb)
             density[ray, sample] = found.density[:, 0]
             if with_rgb:
                 rgb[ray, sample] = found.rgb[:, 0]
@@ -428,21 +434,35 @@ class NeRV(MipNeRF360):
         Colours are tone-mapped radiance before the background. While training, train_frac tells the
         stage; pictures are those of the stage that was reached. The last round's `extras [..., C]`
         are quantities of what is seen, weighted by opacity: albedo, roughness, normals, visibility
-        (of the lights), direct and indirect (radiance).
+        (of the lights), direct and indirect (radiance). Rays without lights see black shapes.
         """
         shape, rays = rays.shape, rays.flatten()
         if self.training:
             self.progress.fill_(train_frac)
-        geometry_only, radiance_only = (float(self.progress) < begin
-                                        for begin, _ in self.stages[1:])
-        outputs = self._look(rays, train_frac, draws, profile, with_rgb=radiance_only)
-        if not radiance_only:
+        dark, lit = rays.lights is None, self.is_lit()
+        outputs = self._look(rays, train_frac, draws, profile, with_rgb=not (dark or lit))
+        if lit and not dark:
             outputs[-1] = self._lit(outputs[-1], rays, draws)
-        if self.training and not geometry_only:
+        if self.training and self.stage() > 0:
             error = self._visibility_error(outputs[-1], rays, draws)
             outputs[-1] = replace(
                 outputs[-1], extras=outputs[-1].extras | {"visibility_error": error})
         return [o.map(lambda x: x.reshape((*shape, *x.shape[1:]))) for o in outputs]
+
+    def stage(self):
+        """The number of the stage that the training has reached, as in `stages`."""
+        # In the precision of `progress`, so that a stage begins at the very step that it says.
+        begins = self.progress.new_tensor([begin for begin, _ in self.stages])
+        return int((self.progress >= begins).sum()) - 1
+
+    def is_lit(self):
+        """Whether colours are those of surfaces under light."""
+        return self.stage() == len(self.stages) - 1
+
+    def compilable_fields(self, device):
+        # Normals of networks are derivatives, and what is compiled can be differentiated only once.
+        return [field for field in super().compilable_fields(device)
+                if field is not self.field or field.num_multisamples]
 
     def _proposal(self, level):
         return self.proposals[level % len(self.proposals)]
@@ -543,11 +563,11 @@ class NeRV(MipNeRF360):
         visible = torch.zeros_like(light.distance)
         facing = nerv.dot(light.directions, normals[:, None])[..., 0] > 0
         ray, which = (facing & (output.acc > SMALLEST_WEIGHT)[:, None]).nonzero().unbind(-1)
-        starts = surface + self._above(normals)
+        starts, unlit = surface + self._above(normals), replace(rays, lights=None)
         # As many at once as there are rays in a chunk.
         for part in torch.arange(len(ray), device=ray.device).split(max(1, len(rays))):
             one, k = ray[part], which[part]
-            seen = self._march(rays[one], starts[one], light.directions[one, k], None)
+            seen = self._march(unlit[one], starts[one], light.directions[one, k], None)
             visible[one, k] = seen.of_light(light.distance[one, k])
         return visible
 
@@ -612,7 +632,7 @@ class NeRV(MipNeRF360):
     def _march(self, rays, origins, directions, draws):
         """What is `nerv.Seen [N]` from origins in directions, as wide as the pixels of `rays`."""
         away = replace(
-            rays, origins=origins, directions=directions, viewdirs=directions,
+            rays, origins=origins, directions=directions, viewdirs=directions, lights=None,
             near=torch.zeros_like(rays.near), far=self._way_out(origins, directions))
         output = self._look(away, 1.0, draws, None, with_rgb=False)[-1]
         middle = 0.5 * (output.tdist[:, 1:] + output.tdist[:, :-1])
@@ -708,14 +728,13 @@ def build_model(config, device="cpu", box=None):
 def compile_fields(model, device):
     """Have torch.compile fuse what fields do between their matrix products, from the next call on.
 
-    Where that fails they run as they are. Hash grids on a CPU have kernels of their own.
+    Where that fails they run as they are.
     """
     from torch._dynamo import config as compiler  # Takes a second to import.
 
     compiler.suppress_errors = True
-    for part in model.modules():
-        if isinstance(part, Field) and not (isinstance(part, HashField) and device.type == "cpu"):
-            part.compile()
+    for field in model.compilable_fields(device):
+        field.compile()
 
 
 def select_device(config):

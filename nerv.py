@@ -23,8 +23,8 @@ SMALLEST_ROUGHNESS = 0.1
 # What meets the second surface with less than this share adds nothing that shows.
 SMALLEST_HIT = 0.02
 
-# Of pairs of a point and a light, so many stay in a CPU's cache.
-LIT_AT_ONCE = 1 << 14
+# Of pairs of a point and a light, so many stay in a CPU's cache, or fill a GPU.
+LIT_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 19}
 
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
@@ -174,7 +174,8 @@ class Appearance(nn.Module):
         field is asked if None.
         """
         count = len(points.positions)
-        size = max(1, LIT_AT_ONCE // lights.places.shape[1])
+        at_once = LIT_AT_ONCE.get(lights.places.device.type, LIT_AT_ONCE["cuda"])
+        size = max(1, at_once // lights.places.shape[1])
         if torch.is_grad_enabled() or count <= size:
             return self._direct(points, lights, visible)
         parts = [self._direct(Points(*(x[i : i + size] for x in points)), lights[i : i + size],

@@ -23,6 +23,7 @@ from config import (
     as_name,
     check_flags,
     run_script,
+    shading_name,
 )
 
 if __name__ == "__main__":
@@ -63,6 +64,9 @@ def main(argv=None):
 def make_video(run, device):
     """Render the frames and write the videos that a run's flags ask for; the exit status."""
     config, scene = run.config, run.scene["train"]
+    if config.visualize_components and not run.model.is_lit():
+        raise UserError(f"--visualize_components was given, but {run.path} was saved before "
+                        "surfaces are shaded; train on, or leave the flag out.")
     if config.path == "auto":
         config.path, why = choose_path(scene.cameras)
         print(f"--path {config.path}: {why}.")
@@ -74,7 +78,7 @@ def make_video(run, device):
     encoder = find_encoder(width_of_row(kinds, width, height), height, config.fps)
     if encoder.note:
         print(encoder.note)
-    folder = run.path.parent / folder_name(config, run.step, width, height)
+    folder = run.path.parent / folder_name(run, width, height)
     with distributed.on_main(lambda: sole_writer(folder, "rendering a video")):
         with distributed.main_first():
             check_is_begun_alike(folder, run)
@@ -116,8 +120,9 @@ def shooting_of(run, width, height):
     return Shooting(cameras=cameras, lights=lights, units=scene.scale)
 
 
-def folder_name(config, step, width, height):
+def folder_name(run, width, height):
     """The name of a video's folder, which tells all on which its frames depend."""
+    config = run.config
     kind = config.path
     if kind == "zoom":
         kind = ("dolly" if config.dolly else "zoom") + as_name(config.zoom)
@@ -125,12 +130,13 @@ def folder_name(config, step, width, height):
         kind += f"_{config.relight}"
     if config.environment:
         kind += f"_{Path(config.environment).stem}"
+    kind += shading_name(config, run.own)
     whole = "" if config.skip_empty else "_whole"
-    return f"video_{kind}_{step:08d}_{config.frames}x{width}x{height}{whole}"
+    return f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}{whole}"
 
 
 def check_is_begun_alike(folder, run):
-    """Note in the folder which weights its frames show.
+    """Note in the folder which weights its frames show; the main rank does.
 
     Raises UserError where it holds frames of others.
     """
@@ -139,11 +145,13 @@ def check_is_begun_alike(folder, run):
     if run.config.environment:
         made_of["environment"] = zlib.crc32(Path(run.config.environment).read_bytes())
     note = folder / "video.json"
-    (folder / "frames").mkdir(exist_ok=True)
+    if distributed.is_main():
+        (folder / "frames").mkdir(exist_ok=True)
     if any((folder / "frames").iterdir()) and read_note(note) != made_of:
         raise UserError(f"{folder} holds frames of another model, as far as its video.json tells; "
                         "remove or rename it, and they are rendered again.")
-    write_note(note, made_of)
+    if distributed.is_main():
+        write_note(note, made_of)
 
 
 def write_note(path, values):

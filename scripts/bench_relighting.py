@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
-from config import UserError, nerv_geometry, run_script  # noqa: E402
+from config import UserError, nerv_geometry, run_script, shading_name  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from evaluate import commit, evaluate  # noqa: E402
+from evaluate import commit, evaluate, open_split  # noqa: E402
 from loss import LOSSES  # noqa: E402
 from model import ZipNeRF, hash_field, heads, select_device  # noqa: E402
 from randomness import BatchDraws, step_seeds  # noqa: E402
@@ -108,9 +108,9 @@ def score(folder, run, rival, lights, args):
     config.shade_at, config.march_shadows = args.shade_at or config.shade_at, args.march_shadows
     model.set_rendering(config)
     shaded_at = config.shade_at + ", marched" * config.march_shadows
-    dataset = load_dataset(config, "test", select_device(config), read_pixels=False)
-    dataset.check_is(run.scene)
-    out = folder / f"bench_{dataset.title}_{steps:08d}"
+    dataset = open_split(run, config, "test", select_device(config))
+    kind = f"{steps:08d}{shading_name(config, run.own) if name == 'nerv' else '_baked'}"
+    out = folder / f"bench_{dataset.title}_{kind}"
     scores = evaluate(model, dataset, config, steps, out)
     parts = (format(scores[name], form) if name in scores else ""
              for name, form in COMPONENTS.items())

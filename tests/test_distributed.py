@@ -148,7 +148,7 @@ def test_ranks_share_the_frames_of_a_video(tmp_path):
                 "--eval_every", "0", "--no-final_eval"])
     words = ["--run", str(tmp_path / "run"), "--frames", "5", "--visualize_depth",
              "--no-skip_empty"]
-    printed = run_ranks(2, "visualize.py", *words)
+    printed = run_ranks(3, "visualize.py", *words)
     assert printed.count("5 frames of 16x12") == 1
     video = tmp_path / "run" / "video_spherical_00000003_5x16x12_whole"
     shared = {f.name: iio.imread(f) for f in sorted((video / "frames").iterdir())}

@@ -37,8 +37,8 @@ def analytic_run(folder, model, dataset_name="blender", **flags):
     if dataset_name == "llff":
         config.near = config.far = None
     facts = load_dataset(config, "train").facts()
-    return Checkpoint(model=model, config=config, step=7, scene=facts, optimizer={},
-                      path=folder.parent / "log" / "checkpoint_00000007.pt")
+    return Checkpoint(model=model, config=config, own=config, step=7, scene=facts,
+                      optimizer={}, path=folder.parent / "log" / "checkpoint_00000007.pt")
 
 
 @pytest.fixture

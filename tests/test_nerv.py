@@ -16,7 +16,7 @@ import nerv
 import train
 from config import get_config
 from demo_scene import Box, Part, Sphere, plain
-from fields import FieldOutput, HashField, MLPField
+from fields import Field, FieldOutput, HashField, MLPField
 from lights import environment_lights, incident, luminance, point_lights, tone_map
 from model import build_model, render_image
 from randomness import BatchDraws
@@ -792,6 +792,45 @@ def test_stages_learn_geometry_then_visibility_then_surfaces(field, place):
         output = model(some_rays(9), share)[-1]
         assert output.extras.keys() == extras
         assert all(torch.isfinite(v).all() for v in (output.rgb, *output.extras.values()))
+
+
+@pytest.mark.parametrize("shares", [(0.55, 0.15), (0.1, 0.2), (0.4, 0.15), (0.0, 0.3), (0.0, 0.0)])
+def test_a_stage_begins_at_the_step_that_it_says(shares):
+    """At shares whose sums computers round up, too, by what the trial before a training asks."""
+    words = ["--geometry_share", str(shares[0]), "--visibility_share", str(shares[1])]
+    model, steps = make_model("hash", "samples", *words).train(), 9000
+    for number, (begin, _) in enumerate(model.stages):
+        first = round(steps * (0.0, shares[0], sum(shares))[number])
+        model.progress.fill_(first / steps)
+        assert model.stage() >= number
+        model.progress.fill_(begin)
+        assert model.stage() >= number
+        if first > 0:
+            model.progress.fill_((first - 1) / steps)
+            assert model.stage() < number
+
+
+@both_fields
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
+def test_without_lights_there_is_shape_alone(field, share):
+    model, rays = make_model(field), some_rays(9)
+    model.progress.fill_(share)
+    lit, dark = (model.eval()(r)[-1] for r in (rays, replace(rays, lights=None)))
+    assert dark.extras == {} and torch.equal(dark.acc, lit.acc)
+    assert torch.equal(dark.distance_median, lit.distance_median)
+    torch.testing.assert_close(dark.rgb, (1 - dark.acc[:, None]).expand(-1, 3))
+
+
+def test_of_networks_all_are_compiled_but_those_whose_derivatives_are_normals():
+    """Nothing compiled gives a second derivative, which training by normals asks for."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    networks, grids = make_model("mlp"), make_model("hash")
+    all_of = {model: [p for p in model.modules() if isinstance(p, Field)]
+              for model in (networks, grids)}
+    for device in (cpu, gpu):
+        assert set(networks.compilable_fields(device)) == set(all_of[networks]) - {networks.field}
+    assert grids.compilable_fields(cpu) == []
+    assert grids.compilable_fields(gpu) == all_of[grids]
 
 
 def taught(model, name, share):

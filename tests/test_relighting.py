@@ -19,7 +19,7 @@ from checkpoint import load_checkpoint
 from config import UserError, get_config
 from datasets import load_dataset
 from light_paths import frame_lights, typical_light
-from lights import environment_lights, incident, point_lights
+from lights import Lights, environment_lights, incident, point_lights
 from model import render_image
 from scripts import bench_relighting
 
@@ -50,6 +50,18 @@ def check_scores(run, title):
     assert {"albedo_rmse", "normals_degrees", "roughness_mae"} <= set(scores)
     for name in COMPONENTS:
         assert iio.imread(folder / f"000_{name}.png").shape == (16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def run(scene, tmp_path_factory):
+    """A run that tests read, each from a copy."""
+    return trained(scene, tmp_path_factory.mktemp("run"), "--no-final_eval", "--eval_every", "0")
+
+
+@pytest.fixture
+def copy_of(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 def test_environments_are_trained_under_and_scored(scene, tmp_path):
@@ -124,6 +136,66 @@ def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):
         assert torch.equal(weights, continued.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("flags", [
+    ["--shade_at", "surface"], ["--bounce_directions", "3"], ["--march_shadows"],
+    ["--lights", "env"],
+])
+def test_a_run_does_not_go_on_shaded_or_lit_otherwise(copy_of, flags):
+    (copy_of / "checkpoint_00000006.pt").unlink()
+    with pytest.raises(UserError, match=f"{flags[0]} .* was given, but this run was started with"):
+        train.main(["--run", str(copy_of), "--continue_training", *flags])
+
+
+def test_pictures_that_are_shaded_otherwise_lie_elsewhere(copy_of):
+    words = ["--run", str(copy_of), "--device", "cpu"]
+    ways = {"": [], "_surface": ["--shade_at", "surface"], "_marched": ["--march_shadows"],
+            "_surface_bounce7": ["--shade_at", "surface", "--bounce_directions", "7"]}
+    pictures = {}
+    for name, flags in ways.items():
+        visualize.main([*words, "--path", "still", "--frames", "1", *flags])
+        video = copy_of / f"video_still{name}_00000006_1x16x16"
+        pictures[name] = (video / "frames" / "rgb_00000.png").read_bytes()
+        evaluate.main([*words, "--no-save_images", *flags])
+        assert (copy_of / f"eval_test_00000006{name}" / "scores.json").exists()
+    assert len(list(copy_of.glob("video_*"))) == len(list(copy_of.glob("eval_*"))) == len(ways)
+    assert len(set(pictures.values())) == len(ways)
+
+
+def test_meshes_and_videos_know_no_other_lights_than_the_runs(copy_of):
+    for script in (visualize, extract_mesh):
+        with pytest.raises(UserError, match="--lights env was given, but this run was started"):
+            script.main(["--run", str(copy_of), "--lights", "env"])
+
+
+def test_components_are_asked_for_when_surfaces_are_shaded(copy_of):
+    for step in (3, 6):
+        (copy_of / f"checkpoint_0000000{step}.pt").unlink()
+    with pytest.raises(UserError, match="before surfaces are shaded; train on, or leave the flag"):
+        visualize.main(["--run", str(copy_of), "--frames", "1", "--visualize_components"])
+    assert not list(copy_of.glob("video_*"))
+
+
+def change_views(path):
+    """Another number of views, of which one is from elsewhere."""
+    meta = json.loads(path.read_text())
+    meta["frames"] = meta["frames"][:2]
+    meta["frames"][0]["transform_matrix"][2][3] += 0.5
+    path.write_text(json.dumps(meta))
+
+
+def test_views_under_other_lights_may_be_others(scene, copy_of, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(scene, moved)
+    change_views(moved / "test_env" / "transforms_test.json")
+    words = ["--run", str(copy_of), "--scene", str(moved), "--no-save_images"]
+    evaluate.main([*words, "--lights", "env"])
+    scores = json.loads((copy_of / "eval_test_env_00000006" / "scores.json").read_text())
+    assert len(scores["images"]) == 2
+    change_views(moved / "transforms_test.json")
+    with pytest.raises(UserError, match="are not those of the run"):
+        evaluate.main([*words, "--lights", "env"])
+
+
 def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
     train.main(["--preset", "debug", "--device", "cpu", "--dataset_name", "nerv", "--scene",
                 str(scene), "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
@@ -192,6 +264,17 @@ def test_an_environment_turns_once(tmp_path):
     assert torch.equal(frame_lights(known, "none", 3).places, known.places.expand(3, -1, -1))
     with pytest.raises(UserError, match="give a map by --environment"):
         frame_lights(known_points(), "environment", 2)
+
+
+def test_environments_of_different_sizes_are_environments():
+    """The smaller one has dark lights besides, which have a position."""
+    large, small = (environment_lights(torch.ones(h, 2 * h, 3)) for h in (4, 2))
+    small = small.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, 24)))
+    known = Lights(**{name: torch.stack([getattr(small, name), getattr(large, name)])
+                      for name in ("places", "colours", "distant")})
+    lights = frame_lights(known, "environment", 4)
+    assert torch.equal(lights.colours, small.colours.expand(4, -1, -1))
+    torch.testing.assert_close(lights.places[2, :8, :2], -small.places[:8, :2])
 
 
 def test_a_finer_environment_is_averaged(tmp_path):

@@ -107,6 +107,19 @@ def test_flags_of_the_training_find_the_run(runs, tmp_path, capsys):
         visualize.main(["--run", str(folder), "--hidden", "99"])
 
 
+def test_the_main_rank_alone_notes_what_a_video_is_made_of(runs, tmp_path, monkeypatch):
+    run = checkpoint.load_checkpoint(copied(runs, tmp_path))
+    video = tmp_path / "video"
+    video.mkdir()
+    monkeypatch.setattr(visualize.distributed, "is_main", lambda: False)
+    (video / "frames").mkdir()
+    visualize.check_is_begun_alike(video, run)
+    assert not (video / "video.json").exists()
+    monkeypatch.undo()
+    visualize.check_is_begun_alike(video, run)
+    assert (video / "video.json").exists()
+
+
 def test_a_path_that_ndc_cannot_express_is_refused_before_anything_is_written(runs, tmp_path):
     folder = copied(runs, tmp_path, "llff")
     with pytest.raises(UserError, match="where NDC ends"):
@@ -286,8 +299,9 @@ def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
     write_blender(tmp_path / "s", num_views=6, size=(24, 24))
     config = default_config(scene=str(tmp_path / "s"), near=2.0, far=6.0, device="cpu", frames=5)
     facts = load_dataset(config, "train").facts()
-    run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, step=1,
-                     scene=facts, optimizer={}, path=tmp_path / "log" / "checkpoint_00000001.pt")
+    run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, own=config,
+                     step=1, scene=facts, optimizer={},
+                     path=tmp_path / "log" / "checkpoint_00000001.pt")
     run.path.parent.mkdir()
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
     for path in ("spherical", "spiral", "zoom"):
