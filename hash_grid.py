@@ -53,7 +53,7 @@ def encode(points, weights, table, levels):
 
 def encode_plain(points, weights, table, levels):
     """`encode` in PyTorch's own operations: any device, any precision."""
-    features = []
+    features, weights = [], weights.detach()
     for level, resolution in enumerate(levels.resolutions):
         scaled = points.nan_to_num(nan=0.0).clamp(0, 1) * resolution
         corner = scaled.detach().floor().clamp(max=resolution - 1)

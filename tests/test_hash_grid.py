@@ -67,6 +67,15 @@ def test_members_of_a_group_are_weighted_and_averaged(encode_by):
                                atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("encode_by", [encode, encode_plain])
+def test_weights_learn_nothing(encode_by):
+    points, weights, table, levels = random_case(5, 2, 3)
+    table.requires_grad_()
+    weights.requires_grad_()
+    encode_by(points, weights, table, levels).sum().backward()
+    assert weights.grad is None and table.grad is not None
+
+
 @pytest.mark.parametrize("num_groups", [0, 1, 1300])
 @pytest.mark.parametrize("num_members,features", [(1, 4), (6, 1), (2, 3)])
 def test_the_kernels_equal_their_twin_in_value_and_gradient(num_groups, num_members, features):
