@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import hash_grid  # noqa: E402
-from config import PRESETS, default_config, get_config  # noqa: E402
+from config import PRESETS, UserError, default_config, get_config, run_script  # noqa: E402
 from evaluate import commit  # noqa: E402
 from fields import HashField  # noqa: E402
 from memory import peak_memory  # noqa: E402
@@ -49,8 +49,9 @@ BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
 
 def main():
     args = parse_args()
+    device = select_device(default_config(device=args.device))
     if args.case:
-        print(json.dumps(measure(args)))
+        print(json.dumps(measure(args, device)))
         return
     kinds = [("preset", p) for p in args.presets] or [("model", m) for m in args.models]
     cases = list(itertools.product(kinds, args.precisions, args.batch_sizes))
@@ -58,7 +59,7 @@ def main():
     for _ in range(args.rounds):
         for case in cases:
             results[case].append(run_case(args, *case))
-    print_table(results, args)
+    print_table(results, args, device)
 
 
 def parse_args():
@@ -78,18 +79,23 @@ def parse_args():
 
 
 def run_case(args, kind, precision, batch_size):
-    """One case in a fresh process."""
+    """One case in a fresh process, which says by itself what went wrong."""
     command = [sys.executable, __file__, "--case", *kind, "--precisions", precision,
                "--batch_sizes", str(batch_size), "--device", args.device]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise UserError(f"{' '.join(kind)} in {precision} with {batch_size} rays could not be "
+                        "measured, as said above; leave it out.")
+    # What else was printed, as of a part of a batch that was halved, stands before.
+    return json.loads(found.stdout.splitlines()[-1])
 
 
-def measure(args):
+def measure(args, device):
     """Rays per second of training, rendering and their bounds, and the peak memory in GB."""
     kind, name = args.case
     config = get_config([f"--{kind}", name, "--precision", args.precisions[0],
                          "--device", args.device])
-    device, rays = select_device(config), args.batch_sizes[0]
+    rays = args.batch_sizes[0]
     config.micro_batch = config.micro_batch or part_of_batch(config, device)
     model = build_model(config, device, BOX)
     batch = make_batch(rays, device)
@@ -201,8 +207,7 @@ def rays_per_second(call, rays, device):
     return rays / statistics.median(times)
 
 
-def print_table(results, args):
-    device = select_device(default_config(device=args.device))
+def print_table(results, args, device):
     name = torch.cuda.get_device_name() if device.type == "cuda" else (
         f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, bf16 products in hardware: "
@@ -222,4 +227,4 @@ def print_table(results, args):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

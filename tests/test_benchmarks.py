@@ -1,6 +1,10 @@
 """The scripts that measure run, on the smallest things, and their rows say what they should."""
 
+import argparse
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +12,13 @@ import torch
 import demo_scene
 import train
 from checkpoint import Checkpoint
-from config import default_config
+from config import UserError, default_config
 from datasets import load_dataset
 from scripts import bench_loading, bench_outputs, bench_throughput, bench_training
 from tests.analytic import AnalyticModel
 from tests.scenes import write_blender
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,9 @@ def test_frames_and_normals_of_a_run_are_measured(run):
 def test_a_mesh_of_the_true_surface_lies_on_it(scene, run, monkeypatch):
     config = default_config(scene=str(scene), near=2.0, far=6.0, device="cpu")
     true = Checkpoint(
-        model=AnalyticModel(demo_scene.distance_to_surface, torch.ones_like), config=config, step=1,
-        scene=load_dataset(config, "train").facts(), optimizer={}, path=run / "x.pt")
+        model=AnalyticModel(demo_scene.distance_to_surface, torch.ones_like), config=config,
+        own=config, step=1, scene=load_dataset(config, "train").facts(), optimizer={},
+        path=run / "x.pt")
     monkeypatch.setattr(bench_outputs, "load_checkpoint", lambda *_: true)
     row = columns(bench_outputs.time_mesh(run, "cpu", 32))
     assert row[:2] == ["run", "32"] and int(row[6].replace(",", "")) > 500
@@ -75,6 +82,37 @@ def test_rays_per_second_of_a_model_and_its_bound(model, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"train", "render", "memory", "train_bound", "render_bound"}
     assert all(value > 0 for value in found.values())
+
+
+def bench(*words):
+    return subprocess.run([sys.executable, "scripts/bench_throughput.py", *words], cwd=ROOT,
+                          capture_output=True, text=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="wants a device that is not there")
+def test_a_device_that_is_not_there_is_one_sentence():
+    result = bench("--device", "cuda")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: --device cuda was given")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_case_that_fails_says_why_and_which(monkeypatch):
+    """Of a process that ran out of memory, say."""
+    failing = [sys.executable, "-c", "import sys; sys.exit('no memory')"]
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **flags: run(failing, **flags))
+    with pytest.raises(UserError, match="model mipnerf in fp32 with 16 rays could not"):
+        bench_throughput.run_case(argparse.Namespace(device="cpu"), ("model", "mipnerf"), "fp32",
+                                  16)
+
+
+def test_what_a_case_prints_besides_its_figures_is_passed_over(monkeypatch):
+    printing = [sys.executable, "-c", "print('There is not enough memory'); print('{\"a\": 1}')"]
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **flags: run(printing, **flags))
+    args = argparse.Namespace(device="cpu")
+    assert bench_throughput.run_case(args, ("model", "mipnerf"), "fp32", 16) == {"a": 1}
 
 
 def test_opening_a_scene_is_measured(tmp_path):
