@@ -65,7 +65,7 @@ class Patch(NamedTuple):
     eye: torch.Tensor
 
 
-class Seen(NamedTuple):
+class Traced(NamedTuple):
     """What rays [...] see; zero where `hit` [...] is False.
 
     Radiance `direct`, `indirect` [..., 3]; `albedo`, `normal` [..., 3], `roughness` [..., 1];
@@ -207,7 +207,7 @@ def indirect(patch: Patch, lights: Lights, u: torch.Tensor, parts=STILL_LIFE) ->
     return torch.zeros_like(patch.point).index_add(0, row, weight * there)
 
 
-def radiance(origins, directions, lights: Lights, shifts: torch.Tensor, parts=STILL_LIFE) -> Seen:
+def radiance(origins, directions, lights: Lights, shifts: torch.Tensor, parts=STILL_LIFE) -> Traced:
     """What camera rays see. Of distant lights, some are drawn for each ray.
 
     `origins` [3] and `directions` [P, S, 3] of S rays of each of P pixels; `shifts` [P, 4], uniform
@@ -227,7 +227,7 @@ def radiance(origins, directions, lights: Lights, shifts: torch.Tensor, parts=ST
     visibility = arrive.to(straight).mean(1, keepdim=True)
     fields = (straight, indirect(patch, lights, u, parts), patch.albedo, patch.normal,
               patch.roughness, visibility)
-    return Seen(hit, *(field.new_zeros(*hit.shape, field.shape[-1]).index_put((hit,), field)
+    return Traced(hit, *(field.new_zeros(*hit.shape, field.shape[-1]).index_put((hit,), field)
                        for field in fields))
 
 
@@ -252,7 +252,7 @@ def render_lit(
     shifts = torch.rand(len(directions), 4, generator=torch.Generator().manual_seed(seed))
     bands = zip(directions.split(PIXELS_PER_BAND), shifts.split(PIXELS_PER_BAND), strict=True)
     seen = [radiance(origin, rays, lights, shift, parts) for rays, shift in bands]
-    seen = Seen._make(torch.cat(field) for field in zip(*seen, strict=True))
+    seen = Traced._make(torch.cat(field) for field in zip(*seen, strict=True))
     covered = seen.hit.float().sum(1, keepdim=True)
     rgba = torch.cat([(seen.direct + seen.indirect).mean(1), covered / SUPERSAMPLE**2], -1)
     albedo, normals, roughness, visibility = (
