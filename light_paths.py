@@ -56,7 +56,11 @@ def typical_light(known):
 
 def read_environment(path):
     """The lights of an equirectangular map of linear radiance."""
-    image = read_radiance(Path(path), 3)
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"--environment {path} is no file; give an equirectangular map (OpenEXR, "
+                        "or PNG of 16 bits).")
+    image = read_radiance(path, 3)
     height, width = image.shape[:2]
     if height > ENVIRONMENT_HEIGHT:
         smaller = max(1, round(width * ENVIRONMENT_HEIGHT / height)), ENVIRONMENT_HEIGHT

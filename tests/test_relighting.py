@@ -283,5 +283,6 @@ def test_a_finer_environment_is_averaged(tmp_path):
     assert lights.places.shape == (2, 16 * 32, 3)
     torch.testing.assert_close(lights.colours[0].sum(0), torch.full((3,), 8 * math.pi), rtol=0.01,
                                atol=0)
-    with pytest.raises(UserError, match="missing"):
-        frame_lights(known_points(), "environment", 2, str(tmp_path / "none.exr"))
+    for path in (tmp_path, tmp_path / "none.exr", tmp_path / "none.png"):
+        with pytest.raises(UserError, match=f"--environment {path} is no file; give"):
+            frame_lights(known_points(), "environment", 2, str(path))
