@@ -164,6 +164,10 @@ class NeRFDataset(ABC):
         ):
             raise UserError(f"the {self.split} cameras in {self.root} are not those of the run; "
                             "set --data_dir or --scene to where its scene lies now.")
+        if known.lights and self.scene.lights and not known.lights.is_close(self.scene.lights):
+            raise UserError(f"the {self.split} lights in {self.root} are not those of the run; set "
+                            "--data_dir or --scene to where its scene lies now, or put its files "
+                            "back.")
 
     def __len__(self):
         return len(self.scene.names)

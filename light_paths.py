@@ -3,18 +3,14 @@
 import math
 from pathlib import Path
 
-import cv2
 import torch
 
 from config import UserError
 from lights import Lights, environment_lights, incident, turned
-from lit_files import read_radiance
+from lit_files import read_environment
 
 # Of a light that circles about the scene.
 ELEVATION = math.radians(45)
-
-# Finer environments are averaged: each texel is a light that is asked about at every point.
-ENVIRONMENT_HEIGHT = 16
 
 
 def frame_lights(known, relight, num_frames, environment=None):
@@ -33,7 +29,7 @@ def frame_lights(known, relight, num_frames, environment=None):
         if environment is None and not known.distant[0][shines].all():
             raise UserError("--relight environment has none to turn: the first training picture is "
                             "lit by points; give a map by --environment.")
-        base = known[0] if environment is None else read_environment(environment)
+        base = known[0] if environment is None else lights_of_map(environment)
         return stacked([turned(base, turn) for turn in turns])
     return stacked([known[0]] * num_frames)
 
@@ -54,18 +50,13 @@ def typical_light(known):
     )
 
 
-def read_environment(path):
+def lights_of_map(path):
     """The lights of an equirectangular map of linear radiance."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--environment {path} is no file; give an equirectangular map (OpenEXR, "
                         "or PNG of 16 bits).")
-    image = read_radiance(path, 3)
-    height, width = image.shape[:2]
-    if height > ENVIRONMENT_HEIGHT:
-        smaller = max(1, round(width * ENVIRONMENT_HEIGHT / height)), ENVIRONMENT_HEIGHT
-        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    return environment_lights(torch.from_numpy(image))
+    return environment_lights(read_environment(path))
 
 
 def stacked(lights):

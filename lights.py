@@ -32,6 +32,13 @@ class Lights(TensorRecord):
     colours: Tensor
     distant: Tensor
 
+    def is_close(self, other):
+        """Whether others are as many, and the same up to rounding."""
+        pairs = ((getattr(lights, name) for lights in (self, other))
+                 for name in ("places", "colours", "distant"))
+        return all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
+                   for a, b in pairs)
+
 
 class Incident(NamedTuple):
     """Light that arrives at points: unit `directions [..., K, 3]` towards K lights, `radiance`

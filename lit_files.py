@@ -14,6 +14,12 @@ import image_utils
 from config import UserError, first_line
 from lights import Lights, environment_lights, point_lights
 
+# Finer environments are averaged: each texel is a light that is asked about at every point.
+ENVIRONMENT_HEIGHT = 16
+
+# Numbers beyond it are no lights of a scene, and products of theirs no numbers.
+LARGEST = 1e15
+
 # The released scenes do not tell how strong their lights are; these fit them (nerf_atlas).
 INTENSITY_OF_ONE, INTENSITY_OF_SEVERAL = 100.0, 55.0
 
@@ -40,14 +46,11 @@ def radiance_size(path):
 
 def read_radiance(path, num_channels):
     """Linear radiance, float32 `[h, w, num_channels]`; of 4, alpha is last and multiplied in."""
+    wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
     if path.suffix.lower() == ".exr":
-        image = _opened(path, lambda file: _channels(file, num_channels))
+        image = _read_exr(path, num_channels, wanted)
     else:
-        image = _read_png(path)
-    found = 1 if image.ndim == 2 else image.shape[-1]
-    if found < num_channels:
-        wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
-        raise UserError(f"{path} has {found} channel(s); {wanted} is wanted.")
+        image = _read_png(path, num_channels, wanted)
     image = image[..., :num_channels].astype(np.float32)
     if not np.isfinite(image).all() or image.min() < 0:
         raise UserError(f"{path} has radiance that is no finite number of at least 0; replace it.")
@@ -72,23 +75,26 @@ def _opened(path, read, header_only=False):
                         ) from None
 
 
-def _channels(file, num_channels):
-    channels = file.channels()
+def _read_exr(path, num_channels, wanted):
+    channels = _opened(
+        path, lambda file: {name: each.pixels for name, each in file.channels().items()})
     for name in ("RGBA", "RGB"):
         if name in channels and len(name) >= num_channels:
-            return channels[name].pixels
-    return np.zeros((1, 1, min((len(n) for n in channels), default=0)))
+            return channels[name]
+    raise UserError(f"{path} has the channels {', '.join(channels)}; {wanted} is wanted, without a "
+                    "layer's name.")
 
 
-def _read_png(path):
+def _read_png(path, num_channels, wanted):
     image_utils.image_size(path)  # Says what is wrong with the file, where OpenCV does not.
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise UserError(f"{path} cannot be read as an image; replace it.")
     if image.dtype != np.uint16:
         raise UserError(f"{path} does not have 16 bits a channel, which linear radiance wants.")
-    if image.ndim < 3:
-        return image
+    found = 1 if image.ndim == 2 else image.shape[-1]
+    if found < num_channels:
+        raise UserError(f"{path} has {found} channel(s); {wanted} is wanted.")
     values = image[..., [2, 1, 0, 3][: image.shape[-1]]] / np.float32(65535)
     colour, alpha = np.split(values, [3], axis=-1)
     return np.concatenate([colour * alpha, alpha], axis=-1) if alpha.size else colour
@@ -146,11 +152,24 @@ def frames_lights(meta, path, intensity):
 
 def _environment(frame, path, known):
     """The lights of a frame's environment; `known` keeps the maps that were read."""
-    file = path.parent / str(frame["environment"])
+    name = frame["environment"]
+    file = path.parent / str(name)
+    if not isinstance(name, str) or file.is_dir():
+        raise UserError(f"{path} has environment = {name!r}; the name of a map is wanted.")
     if file not in known:
-        known[file] = torch.from_numpy(read_radiance(file, 3))
+        known[file] = read_environment(file)
     turn = _numbers(frame.get("environment_turn", 0.0), path, "environment_turn", ())
     return environment_lights(known[file], float(turn))
+
+
+def read_environment(path):
+    """An equirectangular map `[H, W, 3]` of linear radiance, averaged to 16 rows if it has more."""
+    image = read_radiance(path, 3)
+    height, width = image.shape[:2]
+    if height > ENVIRONMENT_HEIGHT:
+        smaller = max(1, round(width * ENVIRONMENT_HEIGHT / height)), ENVIRONMENT_HEIGHT
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(image)
 
 
 def _points(frame, path, intensity):
@@ -162,10 +181,11 @@ def _points(frame, path, intensity):
                         f"{positions.shape}; a colour of at least 0 for each light is wanted.")
     if intensity is None:
         intensity = INTENSITY_OF_ONE if len(positions) == 1 else INTENSITY_OF_SEVERAL
-    colours = weights * _numbers(intensity, path, "light_intensity", ())
-    if (colours < 0).any():
+    strength = _numbers(intensity, path, "light_intensity", ())
+    if strength <= 0:
         raise UserError(f"{path} has light_intensity = {intensity!r}; a number above 0 is wanted.")
-    return point_lights(*(torch.as_tensor(x, dtype=torch.float32) for x in (positions, colours)))
+    lights = positions, strength * weights
+    return point_lights(*(torch.as_tensor(x, dtype=torch.float32) for x in lights))
 
 
 def _numbers(value, path, name, shape):
@@ -175,7 +195,7 @@ def _numbers(value, path, name, shape):
         array = array if shape is None else array.reshape(shape)
     except (ValueError, TypeError):
         array = np.full(1, np.nan)
-    if not array.size or not np.isfinite(array).all():
+    if not array.size or not (np.abs(array) < LARGEST).all():
         raise UserError(f"{path} has {name} = {value!r}; finite numbers are wanted"
                         f"{', three for each light' if shape == (-1, 3) else ''}.")
     return array

@@ -32,6 +32,14 @@ def write_exr(path, pixels, separate=False):
         file.write(str(path))
 
 
+def write_layer(path, name):
+    """A picture whose channels are of a layer, as multi-layer files have them."""
+    pixels = np.ones((4, 6, 4) if name.endswith("RGBA") else (4, 6), np.float32)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {name: pixels}) as file:
+        file.write(str(path))
+
+
 def write_png(path, pixels):
     """16 bits of straight colours in [0, 1]."""
     values = np.rint(65535 * pixels).astype(np.uint16)
@@ -256,7 +264,8 @@ def picture_of(scene):
     (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read as OpenEXR"),
     (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot be read as OpenEXR"),
     (lambda path: path.write_bytes(path.read_bytes()[:400]), "cannot be read as OpenEXR"),
-    (lambda path: write_exr(path, np.ones((4, 6, 3), np.float32)), "has 3 channel(s); RGBA"),
+    (lambda path: write_exr(path, np.ones((4, 6, 3), np.float32)), "has the channels RGB; RGBA"),
+    (lambda path: write_layer(path, "ViewLayer.Combined.RGBA"), "ViewLayer.Combined.RGBA; RGBA"),
     (lambda path: write_exr(path, np.full((4, 6, 4), np.nan, np.float32)), "no finite number"),
     (lambda path: write_exr(path, np.full((4, 6, 4), np.inf, np.float16)), "no finite number"),
     (lambda path: write_exr(path, np.full((4, 6, 4), -1, np.float32)), "no finite number"),
@@ -298,12 +307,16 @@ def test_a_png_that_cannot_be_used_is_named(tmp_path, write, said):
     (one_light(light_weights="bright"), "light_weights = 'bright'"),
     ({"light_loc": [[1, 2, 3], [4, 5, 6]]}, "for each light is wanted"),
     ({"environment": "environments/none.exr"}, "is missing"),
+    ({"environment": None}, "environment = None; the name of a map"),
+    ({"environment": "."}, "environment = '.'; the name of a map"),
+    ({"light_loc": [1, 2, 1e300]}, "finite numbers are wanted"),
+    (one_light(light_weights=[[1e39] * 3]), "finite numbers are wanted"),
 ])
 def test_lights_that_cannot_be_used_are_told_of_with_their_file(tmp_path, frame, said):
     scene = write_scene(tmp_path, [frame])
     sentence = refused(tmp_path)
     assert said in sentence
-    assert str(scene.parent / "environments" if "environment" in frame else scene) in sentence
+    assert str(scene.parent / "environments" if "missing" in said else scene) in sentence
 
 
 def test_an_intensity_or_turn_that_is_no_number_is_told_of_with_its_file(tmp_path):
@@ -318,6 +331,8 @@ def test_an_intensity_or_turn_that_is_no_number_is_told_of_with_its_file(tmp_pat
 
 @pytest.mark.parametrize("spoil", [
     lambda path: write_exr(path, np.ones((2, 2, 1), np.float32)),
+    lambda path: write_layer(path, "Depth"),
+    lambda path: write_layer(path, "sky.RGBA"),
     lambda path: write_exr(path, np.full((2, 2, 3), np.nan, np.float32)),
     lambda path: path.write_bytes(b"dark"),
 ])
@@ -343,9 +358,24 @@ def test_an_environment_of_16_bits_without_alpha_is_no_light_of_65535(tmp_path):
     assert found.sum() < 1.4 * 4 * math.pi * 1.2
 
 
-def test_a_negative_intensity_is_refused(tmp_path):
-    scene = write_scene(tmp_path, [one_light()], light_intensity=-5.0)
+@pytest.mark.parametrize("intensity", [-5.0, 0, 1e16])
+def test_an_intensity_that_is_none_is_refused(tmp_path, intensity):
+    scene = write_scene(tmp_path, [one_light()], light_intensity=intensity)
     assert str(scene) in refused(tmp_path)
+
+
+def test_a_fine_environment_of_a_scene_is_averaged(tmp_path):
+    write_scene(tmp_path, [{"environment": "sky.exr"}], lights="env")
+    sky = np.zeros((64, 128, 3), np.float32)
+    sky[:4] = 3.0
+    write_exr(tmp_path / "train_env" / "sky.exr", sky)
+    lights = load(tmp_path, "train", "--lights", "env").lights
+    assert lights.places.shape == (1, 16 * 32, 3)
+    assert (lights.colours[0, :32] > 0).all() and (lights.colours[0, 32:] == 0).all()
+    # A cap of an angle t about the zenith is 2 pi (1 - cos t) of the sphere.
+    cap = 2 * math.pi * (1 - math.cos(math.pi / 16))
+    torch.testing.assert_close(lights.colours[0].sum(0), torch.full((3,), 3 * cap), rtol=0.01,
+                               atol=0)
 
 
 # What is true of pictures.
