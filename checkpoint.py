@@ -21,6 +21,7 @@ from config import (
     get_config,
     run_folder,
     saved_flags,
+    shading_name,
 )
 from file_utils import write_whole
 from lights import Lights
@@ -130,6 +131,10 @@ def open_run(argv=None, changeable=READER_FLAGS):
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
     apply_typed_flags(run.config, flags, argv, changeable)
+    if shading_name(run.config, run.own) and not run.model.is_lit():
+        raise UserError(f"{run.path} was saved before surfaces are shaded, so that nothing would "
+                        "read --shade_at, --bounce_directions or --march_shadows; train on, or "
+                        "leave them out.")
     run.model.set_rendering(run.config)
     return run
 

@@ -8,6 +8,7 @@ command line.
 import argparse
 import errno
 import json
+import math
 import os
 import re
 import sys
@@ -288,6 +289,7 @@ ONLY_FOR = [
      {"visibility_finest"}),
     ("--dataset_name nerv", lambda config: config.dataset_name == "nerv",
      {"lights", "light_intensity"}),
+    ("--lights point", lambda config: config.lights == "point", {"light_intensity"}),
     ("formats that do not say which views are for tests",
      lambda config: config.dataset_name in {"llff", *UNBOUNDED}, {"llffhold"}),
     ("--path zoom", lambda config: config.path == "zoom", {"zoom", "dolly"}),
@@ -416,6 +418,9 @@ def _check_together(config, parser):
         parser.error(f"--geometry_share {config.geometry_share:g} and --visibility_share "
                      f"{config.visibility_share:g} leave no steps for the surfaces; together they "
                      "must be below 1")
+    if config.model == "nerv" and first_lit_step(config) >= config.max_steps:
+        parser.error(f"--max_steps {config.max_steps} ends before surfaces are shaded; give more "
+                     "of them, or a smaller --geometry_share or --visibility_share")
     if config.ray_warp == "reciprocal" and config.near == 0 and config.model != "mipnerf":
         parser.error("--ray_warp reciprocal divides by near; give a --near above 0, or another "
                      "--ray_warp")
@@ -428,6 +433,9 @@ def _check_together(config, parser):
         if min(config.grid_finest, *config.prop_finest) < config.grid_coarsest:
             parser.error(f"--grid_coarsest {config.grid_coarsest} must not be above --grid_finest "
                          f"{config.grid_finest} and --prop_finest {config.prop_finest}")
+        if config.model == "nerv" and config.visibility_finest < config.grid_coarsest:
+            parser.error(f"--grid_coarsest {config.grid_coarsest} must not be above "
+                         f"--visibility_finest {config.visibility_finest}")
     if config.num_samples < 2 and config.model != "mipnerf":
         parser.error(f"--num_samples {config.num_samples} must be at least 2 for {config.model}")
     if config.dataset_name != "llff" and (config.ndc or config.spherify):
@@ -446,6 +454,17 @@ def has_grids(config):
 def nerv_geometry(config):
     """The model whose geometry a NeRV has; None for other models."""
     return NERV_FIELDS[config.nerv_field] if config.model == "nerv" else None
+
+
+def first_lit_step(config):
+    """The number of steps after which a NeRV's surfaces are shaded."""
+    return steps_before(config.geometry_share + config.visibility_share, config.max_steps)
+
+
+def steps_before(share, max_steps):
+    """The fewest steps that are a share of all."""
+    # Rounded at first: 0.55 of 9,000 is a little more than 4,950 to a computer.
+    return math.ceil(round(share * max_steps, 6))
 
 
 def check_flags():
@@ -609,7 +628,7 @@ def _build_parser():
     return parser
 
 
-def _positive_int(text):
+def positive_int(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} was given, a whole number above 0 is wanted")
@@ -691,7 +710,7 @@ def _add_data_flags(group):
          help="format of the scene")
     flag("--scene", help="a scene's name, or the path of its folder (if not given: lego when it "
          "has been downloaded, else the procedural demo scene)")
-    flag("--factor", type=_positive_int, default=1, help="downscaling of the images")
+    flag("--factor", type=positive_int, default=1, help="downscaling of the images")
     flag("--batching", choices=["all_images", "single_image"], default="all_images",
          help="draw a batch's pixels from all images, or from one image a step")
     flag("--pixel_memory", type=_nonnegative_float, default=4.0, metavar="GB",
@@ -711,7 +730,7 @@ def _add_data_flags(group):
          help="normalized device coordinates, for forward-facing LLFF scenes")
     flag("--spherify", action=argparse.BooleanOptionalAction, default=False,
          help="LLFF captures that face inward: centre and scale the cameras, no NDC")
-    flag("--llffhold", type=_positive_int, default=8, help="every n-th view is a test view, in "
+    flag("--llffhold", type=positive_int, default=8, help="every n-th view is a test view, in "
          "formats that do not say which are")
 
 
@@ -719,23 +738,23 @@ def _add_model_flags(group):
     flag = group.add_argument
     flag("--model", choices=["mipnerf", "mipnerf360", "zipnerf", "nerv"], default="mipnerf",
          help="which model to train")
-    flag("--num_levels", type=_positive_int, default=2, help="sampling levels, coarse to fine")
-    flag("--num_samples", type=_positive_int, default=128, help="intervals per ray and level")
-    flag("--hidden", type=_positive_int, default=256, help="width of the trunk")
-    flag("--depth", type=_positive_int, default=8, help="layers of the trunk")
-    flag("--skip", type=_positive_int, default=4,
+    flag("--num_levels", type=positive_int, default=2, help="sampling levels, coarse to fine")
+    flag("--num_samples", type=positive_int, default=128, help="intervals per ray and level")
+    flag("--hidden", type=positive_int, default=256, help="width of the trunk")
+    flag("--depth", type=positive_int, default=8, help="layers of the trunk")
+    flag("--skip", type=positive_int, default=4,
          help="the encoding is concatenated again after every layer with this index, 0 excepted")
-    flag("--bottleneck", type=_positive_int,
+    flag("--bottleneck", type=positive_int,
          help="width between trunk and view branch (that of the trunk if not given)")
-    flag("--view_hidden", type=_positive_int, default=128, help="width of the view branch")
-    flag("--view_depth", type=_positive_int, default=1, help="layers of the view branch")
-    flag("--view_skip", type=_positive_int, default=4, help="the view branch's inputs are "
+    flag("--view_hidden", type=positive_int, default=128, help="width of the view branch")
+    flag("--view_depth", type=positive_int, default=1, help="layers of the view branch")
+    flag("--view_skip", type=positive_int, default=4, help="the view branch's inputs are "
          "concatenated again after every layer of it with this index, 0 excepted")
     flag("--use_viewdirs", action=argparse.BooleanOptionalAction, default=True,
          help="colour depends on the view direction")
     flag("--min_deg", type=_nonnegative_int, default=0, help="lowest frequency 2^n of positions")
-    flag("--max_deg", type=_positive_int, default=16, help="one above the highest frequency 2^n")
-    flag("--view_deg", type=_positive_int, default=4, help="frequencies of view directions")
+    flag("--max_deg", type=positive_int, default=16, help="one above the highest frequency 2^n")
+    flag("--view_deg", type=positive_int, default=4, help="frequencies of view directions")
     flag("--ray_shape", choices=["cone", "cylinder"], default="cone", help="shape of a pixel's ray")
     flag("--lindisp", action=argparse.BooleanOptionalAction, default=False,
          help="coarse samples linear in disparity (otherwise in distance)")
@@ -762,8 +781,8 @@ def _add_model_flags(group):
          help="proposal rounds of mipnerf360 and zipnerf")
     flag("--prop_samples", type=_between(int, 2, 4096), default=64,
          help="intervals per ray in a proposal round")
-    flag("--prop_hidden", type=_positive_int, default=256, help="width of the proposal network")
-    flag("--prop_depth", type=_positive_int, default=4, help="layers of the proposal network")
+    flag("--prop_hidden", type=positive_int, default=256, help="width of the proposal network")
+    flag("--prop_depth", type=positive_int, default=4, help="layers of the proposal network")
     flag("--anneal_slope", type=_positive_float, default=10.0,
          help="how soon the proposals' weights count in full")
     flag("--dilation_bias", type=_nonnegative_float, default=0.0025,
@@ -797,26 +816,26 @@ def _add_model_flags(group):
     flag("--visibility_finest", type=_between(int, 2, 1 << 20), default=64,
          help="cells along a side of the finest grid of nerv's visibility: finer ones learn the "
          "directions that were drawn by heart")
-    flag("--visibility_features", type=_positive_int, default=8,
+    flag("--visibility_features", type=positive_int, default=8,
          help="what nerv's visibility keeps of a position, before it is told the direction")
-    flag("--visibility_hidden", type=_positive_int, default=128,
+    flag("--visibility_hidden", type=positive_int, default=128,
          help="width of nerv's visibility field behind that")
-    flag("--visibility_depth", type=_positive_int, default=4, help="and its layers")
-    flag("--bounce_directions", type=_positive_int, default=128,
+    flag("--visibility_depth", type=positive_int, default=4, help="and its layers")
+    flag("--bounce_directions", type=positive_int, default=128,
          help="directions from which nerv takes light that was reflected once before")
     flag("--march_shadows", action=argparse.BooleanOptionalAction, default=False,
          help="in nerv's pictures, shadows of direct light from the density itself: sharper, and "
          "one more ray for each light and pixel")
-    flag("--light_samples", type=_positive_int, default=32,
+    flag("--light_samples", type=positive_int, default=32,
          help="of more lights nerv takes a choice of so many, while training and for light that "
          "was reflected before")
 
 
 def _add_training_flags(group):
     flag = group.add_argument
-    flag("--max_steps", type=_positive_int, default=200_000, help="optimisation steps")
-    flag("--batch_size", type=_positive_int, default=2048, help="rays per step")
-    flag("--micro_batch", type=_positive_int,
+    flag("--max_steps", type=positive_int, default=200_000, help="optimisation steps")
+    flag("--batch_size", type=positive_int, default=2048, help="rays per step")
+    flag("--micro_batch", type=positive_int,
          help="rays carried through the model at once; their gradients add up (if not given: 64 of "
          "networks on a CPU, where they stay in its cache, else 2048)")
     flag("--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -857,11 +876,11 @@ def _add_training_flags(group):
 
 def _add_logging_flags(group):
     flag = group.add_argument
-    flag("--log_every", type=_positive_int, default=100, help="steps between scalars")
+    flag("--log_every", type=positive_int, default=100, help="steps between scalars")
     flag("--eval_every", type=_nonnegative_int, default=5000,
          help="steps between validation pictures (0: none)")
-    flag("--save_every", type=_positive_int, default=5000, help="steps between checkpoints")
-    flag("--keep_checkpoints", type=_positive_int, default=2, help="newest checkpoints kept")
+    flag("--save_every", type=positive_int, default=5000, help="steps between checkpoints")
+    flag("--keep_checkpoints", type=positive_int, default=2, help="newest checkpoints kept")
     flag("--continue_training", action=argparse.BooleanOptionalAction, default=False,
          help="go on from the run folder's newest valid checkpoint")
     flag("--final_eval", action=argparse.BooleanOptionalAction, default=True,
@@ -871,7 +890,7 @@ def _add_logging_flags(group):
 def _add_evaluation_flags(group):
     flag = group.add_argument
     flag("--split", choices=["train", "val", "test"], default="test", help="split to be scored")
-    flag("--chunk", type=_positive_int, help="rays rendered at once (if not given: what stays in "
+    flag("--chunk", type=positive_int, help="rays rendered at once (if not given: what stays in "
          "a CPU's cache, or fills a GPU)")
     flag("--lpips", choices=["none", "vgg", "alex"], default="none",
          help="also LPIPS with this backbone (pip install lpips; fetches weights)")

@@ -95,6 +95,12 @@ class RayModel(nn.Module):
         self.random_bkgd, self.bg_rgb = config.random_bkgd, float(config.white_bkgd)
         self.occupancy = None
 
+    def stage_at(self, share):
+        """The number of the stage, as in `stages`, after a share of the training."""
+        # In the precision of what is kept of a training, so that a stage begins where it says.
+        share = torch.as_tensor(share, dtype=torch.float32)
+        return int((share >= share.new_tensor([begin for begin, _ in self.stages])).sum()) - 1
+
     def skip_empty_space(self, box, num_rays):
         """From now on rendering passes over what is empty in a box `[2, 3]` that holds the rays.
 
@@ -414,7 +420,7 @@ class NeRV(MipNeRF360):
         lit_from = config.geometry_share + config.visibility_share
         self.stages = ((0.0, config.geometry_share), (config.geometry_share,
                        config.visibility_share), (lit_from, 1 - lit_from))
-        self.cells = config.grid_finest
+        self.cells = self.field.levels.resolutions[-1] if config.nerv_field == "hash" else None
         self.register_buffer("box", torch.tensor([[-1.0] * 3, [1.0] * 3]))
         # The share of the training that is done.
         self.register_buffer("progress", torch.zeros(()))
@@ -450,10 +456,8 @@ class NeRV(MipNeRF360):
         return [o.map(lambda x: x.reshape((*shape, *x.shape[1:]))) for o in outputs]
 
     def stage(self):
-        """The number of the stage that the training has reached, as in `stages`."""
-        # In the precision of `progress`, so that a stage begins at the very step that it says.
-        begins = self.progress.new_tensor([begin for begin, _ in self.stages])
-        return int((self.progress >= begins).sum()) - 1
+        """The number of the stage that the training has reached."""
+        return self.stage_at(self.progress)
 
     def is_lit(self):
         """Whether colours are those of surfaces under light."""

@@ -29,6 +29,7 @@ from config import (
     resolve_scene,
     run_folder,
     run_script,
+    steps_before,
 )
 
 if __name__ == "__main__":
@@ -236,7 +237,7 @@ def refuse_to_overwrite(folder):
 def continue_run(flags, folder, argv):
     """The run in `folder`, its config updated by the typed flags that a continuation may change.
 
-    Raises UserError for a typed flag that would make it another run.
+    Raises UserError for a typed flag that would make it another run, or take it back.
     """
     start = load_checkpoint(folder, flags.device)
     config, old_length = start.config, start.config.max_steps
@@ -244,6 +245,12 @@ def continue_run(flags, folder, argv):
     if config.max_steps < old_length:
         raise UserError(f"--max_steps {config.max_steps} was given, but the run in {folder} was "
                         f"started with {old_length}; only a larger number can be given.")
+    stage = start.model.stage_at(start.step / old_length)
+    if start.model.stage_at(start.step / config.max_steps) < stage:
+        most = int(start.step / start.model.stages[stage][0])
+        raise UserError(f"--max_steps {config.max_steps} would take the run in {folder} back to an "
+                        "earlier stage, as stages begin after shares of all steps; give at most "
+                        f"{most}.")
     if config.max_steps > old_length:
         print(f"--max_steps {old_length} becomes {config.max_steps}: the learning rate follows "
               "the new length from here on.")
@@ -259,8 +266,7 @@ def describe(config, model, dataset, folder):
           f"{config.batch_size:,} rays on {described_device(dataset.device)}, into {folder}",
           flush=True)
     if len(model.stages) > 1:
-        # Rounded at first: 0.55 of 9,000 is a little more than 4,950 to a computer.
-        steps = [f"{math.ceil(round(begin * config.max_steps, 6)):,}" for begin, _ in model.stages]
+        steps = [f"{steps_before(begin, config.max_steps):,}" for begin, _ in model.stages]
         print(f"Its stages begin after steps {', '.join(steps)}; colours begin anew with the last.",
               flush=True)
 

@@ -142,14 +142,16 @@ def check_is_begun_alike(folder, run):
     """
     weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
     made_of = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
+    if shading_name(run.config, run.own):
+        made_of["shading"] = shading_name(run.config, run.own)
     if run.config.environment:
         made_of["environment"] = zlib.crc32(Path(run.config.environment).read_bytes())
     note = folder / "video.json"
     if distributed.is_main():
         (folder / "frames").mkdir(exist_ok=True)
     if any((folder / "frames").iterdir()) and read_note(note) != made_of:
-        raise UserError(f"{folder} holds frames of another model, as far as its video.json tells; "
-                        "remove or rename it, and they are rendered again.")
+        raise UserError(f"{folder} holds frames of another model or light, as far as its "
+                        "video.json tells; remove or rename it, and they are rendered again.")
     if distributed.is_main():
         write_note(note, made_of)
 

@@ -19,7 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
-from config import UserError, nerv_geometry, run_script, shading_name  # noqa: E402
+from config import (  # noqa: E402
+    UserError,
+    nerv_geometry,
+    positive_int,
+    run_script,
+    shading_name,
+)
 from datasets import load_dataset  # noqa: E402
 from evaluate import commit, evaluate, open_split  # noqa: E402
 from loss import LOSSES  # noqa: E402
@@ -31,6 +37,10 @@ from train import compute_gradients, make_optimizer  # noqa: E402
 
 COMPONENTS = {"albedo_rmse": ".3f", "normals_degrees": ".1f", "visibility_mae": ".3f",
               "roughness_mae": ".3f"}
+
+
+# What rows are called that tell of a NeRV's geometry with baked colours.
+BAKED = "its geometry, baked"
 
 
 class BakedColours(ZipNeRF):
@@ -58,8 +68,9 @@ def main():
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--lights", nargs="+", choices=["point", "env"], default=["point", "env"])
     parser.add_argument("--shade_at", choices=["samples", "surface"], help="as in evaluate.py")
-    parser.add_argument("--march_shadows", action="store_true", help="as in evaluate.py")
-    parser.add_argument("--baked", type=int, metavar="STEPS",
+    parser.add_argument("--march_shadows", action=argparse.BooleanOptionalAction,
+                        help="as in evaluate.py")
+    parser.add_argument("--baked", type=positive_int, metavar="STEPS",
                         help="learn colours for the geometry of each nerv in so many steps")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args()
@@ -68,6 +79,9 @@ def main():
           f"SSIM | {' | '.join(COMPONENTS)} |\n|{' --- |' * (9 + len(COMPONENTS))}")
     for folder in args.runs:
         run = load_checkpoint(folder, args.device)
+        if run.config.dataset_name != "nerv":
+            raise UserError(f"{folder} is a run on {run.config.dataset_name}, whose lights are not "
+                            "known; give runs on --dataset_name nerv.")
         rivals = [(run.config.model, run.step, read_seconds(folder)(run.step), run.model)]
         if args.baked and run.config.model == "nerv":
             rivals.append(bake(run, args.baked))
@@ -97,7 +111,7 @@ def bake(run, steps):
         compute_gradients(model, batch, config, step / steps, draws)
         optimizer.step()
         schedule.step()
-    return "its geometry, baked", steps, time.perf_counter() - begin, model.eval()
+    return BAKED, steps, time.perf_counter() - begin, model.eval()
 
 
 def score(folder, run, rival, lights, args):
@@ -105,17 +119,24 @@ def score(folder, run, rival, lights, args):
     name, steps, seconds, model = rival
     config = argparse.Namespace(**vars(run.config))
     config.save_images, config.lights = False, lights
-    config.shade_at, config.march_shadows = args.shade_at or config.shade_at, args.march_shadows
-    model.set_rendering(config)
-    shaded_at = config.shade_at + ", marched" * config.march_shadows
-    dataset = open_split(run, config, "test", select_device(config))
-    kind = f"{steps:08d}{shading_name(config, run.own) if name == 'nerv' else '_baked'}"
-    out = folder / f"bench_{dataset.title}_{kind}"
+    shaded_at, kind = "", "_baked" * (name == BAKED)
+    if name == "nerv" and model.is_lit():
+        config.shade_at = args.shade_at or config.shade_at
+        if args.march_shadows is not None:
+            config.march_shadows = args.march_shadows
+        model.set_rendering(config)
+        shaded_at = config.shade_at + ", marched" * config.march_shadows
+        kind = shading_name(config, run.own)
+    try:
+        dataset = open_split(run, config, "test", select_device(config))
+    except UserError as error:
+        raise UserError(f"under --lights {lights}: {error}") from None
+    out = folder / f"bench_{dataset.title}_{steps:08d}{kind}"
     scores = evaluate(model, dataset, config, steps, out)
     parts = (format(scores[name], form) if name in scores else ""
              for name, form in COMPONENTS.items())
     return (f"| {name} | {run.config.lights} | {steps} | {seconds:.0f} | {config.seed} | {lights} "
-            f"| {shaded_at if name == 'nerv' else ''} | {scores['psnr']:.2f} | "
+            f"| {shaded_at} | {scores['psnr']:.2f} | "
             f"{scores['ssim']:.3f} | {' | '.join(parts)} |")
 
 

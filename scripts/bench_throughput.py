@@ -1,6 +1,6 @@
 """Rays per second of training and rendering, beside what the products and encodings alone allow.
 
-    python scripts/bench_throughput.py                             every model, as it is by default
+    python scripts/bench_throughput.py                   all models but nerv, as they are by default
     python scripts/bench_throughput.py --presets demo demo360 demozip
     python scripts/bench_throughput.py --models mipnerf --precisions fp32 bf16
 
@@ -25,7 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import hash_grid  # noqa: E402
-from config import PRESETS, UserError, default_config, get_config, run_script  # noqa: E402
+from config import (  # noqa: E402
+    PRESETS,
+    UserError,
+    default_config,
+    get_config,
+    positive_int,
+    run_script,
+)
 from evaluate import commit  # noqa: E402
 from fields import HashField  # noqa: E402
 from memory import peak_memory  # noqa: E402
@@ -69,10 +76,10 @@ def parse_args():
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--presets", nargs="+", choices=PRESET_NAMES, default=[],
                         help="instead of models as they are by default")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256])
+    parser.add_argument("--batch_sizes", type=positive_int, nargs="+", default=[256])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"],
                         help="bf16 takes very long without hardware for it")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -97,6 +97,13 @@ def test_a_device_that_is_not_there_is_one_sentence():
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [("--rounds", "0"), ("--batch_sizes", "16", "0")])
+def test_what_cannot_be_measured_is_refused_in_a_sentence(words):
+    result = bench(*words)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "a whole number above 0 is wanted" in result.stderr
+
+
 def test_a_case_that_fails_says_why_and_which(monkeypatch):
     """Of a process that ran out of memory, say."""
     failing = [sys.executable, "-c", "import sys; sys.exit('no memory')"]

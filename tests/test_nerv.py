@@ -18,7 +18,7 @@ from config import get_config
 from demo_scene import Box, Part, Sphere, plain
 from fields import Field, FieldOutput, HashField, MLPField
 from lights import environment_lights, incident, luminance, point_lights, tone_map
-from model import build_model, render_image
+from model import NORMAL_STEP, build_model, render_image
 from randomness import BatchDraws
 from ray_utils import Batch, Rays
 from tests.analytic import ball, brick, union
@@ -808,6 +808,15 @@ def test_a_stage_begins_at_the_step_that_it_says(shares):
         if first > 0:
             model.progress.fill_((first - 1) / steps)
             assert model.stage() < number
+
+
+def test_normals_of_grids_are_differences_over_cells_of_the_finest_there_is():
+    model = make_model("hash", "samples", "--grid_coarsest", "8", "--grid_finest", "31")
+    asked = []
+    density = model.density
+    model.density = lambda means, covs: asked.append(means) or density(means, covs)
+    model._normals(torch.zeros(1, 3), torch.full((1,), 1e-6))
+    assert float(asked[0].abs().max()) == pytest.approx(NORMAL_STEP * 4 / 16)
 
 
 @both_fields

@@ -22,6 +22,7 @@ from light_paths import frame_lights, typical_light
 from lights import Lights, environment_lights, incident, point_lights
 from model import render_image
 from scripts import bench_relighting
+from tests.scenes import write_blender
 
 ORIGIN = torch.zeros(3)
 COMPONENTS = ("albedo", "roughness", "shading_normals", "visibility", "direct", "indirect")
@@ -146,6 +147,42 @@ def test_a_run_does_not_go_on_shaded_or_lit_otherwise(copy_of, flags):
         train.main(["--run", str(copy_of), "--continue_training", *flags])
 
 
+def test_a_longer_run_does_not_go_back_a_stage(copy_of, capsys):
+    """Surfaces are shaded after 0.55 of all steps: six steps are that of ten and not of eleven."""
+    words = ["--run", str(copy_of), "--continue_training", "--no-final_eval"]
+    with pytest.raises(UserError, match="back to an earlier stage.* at most 10"):
+        train.main([*words, "--max_steps", "11"])
+    assert load_checkpoint(copy_of).own.max_steps == 6
+    train.main([*words, "--max_steps", "10"])
+    assert load_checkpoint(copy_of).step == 10 and load_checkpoint(copy_of).model.is_lit()
+
+
+@pytest.mark.parametrize("change", [
+    lambda meta: meta.update(light_intensity=2 * meta["light_intensity"]),
+    lambda meta: meta["frames"][0].update(light_loc=[[0.0, 0.0, 3.0]]),
+    lambda meta: meta["frames"][0].update(light_loc=[[0, 0, 3], [0, 3, 3]],
+                                          light_weights=2 * [[1, 1, 1]]),
+])
+def test_a_scene_whose_lights_have_changed_is_another_one(scene, copy_of, tmp_path, change):
+    (copy_of / "checkpoint_00000006.pt").unlink()
+    moved = tmp_path / "moved"
+    shutil.copytree(scene, moved)
+    for path in (moved / "train_point" / "transforms_train.json", moved / "transforms_test.json"):
+        meta = json.loads(path.read_text())
+        change(meta)
+        path.write_text(json.dumps(meta))
+    words = ["--run", str(copy_of), "--scene", str(moved)]
+    with pytest.raises(UserError, match="the train lights in .* are not those of the run"):
+        train.main([*words, "--continue_training"])
+    with pytest.raises(UserError, match="the test lights in .* are not those of the run"):
+        evaluate.main(words)
+
+
+def test_the_strength_of_environments_is_in_their_maps(scene, tmp_path):
+    with pytest.raises(UserError, match="--light_intensity is for --lights point"):
+        trained(scene, tmp_path, "--lights", "env", "--light_intensity", "3")
+
+
 def test_pictures_that_are_shaded_otherwise_lie_elsewhere(copy_of):
     words = ["--run", str(copy_of), "--device", "cpu"]
     ways = {"": [], "_surface": ["--shade_at", "surface"], "_marched": ["--march_shadows"],
@@ -173,6 +210,43 @@ def test_components_are_asked_for_when_surfaces_are_shaded(copy_of):
     with pytest.raises(UserError, match="before surfaces are shaded; train on, or leave the flag"):
         visualize.main(["--run", str(copy_of), "--frames", "1", "--visualize_components"])
     assert not list(copy_of.glob("video_*"))
+    for flags in (["--march_shadows"], ["--shade_at", "surface"]):
+        with pytest.raises(UserError, match="before surfaces are shaded, so that nothing would"):
+            evaluate.main(["--run", str(copy_of), *flags])
+
+
+def bench(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["x", *map(str, words), "--device", "cpu"])
+    bench_relighting.main()
+
+
+def test_rows_tell_how_a_run_was_shaded(scene, copy_of, tmp_path, monkeypatch, capsys):
+    for step in (3, 6):
+        (copy_of / f"checkpoint_0000000{step}.pt").unlink()
+    bench(monkeypatch, copy_of, "--lights", "point", "--march_shadows")
+    assert "| nerv | point | 0 | 0 | 0 | point |  |" in capsys.readouterr().out
+    marched = trained(scene, tmp_path, "--march_shadows", "--no-final_eval", "--eval_every", "0")
+    bench(monkeypatch, marched, "--lights", "point")
+    bench(monkeypatch, marched, "--lights", "point", "--no-march_shadows")
+    out = capsys.readouterr().out
+    assert "| point | samples, marched |" in out and "| point | samples |" in out
+    assert {p.name for p in marched.glob("bench_*")} == {
+        "bench_test_00000006", "bench_test_00000006_unmarched"}
+
+
+def test_rows_are_of_runs_under_known_lights(scene, copy_of, tmp_path, monkeypatch, capsys):
+    shutil.copytree(scene, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "test_env")
+    plain = ["--preset", "debug", "--device", "cpu", "--log_dir", str(tmp_path), "--max_steps", "1",
+             "--eval_every", "0", "--no-final_eval", "--scene", str(tmp_path / "moved")]
+    train.main([*plain, "--exp_name", "lit", "--dataset_name", "nerv", "--model", "zipnerf"])
+    with pytest.raises(UserError, match="under --lights env: "):
+        bench(monkeypatch, tmp_path / "lit")
+    assert [p.name for p in (tmp_path / "lit").glob("bench_*")] == ["bench_test_00000001"]
+    write_blender(tmp_path / "photos", num_views=2)
+    train.main([*plain[:-1], str(tmp_path / "photos"), "--exp_name", "unlit"])
+    with pytest.raises(UserError, match="is a run on blender, whose lights are not known"):
+        bench(monkeypatch, tmp_path / "unlit")
 
 
 def change_views(path):
@@ -218,6 +292,10 @@ def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
     (["--model", "nerv", "--dataset_name", "nerv", "--opaque_background"], "is not for --model"),
     (["--model", "nerv", "--dataset_name", "nerv", "--ray_warp", "reciprocal", "--near", "2"],
      "by which this divides"),
+    (["--model", "nerv", "--dataset_name", "nerv", "--max_steps", "2"], "ends before surfaces"),
+    (["--preset", "demonerv", "--geometry_share", "0.999999999", "--visibility_share", "0"],
+     "ends before surfaces"),
+    (["--preset", "demonerv", "--visibility_finest", "8"], "must not be above --visibility_finest"),
 ])
 def test_flags_that_contradict_each_other_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as error:
