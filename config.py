@@ -261,7 +261,7 @@ PICTURE_FLAGS = {
 }
 CONTINUABLE = PICTURE_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
-    "pixel_memory", "compile",
+    "pixel_memory", "micro_batch", "compile",
 }
 
 # How pictures of a nerv are shaded, which training depends on too: a reader alone may change it.
@@ -715,7 +715,7 @@ def _add_data_flags(group):
          help="draw a batch's pixels from all images, or from one image a step")
     flag("--pixel_memory", type=_nonnegative_float, default=4.0, metavar="GB",
          help="pictures that are larger in all are read from a file made beside the scene, of "
-         "which only what is touched takes memory")
+         "which only what is touched takes memory; the ranks of a machine share it")
     flag("--lights", choices=["point", "env"], default="point",
          help="of a nerv scene, the pictures under point lights, or under environments")
     flag("--light_intensity", type=_positive_float,

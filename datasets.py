@@ -16,6 +16,7 @@ import torch
 
 import demo_lights
 import demo_scene
+import distributed
 import image_utils
 import pose_utils
 from config import UserError, first_line, resolve_scene
@@ -137,7 +138,8 @@ class NeRFDataset(ABC):
 
     def _bytes(self, files, sizes, num_bytes, read):
         """What `read(files, sizes)` gives, uint8 `[P, num_bytes]`: in memory, if it is small."""
-        if int(sizes.prod(dim=-1).sum()) * num_bytes <= self.config.pixel_memory * 1e9:
+        room = self.config.pixel_memory * 1e9 / distributed.ranks_of_machine()
+        if int(sizes.prod(dim=-1).sum()) * num_bytes <= room:
             return read(files, sizes).reshape(-1, num_bytes)
         return mapped_bytes_of(self.root, files, sizes, num_bytes, read)
 

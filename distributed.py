@@ -1,7 +1,8 @@
 """Several processes that work as one, started by `torchrun`; alone, nothing here does anything.
 
 The ranks hold the same model and the same data. Each takes its share of what is to be done (rays
-of a batch, images, frames), sums go over all of them, and the main one, rank 0, writes.
+of a batch, images, frames), sums go over all of them, and what there is one of the main one
+writes, rank 0.
 """
 
 import os
@@ -74,8 +75,13 @@ def local_rank():
     return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else 0
 
 
+def ranks_of_machine():
+    """How many processes work together on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+
+
 def is_main():
-    """Whether this process prints and writes."""
+    """Whether this process prints, and writes what there is one of."""
     return rank() == 0
 
 

@@ -1,6 +1,7 @@
 """Writing files and folders whole or not at all, whatever interrupts it."""
 
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ def sole_writer(folder, work):
     lock = folder / ".lock"
     try:
         with open(lock, "w") as file:
-            if not _claimed(file):
+            if not is_claimed(file):
                 raise UserError(f"another process is {work} in {folder}; wait for it, or choose "
                                 "another folder.")
             yield
@@ -62,8 +63,11 @@ def sole_writer(folder, work):
                 folder.rmdir()
 
 
-def _claimed(file):
-    """Whether no other process has claimed the open file, or locks do not exist here."""
+def is_claimed(file):
+    """Whether the open file is this process's now, until it is closed: no other one has claimed it.
+
+    Always so where there are no locks.
+    """
     try:
         import fcntl
     except ImportError:
@@ -89,6 +93,18 @@ def new_folder(path):
         except OSError:
             if not path.exists():  # Else another process was first, with the same files.
                 raise
+
+
+def remove_abandoned(path, name):
+    """Remove what `new_folder(path)` left behind in processes that were killed.
+
+    name: of the file in it that whoever is still at work has claimed.
+    """
+    path = Path(path)
+    for outer in path.parent.glob(f".{path.name}-*"):
+        with suppress(OSError), open(outer / path.name / name, "rb") as file:
+            if is_claimed(file):
+                shutil.rmtree(outer)
 
 
 def writable_folder(folder, name):

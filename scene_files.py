@@ -19,7 +19,7 @@ import torch
 import image_utils
 import pose_utils
 from config import UserError, first_line
-from file_utils import new_folder, writable_folder
+from file_utils import is_claimed, new_folder, remove_abandoned, writable_folder
 from ray_utils import Cameras, corner_rays, points_to_pixels
 
 DEMO = "demo"
@@ -186,9 +186,13 @@ def mapped_bytes_of(root, files, sizes, num_channels, read):
     count = int(sizes.prod(dim=-1).sum()) * num_channels
     if not folder.is_dir():
         print(f"Writing {count / 1e9:.1f} GB of pixels to {folder}, once ...", flush=True)
+        remove_abandoned(folder, PIXELS)
         with new_folder(folder) as unfinished, open(unfinished / PIXELS, "wb") as out:
+            is_claimed(out)
             for i in range(len(files)):
                 out.write(read(files[i : i + 1], sizes[i : i + 1]).numpy())
+            out.flush()
+            os.fsync(out.fileno())
     found = (folder / PIXELS).stat().st_size
     if found != count:
         raise UserError(f"{folder / PIXELS} has {found:,} bytes and should have {count:,}; remove "

@@ -11,6 +11,7 @@ Everything lands in `log/<dataset>_<scene>_<model>/`; watch it with
 `python -m tensorboard.main --logdir=log`.
 """
 
+import argparse
 import json
 import math
 import signal
@@ -96,6 +97,8 @@ def train(config, device, argv=None):
     if config.final_eval:
         test = load_dataset(config, config.split, device, read_pixels=False)
         make_lpips(config.lpips)  # What cannot be had is better said before the training.
+    # Another device may take other parts, when the run goes on there.
+    saved = argparse.Namespace(**vars(config))
     config.micro_batch = config.micro_batch or part_of_batch(config, device)
 
     model = start.model if start else build_model(config, device, dataset.scene.box)
@@ -111,10 +114,10 @@ def train(config, device, argv=None):
 
     def save(step):
         if distributed.is_main():
-            save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=config,
+            save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=saved,
                             scene=facts, keep=config.keep_checkpoints)
 
-    with StopSignals() as stop, claimed_folder(folder, config, start):
+    with StopSignals() as stop, claimed_folder(folder, saved, start):
         if not start:
             save(0)  # From here on --continue_training works, whenever the run is killed.
         describe(config, model, dataset, folder)
@@ -334,8 +337,10 @@ class StopSignals:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number)
-        # A second Ctrl-C does not wait for the step to end.
-        signal.signal(number, self.previous[number])
+        # A second Ctrl-C does not wait for the step to end. SIGTERM may well come twice, from a
+        # system that stops a whole job, and from torchrun.
+        if number == signal.SIGINT:
+            signal.signal(number, self.previous[number])
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -461,17 +466,23 @@ def drop_later_lines(path, step):
     """
     if not path.exists():
         return 0.0
-    kept = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            if line["step"] <= step and line["seconds"] >= 0:
-                kept.append(line)
-        except (ValueError, TypeError, KeyError):  # A kill can leave a line half written.
-            continue
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
     lines = "".join(json.dumps(line) + "\n" for line in kept)
     write_whole(path, lambda file: file.write(lines.encode()))
     return max((line["seconds"] for line in kept), default=0.0)
+
+
+def read_metrics(path):
+    """The lines of a `metrics.jsonl`, each a `dict`, but those that a kill left half written."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            if line["step"] >= 0 and line["seconds"] >= 0:
+                lines.append(line)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return lines
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from imageio.v3 import imread, imwrite
 
+import distributed
 from config import UserError, get_config
 from datasets import DATASETS, composite, convert_to_multiscale, load_dataset
+from file_utils import is_claimed
 from scene_files import map_bytes, ray_box
 from tests.scenes import (
     GOLDEN_DATASETS,
@@ -345,6 +348,32 @@ def test_a_changed_picture_is_written_anew_and_a_cut_file_is_one_sentence(tmp_pa
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="pixels.bin has 1,151 bytes and should have 1,152; remove"):
         open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+
+
+def test_what_a_killed_process_left_of_pixels_is_removed(tmp_path):
+    write_blender(tmp_path / "scene")
+    open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+    folder, = (tmp_path / "scene" / ".pixels").iterdir()
+    shutil.rmtree(folder)
+    dead, alive = (folder.parent / f".{folder.name}-{word}" for word in ("dead", "alive"))
+    for outer in (dead, alive):
+        (outer / folder.name).mkdir(parents=True)
+        (outer / folder.name / "pixels.bin").write_bytes(b"half")
+    with open(alive / folder.name / "pixels.bin", "rb") as file:
+        assert is_claimed(file)
+        open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
+    assert folder.is_dir() and alive.is_dir() and not dead.exists()
+
+
+def test_ranks_of_a_machine_share_the_memory_of_pictures(tmp_path, monkeypatch):
+    write_blender(tmp_path / "scene")
+    size = open_scene(tmp_path / "scene", "blender", "train").scene.pixels.numel()
+    room = ["--pixel_memory", str(1.5 * size / 1e9)]
+    open_scene(tmp_path / "scene", "blender", "train", *room)
+    assert not (tmp_path / "scene" / ".pixels").exists()
+    monkeypatch.setattr(distributed, "ranks_of_machine", lambda: 2)
+    open_scene(tmp_path / "scene", "blender", "train", *room)
+    assert (tmp_path / "scene" / ".pixels").exists()
 
 
 def test_a_file_larger_than_memory_is_mapped(tmp_path):

@@ -159,7 +159,9 @@ def test_ranks_share_the_frames_of_a_video(tmp_path):
         assert (iio.imread(video / "frames" / name) == frame).all(), name
 
 
-def test_a_signal_stops_all_ranks_after_the_same_step(scene, tmp_path):
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_signal_stops_all_ranks_after_the_same_step(scene, tmp_path, to_all):
+    """Also one that a system sends to the ranks, while torchrun passes on its own."""
     words = flags(scene, tmp_path, "run", "--max_steps", "100000", "--save_every", "100000")
     process = subprocess.Popen(ranks(2, "train.py", *words), cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
@@ -167,6 +169,10 @@ def test_a_signal_stops_all_ranks_after_the_same_step(scene, tmp_path):
     while not log.exists() or not log.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for child in children if to_all else []:
+        os.kill(int(child), signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     saved = int(re.search(r"after step (\d+); saved", printed).group(1))

@@ -252,19 +252,39 @@ def test_a_broken_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, scene
     assert (folder / "checkpoint_00000035.broken").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_first_and_say_how_to_go_on(number, tmp_path, scene):
+@pytest.mark.parametrize("number,times", [
+    (signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_signals_save_first_and_say_how_to_go_on(number, times, tmp_path, scene):
+    """SIGTERM comes twice where a system stops a job and its launcher passes that on."""
     words = flags(scene, tmp_path, "--max_steps", "100000", "--save_every", "100000")
     process = start_script("train.py", *words)
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(number)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.001)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     saved = int(re.search(r"after step (\d+); saved", output).group(1))
     assert load_checkpoint(tmp_path / "run").step == saved
     assert "Traceback" not in output
+
+
+def test_a_run_keeps_what_was_asked_for_and_not_what_a_device_made_of_it(tmp_path, scene):
+    words = flags(scene, tmp_path, "--max_steps", "4")
+    train.main(words)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "config.json").read_text())["micro_batch"] is None
+    assert load_checkpoint(folder).config.micro_batch is None
+    train.main([*words[:-1], "6", "--continue_training", "--micro_batch", "32"])
+    assert load_checkpoint(folder).step == 6
+
+
+def test_a_line_that_a_kill_left_half_written_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "seconds": 2.0}\n{"step": 2}\n3\n{"step": 4, "sec')
+    assert train.read_metrics(path) == [{"step": 1, "seconds": 2.0}]
 
 
 def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, scene, capsys):
