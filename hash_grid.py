@@ -10,6 +10,7 @@ import importlib
 from typing import NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 # Of the hash: the exclusive or of coordinates times these (Müller et al., eq. 4).
 PRIMES = (1, 2654435761, 805459861)
@@ -86,7 +87,9 @@ def has_kernels():
     """Whether the kernels' compiler is installed and works here."""
     try:
         importlib.import_module("hash_kernels")
-    except (ImportError, RuntimeError):
+    except ImportError as error:
+        print(f"Hash grids are several times as slow as they could be: {error}; pip install -r "
+              "requirements.txt.", flush=True)
         return False
     return True
 
@@ -103,6 +106,7 @@ class _KernelEncode(torch.autograd.Function):
         return hash_kernels.forward(points, weights, table, levels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         import hash_kernels
 

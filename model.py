@@ -737,7 +737,10 @@ def compile_fields(model, device):
     from torch._dynamo import config as compiler  # Takes a second to import.
 
     compiler.suppress_errors = True
-    for field in model.compilable_fields(device):
+    fields = model.compilable_fields(device)
+    if not fields:
+        print("--compile finds nothing to do: hash grids on a CPU have kernels of their own.")
+    for field in fields:
         field.compile()
 
 

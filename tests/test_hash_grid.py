@@ -128,6 +128,30 @@ def test_the_kernels_give_the_same_bits_whatever_the_number_of_threads():
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 
 
+def test_the_kernels_have_no_second_derivative_and_say_so():
+    points, weights, table, levels = random_case(4, 1, 2)
+    points.requires_grad_()
+    first, = torch.autograd.grad(encode(points, weights, table, levels).square().sum(), points,
+                                 create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept():
+    """As of a function that is in no file."""
+    import hash_kernels
+
+    names = {}
+    exec("def twice(x): return 2 * x", names)
+    assert hash_kernels._compiled()(names["twice"])(3) == 6
+
+
+def test_without_a_compiler_that_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hash_kernels", None)
+    assert not hash_grid.has_kernels.__wrapped__()
+    assert "pip install -r requirements.txt" in capsys.readouterr().out
+
+
 def test_without_a_compiler_the_twin_does_it(monkeypatch):
     points, weights, table, levels = random_case(10, 1, 2)
     wanted = encode(points, weights, table, levels)
