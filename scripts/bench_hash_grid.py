@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import hash_grid  # noqa: E402
-from config import UserError, run_script  # noqa: E402
+from config import UserError, positive_int, run_script  # noqa: E402
 
 WAYS = {"kernels": hash_grid.encode, "PyTorch": hash_grid.encode_plain}
 
@@ -28,12 +28,12 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--points", type=int, default=131_072)
+    parser.add_argument("--points", type=positive_int, default=131_072)
     parser.add_argument("--coarsest", type=int, default=16, help="cells along a side")
     parser.add_argument("--finest", type=int, default=2048, help="cells along a side")
     parser.add_argument("--log2_size", type=int, default=16, help="entries of a level")
     parser.add_argument("--features", type=int, default=4, help="numbers per entry")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive_int, default=7)
     args = parser.parse_args(argv)
     if not hash_grid.has_kernels():
         raise UserError("numba cannot be imported here, so there are no kernels to compare; "

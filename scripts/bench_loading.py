@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from config import default_config  # noqa: E402
+from config import UserError, default_config, positive_int, run_script  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from evaluate import commit  # noqa: E402
 from image_utils import write_image  # noqa: E402
@@ -38,8 +38,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--views", type=int, nargs="+", default=[100])
-    parser.add_argument("--size", type=int, default=800)
+    parser.add_argument("--views", type=positive_int, nargs="+", default=[100])
+    parser.add_argument("--size", type=positive_int, default=800)
     parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
@@ -54,8 +54,11 @@ def main():
             write_scene(Path(folder), views, args.size)
             for way, pixel_memory in WAYS.items():
                 command = [sys.executable, __file__, "--open", folder, str(pixel_memory)]
-                output = subprocess.run(command, capture_output=True, check=True).stdout
-                found = json.loads(output.splitlines()[-1])
+                result = subprocess.run(command, stdout=subprocess.PIPE)
+                if result.returncode:
+                    raise UserError(f"{views} pictures could not be opened {way}, as said above; "
+                                    "take fewer --views or a smaller --size.")
+                found = json.loads(result.stdout.splitlines()[-1])
                 print(f"| {views} | {4e-9 * views * args.size**2:.2f} | {way} | "
                       f"{found['seconds']:.1f} | {found['own']:.2f} | {found['peak']:.2f} | "
                       f"{1000 * found['batch']:.1f} |", flush=True)
@@ -71,7 +74,8 @@ def write_scene(folder, views, size):
     for i in range(views):
         file = folder / "train" / f"r_{i}.png"
         if i < DIFFERENT:
-            colour = np.kron(rng.integers(0, 256, (size // 8, size // 8, 3)), np.ones((8, 8, 1)))
+            tiles = rng.integers(0, 256, (-(-size // 8), -(-size // 8), 3))
+            colour = np.kron(tiles, np.ones((8, 8, 1)))[:size, :size]
             image = np.concatenate([colour, np.full((size, size, 1), 255)], axis=-1) * disc
             write_image(file, image.astype(np.uint8))
         else:
@@ -105,4 +109,4 @@ def own_memory():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

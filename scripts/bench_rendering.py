@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
-from config import run_script  # noqa: E402
+from config import UserError, positive_int, run_script  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from evaluate import commit  # noqa: E402
 from image_utils import psnr, quantize  # noqa: E402
@@ -34,13 +34,13 @@ def main(argv=None):
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--num_samples", type=int, help="intervals per ray of the finest level")
-    parser.add_argument("--factor", type=int, help="downscaling of the images")
-    parser.add_argument("--views", type=int, default=4, help="of the test split, evenly chosen")
+    parser.add_argument("--num_samples", type=positive_int,
+                        help="intervals per ray of the finest level")
+    parser.add_argument("--factor", type=positive_int, help="downscaling of the images")
+    parser.add_argument("--views", type=positive_int, default=4,
+                        help="of the test split, evenly chosen")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args(argv)
-    if args.views < 1:
-        parser.error(f"--views {args.views} must be at least 1")
     print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| run | frame | samples | whole: s | dB | skipping: s | dB | times as fast | grid: s | "
           "of it occupied |\n|" + " --- |" * 10)
@@ -55,6 +55,8 @@ def measure(run, args):
     loaded = load_checkpoint(run, device)
     config, model = loaded.config, loaded.model
     config.data_dir, config.factor = args.data_dir, args.factor or config.factor
+    if args.num_samples == 1 and config.model != "mipnerf":
+        raise UserError(f"--num_samples 1 is too few for {run}, a {config.model}; give at least 2.")
     if args.num_samples:
         model.num_samples = model.samples_per_level = args.num_samples
     test = load_dataset(config, "test", device, read_pixels=False)

@@ -73,9 +73,10 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--presets", nargs="+", choices=PRESET_NAMES, default=[],
-                        help="instead of models as they are by default")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
+    kinds.add_argument("--presets", nargs="+", choices=PRESET_NAMES, default=[],
+                       help="instead of models as they are by default")
     parser.add_argument("--batch_sizes", type=positive_int, nargs="+", default=[256])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"],
                         help="bf16 takes very long without hardware for it")

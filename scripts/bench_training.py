@@ -8,7 +8,6 @@ Seconds are those of the training steps, as the run's `metrics.jsonl` counted th
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from config import UserError, run_script  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from model import select_device  # noqa: E402
+from train import read_metrics  # noqa: E402
 
 
 def main():
@@ -75,10 +75,9 @@ def row(step, seconds, scores):
 def read_seconds(folder):
     """A function that gives the seconds of training at a step, between the run's scalars."""
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = read_metrics(folder / "metrics.jsonl")
     except OSError:
         raise UserError(f"{folder} holds no metrics.jsonl; give run folders of train.py.") from None
-    lines = [json.loads(line) for line in lines]
     steps, seconds = ([0] + [line[key] for line in lines] for key in ("step", "seconds"))
     return lambda step: np.interp(step, steps, seconds)
 

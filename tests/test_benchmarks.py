@@ -122,8 +122,9 @@ def test_what_a_case_prints_besides_its_figures_is_passed_over(monkeypatch):
     assert bench_throughput.run_case(args, ("model", "mipnerf"), "fp32", 16) == {"a": 1}
 
 
-def test_opening_a_scene_is_measured(tmp_path):
-    bench_loading.write_scene(tmp_path, 2, 16)
+@pytest.mark.parametrize("size", [16, 13])
+def test_opening_a_scene_is_measured(tmp_path, size):
+    bench_loading.write_scene(tmp_path, 2, size)
     for pixel_memory in bench_loading.WAYS.values():
         found = bench_loading.open_scene(str(tmp_path), pixel_memory)
         assert set(found) == {"seconds", "own", "peak", "batch"} and found["batch"] > 0
