@@ -33,7 +33,7 @@ from model import ZipNeRF, hash_field, heads, select_device  # noqa: E402
 from randomness import BatchDraws, step_seeds  # noqa: E402
 from scheduler import make_scheduler  # noqa: E402
 from scripts.bench_training import read_seconds  # noqa: E402
-from train import compute_gradients, make_optimizer  # noqa: E402
+from train import compute_gradients, make_optimizer, part_of_batch  # noqa: E402
 
 COMPONENTS = {"albedo_rmse": ".3f", "normals_degrees": ".1f", "visibility_mae": ".3f",
               "roughness_mae": ".3f"}
@@ -98,6 +98,7 @@ def bake(run, steps):
     weights = {f"{name}_loss_mult": float(name == "fine") for name in LOSSES}
     config = argparse.Namespace(**vars(run.config) | weights | {"max_steps": steps})
     device = select_device(config)
+    config.micro_batch = config.micro_batch or part_of_batch(config, device)
     dataset = load_dataset(config, "train", device)
     torch.manual_seed(config.seed)
     model = BakedColours(config, run.model).to(device).train()

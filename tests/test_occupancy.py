@@ -151,8 +151,10 @@ class BallField(torch.nn.Module):
 
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
         self.asked += gaussians.means.shape[:-1].numel()
-        rgb = torch.sigmoid(3 * gaussians.means) * (0.5 + 0.5 * viewdirs[..., None, :] ** 2)
-        return FieldOutput(soft_ball(gaussians.means), rgb)
+        density, rgb = soft_ball(gaussians.means), None
+        if with_rgb:
+            rgb = torch.sigmoid(3 * gaussians.means) * (0.5 + 0.5 * viewdirs[..., None, :] ** 2)
+        return FieldOutput(density, rgb)
 
 
 def rays_at_the_ball(count=600):
