@@ -15,22 +15,23 @@ import torch
 
 from config import (
     READER_FLAGS,
-    UserError,
     apply_typed_flags,
-    first_line,
     get_config,
     run_folder,
     saved_flags,
     shading_name,
 )
-from file_utils import write_whole
-from lights import Lights
-from model import build_model, select_device
-from ray_utils import Cameras, Scene
-from records import TensorRecord
+from model import build_model
+from relighting.lights import Lights
+from runtime.devices import select_device
+from runtime.errors import UserError, first_line
+from runtime.files import write_whole
+from structures import Cameras, Scene, TensorRecord
 
 FORMAT = 1
+
 KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
+
 NAME = "checkpoint_{step:08d}.pt"
 
 
@@ -65,7 +66,7 @@ def save_checkpoint(folder, *, model, optimizer, step, config, scene, keep):
         "optimizer": optimizer.state_dict(),
     }
     write_whole(path, lambda file: torch.save(content, file))
-    written = [p for p in find_checkpoints(folder) if step_of(p) <= step]
+    written = [p for p in list_checkpoints(folder) if step_of(p) <= step]
     for old in written[keep:]:
         old.unlink(missing_ok=True)
     return path
@@ -76,13 +77,13 @@ def step_of(path):
     return int(path.stem.removeprefix("checkpoint_"))
 
 
-def find_checkpoints(folder):
+def list_checkpoints(folder):
     """The checkpoints of a run folder, newest first, valid or not."""
     found = [p for p in Path(folder).glob("*.pt") if re.fullmatch(r"checkpoint_\d+", p.stem)]
     return sorted(found, key=step_of, reverse=True)
 
 
-def clear_leftovers(folder, step):
+def clean_run_folder(folder, step):
     """Tidy a run folder before it goes on after `step`.
 
     Half-written files of a kill go; checkpoints of later steps, which were found broken, are
@@ -90,7 +91,7 @@ def clear_leftovers(folder, step):
     """
     for path in Path(folder).glob("*.partial"):
         path.unlink()
-    for path in find_checkpoints(folder):
+    for path in list_checkpoints(folder):
         if step_of(path) > step:
             path.rename(path.with_suffix(".broken"))
 
@@ -103,7 +104,7 @@ def load_checkpoint(path, device="cpu"):
     """
     path = Path(path)
     if path.is_dir():
-        content, path = _newest_valid(path)
+        content, path = newest_valid(path)
     else:
         content = read_checkpoint(path)
     # A flag that is younger than the checkpoint has its default.
@@ -131,7 +132,7 @@ def open_run(argv=None, changeable=READER_FLAGS):
     flags = get_config(argv)
     run = load_checkpoint(run_folder(flags), flags.device)
     apply_typed_flags(run.config, flags, argv, changeable)
-    if shading_name(run.config, run.own) and not run.model.is_lit():
+    if shading_name(run.config, run.own) and not run.model.is_shading():
         raise UserError(f"{run.path} was saved before surfaces are shaded, so that nothing would "
                         "read --shade_at, --bounce_directions or --march_shadows; train on, or "
                         "leave them out.")
@@ -157,8 +158,8 @@ def read_checkpoint(path):
     return content
 
 
-def _newest_valid(folder):
-    for path in find_checkpoints(folder):
+def newest_valid(folder):
+    for path in list_checkpoints(folder):
         try:
             return read_checkpoint(path), path
         except UserError as error:

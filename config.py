@@ -6,13 +6,13 @@ command line.
 """
 
 import argparse
-import errno
 import json
 import math
 import os
 import re
-import sys
 from pathlib import Path
+
+from runtime.errors import UserError
 
 # What the official configurations of each dataset set.
 DATASET_DEFAULTS = {
@@ -217,10 +217,12 @@ MODEL_DEFAULTS = {
 
 # NeRV's geometry is one of the others; what it shows is compared after a tone map.
 NERV_DEFAULTS = {"fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0, "visibility_loss_mult": 6.7}
+
 NERV_FIELDS = {"hash": "zipnerf", "mlp": "mipnerf360"}
 
 # What an unbounded capture wants of it: all of space, near and far, behind everything a wall.
 UNBOUNDED = {"colmap", "nerfstudio"}
+
 UNBOUNDED_DEFAULTS = {
     "mipnerf360": {
         "lindisp": False, "contraction": True, "ray_warp": "reciprocal", "basis": "icosahedron",
@@ -259,6 +261,7 @@ PICTURE_FLAGS = {
     "visualize_components", "relight", "environment", "grid_size", "sigma_threshold", "x_range",
     "y_range", "z_range", "mesh_format", "keep_unseen", "min_component",
 }
+
 CONTINUABLE = PICTURE_FLAGS | {
     "log_every", "eval_every", "save_every", "keep_checkpoints", "max_steps", "final_eval",
     "pixel_memory", "micro_batch", "compile",
@@ -266,6 +269,7 @@ CONTINUABLE = PICTURE_FLAGS | {
 
 # How pictures of a nerv are shaded, which training depends on too: a reader alone may change it.
 SHADING_FLAGS = {"shade_at", "bounce_directions", "march_shadows"}
+
 READER_FLAGS = PICTURE_FLAGS | SHADING_FLAGS
 
 # What only some configs read: for which it is, whether a config is one, and the flags.
@@ -294,49 +298,6 @@ ONLY_FOR = [
      lambda config: config.dataset_name in {"llff", *UNBOUNDED}, {"llffhold"}),
     ("--path zoom", lambda config: config.path == "zoom", {"zoom", "dolly"}),
 ]
-
-# A full disk, a spent quota, a file grown beyond its limit.
-NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-class UserError(Exception):
-    """Input that cannot be used: one sentence saying what was found, wanted, and what to change."""
-
-
-def first_line(error):
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def run_script(main):
-    """Exit with what `main()` returns; what a user can mend is one sentence and status 2."""
-    # A terminal that cannot show a letter of a path shows a question mark.
-    sys.stdout.reconfigure(errors="replace")
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sentence = str(error)
-    except OSError as error:
-        if error.errno not in NO_ROOM and error.filename is None:
-            raise
-        advice = "free some space" if error.errno in NO_ROOM else "choose another place"
-        sentence = f"{error.filename or 'a file'}: {error.strerror}; {advice}."
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sentence = (f"there is not enough memory ({first_line(error)}); take a smaller --chunk, "
-                    "--micro_batch, --width and --height, or --grid_size.")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
-
-
-def is_out_of_memory(error):
-    """Whether memory did not suffice; PyTorch has no type of its own for the CPU's."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
 
 
 def get_config(argv=None):
@@ -678,10 +639,15 @@ def _finite_float(text):
 
 
 _nonnegative_int = _nonnegative(int)
+
 _nonnegative_float = _nonnegative(float)
+
 _side = _between(int, 1, 16384)
+
 _grid_size = _between(int, 8, 2048)
+
 _coordinate = _between(float, -1e6, 1e6)
+
 _share = _between(float, 0, 1)
 
 

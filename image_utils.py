@@ -11,16 +11,10 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from config import UserError, first_line
-from file_utils import write_whole
+from runtime.errors import UserError, first_line
+from runtime.files import write_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
-
-# A normal is that of a plane through a pixel's neighbours up to so many pixels away: the more, the
-# noisier the distances are, in widths of a pixel. Measured on the demo scene, and looked at on
-# captures, whose distances are three times as noisy.
-NORMAL_WINDOWS = (3, 9)
-WINDOW_PER_NOISE = 10
 
 
 def list_images(folder):
@@ -213,64 +207,6 @@ def distance_legend(height, near, far):
         cv2.putText(legend, text, (bar + 4, round(y) + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.38,
                     (30, 30, 30), 1, cv2.LINE_AA)
     return resize_area(legend, max(1, width * height // drawn), height)
-
-
-def surface_normals(distance, viewdirs, acc):
-    """World normals `[h, w, 3]` of the surface that a distance map shows; 0 where it is empty.
-
-    distance: `[h, w]` from the camera in world units along the unit vectors `viewdirs [h, w, 3]`;
-    acc: `[h, w]` opacity. All are tensors. Each normal is that of the plane which fits the points
-    of the neighbouring pixels best: what is drawn is the geometry that is seen, where a gradient
-    of the density also shows its noise inside the surface.
-    """
-    points = distance[..., None] * viewdirs
-    solid = (acc > 0.5).to(points)
-    across = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
-    pixel_width = distance * torch.nan_to_num(torch.cat(across).mean(), nan=1.0)
-    window = round(WINDOW_PER_NOISE * _noise(distance, pixel_width, solid))
-    window = min(max(window, NORMAL_WINDOWS[0]), NORMAL_WINDOWS[1])
-    normals = -viewdirs
-    # First those neighbours count that are near along the ray, then those near a first plane.
-    for reach in (2 / 3 * window, 1 / 3 * window):
-        normals = _fitted_normals(points, solid, normals, reach * pixel_width, window, viewdirs)
-    return normals * solid[..., None]
-
-
-def _noise(distance, pixel_width, solid):
-    """The median distance of a pixel from the mean of its two neighbours, in widths of a pixel."""
-    bends = []
-    for x, width, there in ((distance, pixel_width, solid), (distance.T, pixel_width.T, solid.T)):
-        bend = (x[1:-1] - 0.5 * (x[2:] + x[:-2])).abs() / width[1:-1].clamp(min=1e-12)
-        bends.append(bend[(there[1:-1] * there[2:] * there[:-2]) > 0])
-    bends = torch.cat(bends)
-    return float(bends.median()) if len(bends) else 0.0
-
-
-def _fitted_normals(points, solid, guess, reach, window, viewdirs):
-    """Normals of planes through the neighbours that lie within `reach` of the planes of `guess`."""
-    height, width = solid.shape
-    margin = torch.nn.functional.pad(
-        torch.cat([points, solid[..., None]], dim=-1), (0, 0, window, window, window, window)
-    )
-    total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
-    # Where neighbours do not span a plane, a little of this turns it towards the camera.
-    facing = torch.eye(3).to(points) - viewdirs[..., :, None] * viewdirs[..., None, :]
-    second = 0.01 * (reach**2)[..., None, None] * facing
-    for dy in range(-window, window + 1):
-        for dx in range(-window, window + 1):
-            there = margin[window + dy : window + dy + height, window + dx : window + dx + width]
-            offset = there[..., :3] - points
-            distance = (offset * guess).sum(dim=-1) / reach.clamp(min=1e-12)
-            nearness = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * window) ** 2)
-            weight = (there[..., 3] * torch.exp(nearness))[..., None]
-            total = total + weight
-            first = first + weight * offset
-            second = second + (weight * offset)[..., :, None] * offset[..., None, :]
-    mean = first / total.clamp(min=1e-12)
-    covariance = second - mean[..., :, None] * first[..., None, :]
-    normals = torch.linalg.eigh(covariance).eigenvectors[..., 0]
-    behind = (normals * viewdirs).sum(dim=-1, keepdim=True) > 0
-    return torch.where(behind, -normals, normals)
 
 
 def visualize_normals(normals, acc):

@@ -19,7 +19,7 @@ def fine_loss(model, outputs, batch):
 
 def coarse_loss(model, outputs, batch):
     """Squared error of the coarser levels' colours, summed over levels (mip-NeRF, eq. 17)."""
-    coarser = outputs[model.first_coloured : -1]
+    coarser = outputs[model.first_rgb_level : -1]
     errors = (colour_error(output.rgb, batch) for output in coarser)
     return sum(errors, batch.rgb.new_zeros(()))
 
@@ -57,7 +57,7 @@ def antialiased_interlevel_loss(model, outputs, batch):
 
 def distortion_loss(model, outputs, batch):
     """How far the mass of the finest level's rays is spread (mip-NeRF 360, eq. 15)."""
-    posts = model.spread_posts(outputs[-1])
+    posts = model.distortion_fenceposts(outputs[-1])
     return mean_over_rays(stepfun.distortion_loss(posts, outputs[-1].weights), batch)
 
 
@@ -112,5 +112,5 @@ def weighted_loss(config, model, outputs, batch):
 
 def level_errors(model, outputs, batch):
     """The colour errors of the levels that have colours, without gradient: `[levels]`."""
-    coloured = outputs[model.first_coloured :]
+    coloured = outputs[model.first_rgb_level :]
     return torch.stack([colour_error(output.rgb.detach(), batch) for output in coloured])

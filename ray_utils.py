@@ -5,7 +5,6 @@ in units of the (not normalized) ray direction: a point is `origins + t * direct
 """
 
 import math
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -14,221 +13,25 @@ from torch import Tensor
 import coord
 import stepfun
 from coord import Gaussians, IsotropicGaussians
-from records import TensorRecord
+from structures import Batch, Cameras, Rays, RenderOutput, Scene  # noqa: F401  (re-exported)
 
 # The disc whose variance is that of a square pixel: r^2 / 4 = width^2 / 12.
 RADIUS_PER_PIXEL = 2 / math.sqrt(12)
 
 # Points of a ray section that stand for its volume (Zip-NeRF's code).
-MULTISAMPLES = 6
+NUM_MULTISAMPLES = 6
 
 # Iterations of Newton's method: lens distortions converge to float32 in four or five.
-UNDISTORT_STEPS = 10
+NEWTON_STEPS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cameras(TensorRecord):
-    """N pinhole or fisheye cameras with OpenGL axes: x right, y up, looking along -z.
-
-    camtoworlds: `[N, 3, 4]` rotation and position.
-    pixtocams: `[N, 3, 3]`, from (x, y, 1) in pixels to a camera direction with z = -1. Inverse
-        intrinsics of the OpenCV kind (z = +1, y down) are turned into these.
-    sizes: `[N, 2]` width and height in pixels.
-    near, far: `[N]` or a number, the range of t along a ray.
-    lossmult: `[N]` or a number, the weight of a pixel in the loss.
-    distortion: `[N, 6]` k1, k2, k3, k4, p1, p2 in normalized coordinates, or None. k1…k4 are the
-        polynomial in r² (pinhole; OpenCV's own k4 is another term) or in the squared angle
-        (fisheye, as OpenCV's); p1, p2 are OpenCV's.
-    fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none.
-    ndc: (focal, width, height) in pixels if rays are made in NDC, else None.
-    """
-
-    camtoworlds: Tensor
-    pixtocams: Tensor
-    sizes: Tensor
-    near: Tensor | float
-    far: Tensor | float
-    lossmult: Tensor | float = 1.0
-    distortion: Tensor | None = None
-    fisheye: Tensor | None = None
-    ndc: tuple | None = None
-
-    def __post_init__(self):
-        for name in ("near", "far", "lossmult"):
-            value = torch.as_tensor(getattr(self, name), dtype=self.camtoworlds.dtype)
-            value = value.to(self.camtoworlds.device).expand(self.camtoworlds.shape[:-2])
-            object.__setattr__(self, name, value)
-        opencv = self.pixtocams[..., 2:, 2:] > 0
-        flip = torch.tensor([[1.0], [-1.0], [-1.0]]).to(self.pixtocams)
-        object.__setattr__(self, "pixtocams", torch.where(opencv, flip, 1.0) * self.pixtocams)
-
-    def __len__(self):
-        return len(self.camtoworlds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene(TensorRecord):
-    """The pictures of one split and the cameras that took them.
-
-    pixels: uint8 `[P, C]`, all images one after another, row by row; C = 4 keeps straight alpha.
-        Of pictures under known lights half floats `[P, 4]`, linear radiance times alpha, and alpha.
-        None where the pictures were not read.
-    offsets: `[N+1]`, where each image begins in `pixels`.
-    cameras: `Cameras` of the N images; names: their names; files: where they lie, empty in the
-        facts that a checkpoint keeps; labels: `[N]` the scale of a Multicam image (0 is the
-        finest), or None.
-    masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: for each image where
-        its mask lies, or None; empty if no image has one, and in the facts.
-    background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
-    world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
-    box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
-    lights: what shone on the scene in each picture, a record of tensors `[N, K, C]`, if known.
-    """
-
-    pixels: Tensor | None
-    offsets: Tensor
-    cameras: Cameras
-    names: tuple
-    files: tuple = ()
-    labels: Tensor | None = None
-    masks: Tensor | None = None
-    mask_files: tuple = ()
-    background: float
-    world_to_scene: Tensor
-    box: Tensor
-    lights: TensorRecord | None = None
-
-    def __post_init__(self):
-        count = len(self.names)
-        assert self.offsets.shape == (count + 1,), (self.offsets.shape, count)
-        assert self.cameras.camtoworlds.shape == (count, 3, 4), self.cameras.camtoworlds.shape
-        assert self.cameras.pixtocams.shape == (count, 3, 3), self.cameras.pixtocams.shape
-        assert self.cameras.sizes.shape == (count, 2), self.cameras.sizes.shape
-        if self.pixels is not None:
-            assert len(self.pixels) == int(self.offsets[-1]), (self.pixels.shape, self.offsets[-1])
-        if self.masks is not None:
-            assert self.masks.shape == self.pixels.shape[:1], (self.masks.shape, self.pixels.shape)
-
-    def lit(self, rays, index):
-        """Rays under the lights of one picture; as they are where these are not known."""
-        return rays if self.lights is None else rays.under(self.lights[index])
-
-    @property
-    def scale(self):
-        """How many units of the cameras' world one unit of the scene's files is."""
-        return float(torch.linalg.det(self.world_to_scene[:3, :3].double())) ** (1 / 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rays(TensorRecord):
-    """Rays with the cone radius that a pixel has at t = 1; all `[..., 3]` or `[..., 1]`.
-
-    lights: what shines on the scene, if that is known: a record of tensors `[..., K, C]`.
-    """
-
-    origins: Tensor
-    directions: Tensor
-    viewdirs: Tensor
-    radii: Tensor
-    near: Tensor
-    far: Tensor
-    lossmult: Tensor
-    cam_idx: Tensor
-    lights: TensorRecord | None = None
-
-    @property
-    def shape(self):
-        """The batch axes."""
-        return self.origins.shape[:-1]
-
-    def under(self, lights):
-        """The same rays under lights `[K, C]` that shine on all of them."""
-        return replace(self, lights=lights.map(lambda x: x.expand(*self.shape, *x.shape)))
-
-    def flatten(self):
-        """The same rays with one batch axis."""
-        count = len(self.shape)
-        return self.map(lambda x: x.reshape(-1, *x.shape[count:]))
-
-    def __len__(self):
-        return len(self.origins)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch(TensorRecord):
-    """Rays and the colours they should have, composited on the scene's background.
-
-    rgb: `[..., 3]`; mask: `[..., 1]`, 1 where a pixel counts, or None.
-    rows: `[...]`, the place of each ray in the whole batch of which this is a part; None in images.
-    lossmult_sum: the sum of the loss weights over the whole batch of which this is a part, a
-        scalar, so that the losses of its parts add up to that of the whole; None if it is whole.
-    """
-
-    rays: Rays
-    rgb: Tensor
-    mask: Tensor | None = None
-    rows: Tensor | None = None
-    lossmult_sum: Tensor | None = None
-
-    def loss_weights(self):
-        """The weight of each ray in the loss, `[..., 1]`."""
-        return self.rays.lossmult if self.mask is None else self.rays.lossmult * self.mask
-
-    def total_weight(self):
-        """What a weighted mean over the whole batch divides by."""
-        if self.lossmult_sum is not None:
-            return self.lossmult_sum
-        # All pixels of a batch may be masked; its loss is then 0.
-        return self.loss_weights().sum().clamp(min=1e-9)
-
-    def split(self, size):
-        """Parts of at most `size` rays whose losses add up to that of this (flat) batch."""
-        whole = replace(self, lossmult_sum=self.total_weight())
-        return [whole[i : i + size] for i in range(0, len(self.rays), size)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderOutput(TensorRecord):
-    """What one level of a model sees along rays.
-
-    rgb: `[..., 3]`; acc: `[...]` opacity; distance_mean, distance_median: `[...]` in t.
-    sdist, tdist: `[..., S+1]` fence posts in [0, 1] and in t; weights: `[..., S]`. These three are
-    None in whole pictures, which keep what a pixel has one of.
-    extras: named quantities per ray.
-    """
-
-    rgb: Tensor
-    acc: Tensor
-    distance_mean: Tensor
-    distance_median: Tensor
-    sdist: Tensor | None = None
-    tdist: Tensor | None = None
-    weights: Tensor | None = None
-    extras: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        batch = self.rgb.shape[:-1]
-        assert self.rgb.shape == (*batch, 3), self.rgb.shape
-        for name in ("acc", "distance_mean", "distance_median"):
-            assert getattr(self, name).shape == batch, (name, getattr(self, name).shape, batch)
-        if self.weights is not None:
-            assert self.weights.shape[:-1] == batch, (self.weights.shape, batch)
-            posts = (*batch, self.weights.shape[-1] + 1)
-            for name in ("sdist", "tdist"):
-                found = getattr(getattr(self, name), "shape", None)
-                assert found == posts, (name, found, posts)
-
-
-class Rendering(NamedTuple):
+class CompositeOutput(NamedTuple):
     """Composited rays: rgb `[..., 3]`, and acc, distance_mean, distance_median `[...]`."""
 
     rgb: Tensor
     acc: Tensor
     distance_mean: Tensor
     distance_median: Tensor
-
-
-# From pixels to rays.
 
 
 def pixels_to_rays(cameras, cam_idx, x, y):
@@ -249,7 +52,7 @@ def pixels_to_rays(cameras, cam_idx, x, y):
     pixels = torch.stack([columns, rows], dim=-1).to(dtype) + 0.5
     pose = cameras.camtoworlds[cam_idx]
     camera_dirs = _camera_directions(cameras, cam_idx, pixels)
-    directions = _rotate(pose[..., None, :, :3], camera_dirs)
+    directions = matvec(pose[..., None, :, :3], camera_dirs)
     origins = pose[..., None, :, 3].expand_as(directions)
     viewdirs = directions[..., 0, :] / directions[..., 0, :].norm(dim=-1, keepdim=True)
     spread = directions
@@ -272,7 +75,7 @@ def pixels_to_rays(cameras, cam_idx, x, y):
 def _camera_directions(cameras, cam_idx, pixels):
     """Directions in the camera's axes of `pixels [..., 3, 2]`; `[..., 3, 3]`."""
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-    directions = _rotate(cameras.pixtocams[cam_idx][..., None, :, :], homogeneous)
+    directions = matvec(cameras.pixtocams[cam_idx][..., None, :, :], homogeneous)
     if cameras.distortion is None and cameras.fisheye is None:
         return directions
     # Lens models are written for OpenCV's axes, where y points down.
@@ -315,7 +118,7 @@ def points_to_pixels(cameras, cam_idx, points):
     if cameras.distortion is not None or cameras.fisheye is not None:
         image = _distorted(cameras, cam_idx, plane, depth, image)
     directions = torch.cat([_flip_y(image), -torch.ones_like(image[..., :1])], dim=-1)
-    pixels = _rotate(torch.linalg.inv(cameras.pixtocams)[cam_idx], directions)
+    pixels = matvec(torch.linalg.inv(cameras.pixtocams)[cam_idx], directions)
     return pixels[..., :2], depth
 
 
@@ -332,7 +135,7 @@ def _distorted(cameras, cam_idx, plane, depth, image):
         x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
         y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
     ], dim=-1)
-    pinhole = torch.where(_folded(r2, k1, k2, k3, k4)[..., None], torch.nan, pinhole)
+    pinhole = torch.where(is_past_fold(r2, k1, k2, k3, k4)[..., None], torch.nan, pinhole)
     if cameras.fisheye is None:
         return pinhole
     ring = plane.norm(dim=-1)
@@ -340,11 +143,11 @@ def _distorted(cameras, cam_idx, plane, depth, image):
     a2 = angle * angle
     stretched = angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
     curved = plane * (stretched / ring.clamp(min=1e-12))[..., None]
-    curved = torch.where(_folded(a2, k1, k2, k3, k4)[..., None], torch.nan, curved)
+    curved = torch.where(is_past_fold(a2, k1, k2, k3, k4)[..., None], torch.nan, curved)
     return torch.where(cameras.fisheye[cam_idx][..., None], curved, pinhole)
 
 
-def _folded(u, k1, k2, k3, k4):
+def is_past_fold(u, k1, k2, k3, k4):
     """Whether a lens's radius falls somewhere on the way to a squared pinhole radius (or angle) u.
 
     Looked for at four places on that way.
@@ -364,7 +167,7 @@ def undistort(distorted, coefficients):
     k1, k2, k3, k4, p1, p2 = coefficients.unbind(-1)
     goal_x, goal_y = distorted.unbind(-1)
     x, y = goal_x, goal_y
-    for _ in range(UNDISTORT_STEPS):
+    for _ in range(NEWTON_STEPS):
         r2 = x * x + y * y
         radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
         slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))
@@ -388,7 +191,7 @@ def undistort_fisheye(distorted, coefficients):
     k1, k2, k3, k4 = coefficients[..., :4].unbind(-1)
     goal = distorted.norm(dim=-1)
     angle = goal
-    for _ in range(UNDISTORT_STEPS):
+    for _ in range(NEWTON_STEPS):
         a2 = angle * angle
         value = angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
         slope = 1 + a2 * (3 * k1 + a2 * (5 * k2 + a2 * (7 * k3 + a2 * 9 * k4)))
@@ -397,7 +200,7 @@ def undistort_fisheye(distorted, coefficients):
     return distorted * ratio[..., None]
 
 
-def _rotate(matrices, vectors):
+def matvec(matrices, vectors):
     """Matrix products `[..., 3, 3] x [..., 3]`, elementwise: no device rounds them to TF32."""
     return (matrices * vectors[..., None, :]).sum(dim=-1)
 
@@ -417,13 +220,24 @@ def corner_rays(cameras):
     return pixels_to_rays(cameras, index, *(corners * (cameras.sizes[:, None] - 1)).unbind(-1))
 
 
+def ray_box(cameras):
+    """The corners `[2, 3]` of the box around all rays between near and far."""
+    rays = corner_rays(cameras)
+    ends = torch.cat([rays.origins + t * rays.directions for t in (rays.near, rays.far)])
+    ends = ends.reshape(-1, 3)
+    return torch.stack([ends.amin(dim=0), ends.amax(dim=0)])
+
+
+def reached_box(scene):
+    """The corners `[2, 3]` of the box around a `Scene` and all that its rays pass."""
+    both = torch.stack([scene.box, ray_box(scene.cameras)])
+    return torch.stack([both[:, 0].amin(dim=0), both[:, 1].amax(dim=0)])
+
+
 def world_points(cameras, rays, distance):
     """World points `[..., 3]` at `distance [...]` in t along rays of `cameras`, also in NDC."""
     points = rays.origins + distance[..., None] * rays.directions
     return points if cameras.ndc is None else coord.from_ndc(points, *cameras.ndc)
-
-
-# Along a ray.
 
 
 def sample_along_rays(near, far, num_samples, jitter=None, lindisp=False):
@@ -525,8 +339,8 @@ def multisample_rays(
     from there on once more in the other sense; None turns none. Other arguments as in `cast_rays`.
     Returns `IsotropicGaussians` `[..., S, num_multisamples]`. Raises ValueError for another number.
     """
-    if num_multisamples not in (1, MULTISAMPLES):
-        raise ValueError(f"{num_multisamples} multisamples were asked for; 1 or {MULTISAMPLES} "
+    if num_multisamples not in (1, NUM_MULTISAMPLES):
+        raise ValueError(f"{num_multisamples} multisamples were asked for; 1 or {NUM_MULTISAMPLES} "
                          "are possible")
     t0, t1 = tdist[..., :-1], tdist[..., 1:]
     if num_multisamples == 1:
@@ -536,12 +350,12 @@ def multisample_rays(
     along = _helix_distances(t0, t1, ray_shape)
     across = radii[..., None] * (along if ray_shape == "cone" else torch.ones_like(along))
     # In sixths: 0, 2, 4, then 3, 5, 1.
-    order = torch.arange(MULTISAMPLES, device=tdist.device)
-    turns = ((2 * order - 3 * (order >= 3)) % MULTISAMPLES).to(tdist) / MULTISAMPLES
+    order = torch.arange(NUM_MULTISAMPLES, device=tdist.device)
+    turns = ((2 * order - 3 * (order >= 3)) % NUM_MULTISAMPLES).to(tdist) / NUM_MULTISAMPLES
     rotations = torch.zeros_like(t0) if rotations is None else rotations
     sense, begin = torch.where(rotations < 0.5, 1, -1), 2 * rotations
     angles = 2 * math.pi * (sense[..., None] * turns + begin[..., None])
-    side, up = perpendicular(directions)
+    side, up = orthonormal_frame(directions)
     offsets = (angles.cos()[..., None] * side[..., None, None, :]
                + angles.sin()[..., None] * up[..., None, None, :])
     means = (origins[..., None, None, :] + along[..., None] * directions[..., None, None, :]
@@ -551,7 +365,7 @@ def multisample_rays(
 
 def _helix_distances(t0, t1, ray_shape):
     """Six distances `[..., S, 6]` with the mean and variance of a section's own."""
-    steps = torch.linspace(-1, 1, MULTISAMPLES, dtype=t0.dtype, device=t0.device)
+    steps = torch.linspace(-1, 1, NUM_MULTISAMPLES, dtype=t0.dtype, device=t0.device)
     t0, t1 = t0[..., None], t1[..., None]
     middle, half = 0.5 * (t0 + t1), 0.5 * (t1 - t0)
     if ray_shape == "cylinder":
@@ -563,16 +377,13 @@ def _helix_distances(t0, t1, ray_shape):
     return t0 + share * (mean + 3 / math.sqrt(7) * spread * steps)
 
 
-def perpendicular(directions):
+def orthonormal_frame(directions):
     """Two unit vectors `[..., 3]` at right angles to directions and to each other."""
     # Crossed with the axis that is least along them.
     axis = torch.nn.functional.one_hot(directions.abs().argmin(dim=-1), 3).to(directions)
     side = torch.nn.functional.normalize(torch.linalg.cross(directions, axis), dim=-1)
     up = torch.nn.functional.normalize(torch.linalg.cross(directions, side), dim=-1)
     return side, up
-
-
-# Back to pixels.
 
 
 def compute_weights(density, tdist, directions, opaque_background=False):
@@ -596,9 +407,9 @@ def volumetric_rendering(rgb, weights, tdist, bg_rgb):
     """Composite samples into pixels.
 
     rgb: `[..., S, 3]`; weights: `[..., S]`; tdist: `[..., S+1]`; bg_rgb: a number or `[..., 3]`.
-    Returns a `Rendering`. `distance_mean` is the weights' mean of the interval middles, and the
-    far end for a ray that meets nothing; `distance_median` is where half of a ray has ended, the
-    far end when more than half of it passes.
+    Returns a `CompositeOutput`. `distance_mean` is the weights' mean of the interval middles, and
+    the far end for a ray that meets nothing; `distance_median` is where half of a ray has ended,
+    the far end when more than half of it passes.
     """
     acc = weights.sum(dim=-1)
     colour = (weights[..., None] * rgb).sum(dim=-2) + (1 - acc)[..., None] * bg_rgb
@@ -611,4 +422,11 @@ def volumetric_rendering(rgb, weights, tdist, bg_rgb):
     with_background = torch.cat([weights, (1 - acc).clamp(min=0)[..., None]], dim=-1)
     posts = torch.cat([tdist, far[..., None]], dim=-1)
     median = stepfun.weighted_percentile(posts, with_background, [50])[..., 0]
-    return Rendering(colour, acc, mean, median)
+    return CompositeOutput(colour, acc, mean, median)
+
+
+def expected_distance(output):
+    """The mean t `[...]` of a level's weights, with their gradient; the far end of empty rays."""
+    middle = 0.5 * (output.tdist[..., 1:] + output.tdist[..., :-1])
+    mean = (output.weights * middle).sum(dim=-1) / output.acc.clamp(min=1e-3)
+    return torch.where(output.acc > 1e-3, mean, output.tdist[..., -1])

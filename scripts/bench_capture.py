@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import trimesh  # noqa: E402
 
-import demo_scene  # noqa: E402
 import pose_utils  # noqa: E402
-from config import UserError, run_script  # noqa: E402
+from capture.report import scene_config  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from scene_report import scene_config  # noqa: E402
+from exporters.encoder import find_encoder, write_video  # noqa: E402
+from procedural import scene as demo_scene  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
 from scripts import prepare_capture  # noqa: E402
-from video_utils import find_encoder, write_video  # noqa: E402
 
 FOCAL = 0.9  # of the video's width
 

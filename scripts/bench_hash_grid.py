@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-import hash_grid  # noqa: E402
-from config import UserError, positive_int, run_script  # noqa: E402
+from config import positive_int  # noqa: E402
+from fields import hash_grid  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
 
-WAYS = {"kernels": hash_grid.encode, "PyTorch": hash_grid.encode_plain}
+WAYS = {"kernels": hash_grid.encode, "PyTorch": hash_grid.encode_torch}
 
 
 def main(argv=None):
@@ -35,7 +36,7 @@ def main(argv=None):
     parser.add_argument("--features", type=int, default=4, help="numbers per entry")
     parser.add_argument("--rounds", type=positive_int, default=7)
     args = parser.parse_args(argv)
-    if not hash_grid.has_kernels():
+    if not hash_grid.has_numba():
         raise UserError("numba cannot be imported here, so there are no kernels to compare; "
                         "pip install -r requirements.txt.")
     torch.manual_seed(0)

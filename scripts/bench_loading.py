@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from config import UserError, default_config, positive_int, run_script  # noqa: E402
+from config import default_config, positive_int  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from evaluate import commit  # noqa: E402
 from image_utils import write_image  # noqa: E402
-from memory import peak_memory  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.memory import peak_memory  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
 
 CPU = torch.device("cpu")
 DIFFERENT = 8

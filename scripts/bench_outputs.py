@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import demo_scene  # noqa: E402
 import visualize  # noqa: E402
 from checkpoint import load_checkpoint  # noqa: E402
-from config import run_script  # noqa: E402
-from evaluate import commit  # noqa: E402
-from extract_mesh import extract  # noqa: E402
-from image_utils import surface_normals  # noqa: E402
-from memory import peak_memory  # noqa: E402
+from exporters.mesh import extract  # noqa: E402
+from procedural import scene as demo_scene  # noqa: E402
 from ray_utils import image_rays  # noqa: E402
+from rendering import surface_normals  # noqa: E402
+from runtime.errors import run_script  # noqa: E402
+from runtime.memory import peak_memory  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
 
 SURFACE_SAMPLES = 200_000
 
@@ -71,7 +71,7 @@ def time_frame(folder, device, size):
     run = load_checkpoint(folder, device)
     run.config.path, run.config.frames = "spherical", 1
     place = next(run.model.parameters()).device
-    shooting = visualize.shooting_of(run, size, size).to(place)
+    shooting = visualize.video_cameras(run, size, size).to(place)
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
@@ -128,7 +128,7 @@ def compare_normals(folder, device):
     if not is_known(run):
         return None
     scene = run.scene["test"].to(next(run.model.parameters()).device)
-    shooting = visualize.Shooting(cameras=scene.cameras, lights=scene.lights, units=1.0)
+    shooting = visualize.VideoCameras(cameras=scene.cameras, lights=scene.lights, units=1.0)
     angles = []
     for index in range(len(scene.cameras)):
         view = visualize.look(run.model, shooting, index, None)

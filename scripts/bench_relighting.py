@@ -19,21 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
-from config import (  # noqa: E402
-    UserError,
-    nerv_geometry,
-    positive_int,
-    run_script,
-    shading_name,
-)
+from config import nerv_geometry, positive_int, shading_name  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from evaluate import commit, evaluate, open_split  # noqa: E402
+from evaluate import evaluate, open_split  # noqa: E402
 from loss import LOSSES  # noqa: E402
-from model import ZipNeRF, hash_field, heads, select_device  # noqa: E402
-from randomness import BatchDraws, step_seeds  # noqa: E402
+from models.build import hash_field, head_config  # noqa: E402
+from models.zipnerf import ZipNeRF  # noqa: E402
+from runtime.devices import select_device  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
+from runtime.randomness import BatchRandom, step_seeds  # noqa: E402
 from scheduler import make_scheduler  # noqa: E402
 from scripts.bench_training import read_seconds  # noqa: E402
-from train import compute_gradients, make_optimizer, part_of_batch  # noqa: E402
+from train import compute_gradients, default_micro_batch, make_optimizer  # noqa: E402
 
 COMPONENTS = {"albedo_rmse": ".3f", "normals_degrees": ".1f", "visibility_mae": ".3f",
               "roughness_mae": ".3f"}
@@ -51,14 +49,14 @@ class BakedColours(ZipNeRF):
         self.field, self.proposals = geometry.field, geometry.proposals
         self.requires_grad_(False)
         self.colours = hash_field(config, torch.float32, has_density=False, channels=3,
-                                  **heads(config))
+                                  **head_config(config))
         self.colours.box.copy_(geometry.box)
 
-    def _ask(self, field, tdist, rays, draws, density_noise=None, with_rgb=True):
-        found = super()._ask(field, tdist, rays, draws, density_noise, with_rgb=False)
+    def query_field(self, field, tdist, rays, rng, density_noise=None, with_rgb=True):
+        found = super().query_field(field, tdist, rays, rng, density_noise, with_rgb=False)
         if not with_rgb:
             return found
-        return found._replace(rgb=super()._ask(self.colours, tdist, rays, draws).rgb)
+        return found._replace(rgb=super().query_field(self.colours, tdist, rays, rng).rgb)
 
 
 def main():
@@ -98,7 +96,7 @@ def bake(run, steps):
     weights = {f"{name}_loss_mult": float(name == "fine") for name in LOSSES}
     config = argparse.Namespace(**vars(run.config) | weights | {"max_steps": steps})
     device = select_device(config)
-    config.micro_batch = config.micro_batch or part_of_batch(config, device)
+    config.micro_batch = config.micro_batch or default_micro_batch(config, device)
     dataset = load_dataset(config, "train", device)
     torch.manual_seed(config.seed)
     model = BakedColours(config, run.model).to(device).train()
@@ -108,8 +106,8 @@ def bake(run, steps):
     for step in range(steps):
         pixels_seed, model_seed = step_seeds(config.seed, step)
         batch = dataset.batch(config.batch_size, torch.Generator().manual_seed(pixels_seed))
-        draws = BatchDraws(model_seed, config.batch_size, device)
-        compute_gradients(model, batch, config, step / steps, draws)
+        rng = BatchRandom(model_seed, config.batch_size, device)
+        compute_gradients(model, batch, config, step / steps, rng)
         optimizer.step()
         schedule.step()
     return BAKED, steps, time.perf_counter() - begin, model.eval()
@@ -121,7 +119,7 @@ def score(folder, run, rival, lights, args):
     config = argparse.Namespace(**vars(run.config))
     config.save_images, config.lights = False, lights
     shaded_at, kind = "", "_baked" * (name == BAKED)
-    if name == "nerv" and model.is_lit():
+    if name == "nerv" and model.is_shading():
         config.shade_at = args.shade_at or config.shade_at
         if args.march_shadows is not None:
             config.march_shadows = args.march_shadows
@@ -132,7 +130,7 @@ def score(folder, run, rival, lights, args):
         dataset = open_split(run, config, "test", select_device(config))
     except UserError as error:
         raise UserError(f"under --lights {lights}: {error}") from None
-    out = folder / f"bench_{dataset.title}_{steps:08d}{kind}"
+    out = folder / f"bench_{dataset.split_name}_{steps:08d}{kind}"
     scores = evaluate(model, dataset, config, steps, out)
     parts = (format(scores[name], form) if name in scores else ""
              for name, form in COMPONENTS.items())

@@ -19,12 +19,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
-from config import UserError, positive_int, run_script  # noqa: E402
+from config import positive_int  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from evaluate import commit  # noqa: E402
 from image_utils import psnr, quantize  # noqa: E402
-from model import render_image, select_device  # noqa: E402
-from scene_files import reached_box  # noqa: E402
+from ray_utils import reached_box  # noqa: E402
+from rendering import build_occupancy, render_image  # noqa: E402
+from runtime.devices import select_device  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
 
 
 def main(argv=None):
@@ -58,18 +60,19 @@ def measure(run, args):
     if args.num_samples == 1 and config.model != "mipnerf":
         raise UserError(f"--num_samples 1 is too few for {run}, a {config.model}; give at least 2.")
     if args.num_samples:
-        model.num_samples = model.samples_per_level = args.num_samples
+        model.num_samples = model.max_samples_per_level = args.num_samples
     test = load_dataset(config, "test", device, read_pixels=False)
     begin = time.perf_counter()
-    model.skip_empty_space(reached_box(loaded.scene["train"]).to(device), num_rays=10**9)
+    box = reached_box(loaded.scene["train"]).to(device)
+    occupancy = build_occupancy(model, box, num_rays=10**9)
     making = time.perf_counter() - begin
-    occupancy, seconds, scores = model.occupancy, {True: [], False: []}, {True: [], False: []}
+    seconds, scores = {True: [], False: []}, {True: [], False: []}
     for index in np.linspace(0, len(test) - 1, args.views).round().astype(int):
         view = test.image(int(index))
         for skips in (False, True):
-            model.occupancy = occupancy if skips else None
             begin = time.perf_counter()
-            rgb = quantize(render_image(model, view.rays).rgb)
+            output = render_image(model, view.rays, occupancy=occupancy if skips else None)
+            rgb = quantize(output.rgb)
             seconds[skips].append(time.perf_counter() - begin)
             scores[skips].append(psnr(rgb, quantize(view.rgb)))
     whole, skipping = (statistics.median(seconds[skips]) for skips in (False, True))

@@ -24,27 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-import hash_grid  # noqa: E402
-from config import (  # noqa: E402
-    PRESETS,
-    UserError,
-    default_config,
-    get_config,
-    positive_int,
-    run_script,
-)
-from evaluate import commit  # noqa: E402
-from fields import HashField  # noqa: E402
-from memory import peak_memory  # noqa: E402
-from model import (  # noqa: E402
-    MODELS,
-    build_model,
-    has_fast_bf16,
-    render_image,
-    select_device,
-)
-from ray_utils import Batch, Rays  # noqa: E402
-from train import compute_gradients, make_optimizer, part_of_batch  # noqa: E402
+from config import PRESETS, default_config, get_config, positive_int  # noqa: E402
+from fields import hash_grid  # noqa: E402
+from fields.hash import HashField  # noqa: E402
+from model import MODELS, build_model  # noqa: E402
+from rendering import render_image  # noqa: E402
+from runtime.devices import has_fast_bf16, select_device  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.memory import peak_memory  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
+from structures import Batch, Rays  # noqa: E402
+from train import compute_gradients, default_micro_batch, make_optimizer  # noqa: E402
 
 # NeRV's rays want lights, and its steps change from stage to stage.
 NAMES = sorted(set(MODELS) - {"nerv"})
@@ -104,7 +94,7 @@ def measure(args, device):
     config = get_config([f"--{kind}", name, "--precision", args.precisions[0],
                          "--device", args.device])
     rays = args.batch_sizes[0]
-    config.micro_batch = config.micro_batch or part_of_batch(config, device)
+    config.micro_batch = config.micro_batch or default_micro_batch(config, device)
     model = build_model(config, device, BOX)
     batch = make_batch(rays, device)
     optimizer = make_optimizer(model, config)
@@ -163,8 +153,8 @@ def necessary(model, rays, device, training):
 def products(field, rows, device, training):
     """The matrix products of a field for so many samples.
 
-    Rendering multiplies each layer's input by its weights; training also the output's gradient
-    by the weights (but for the first layer of an MLP, whose input needs none) and by the input.
+    Rendering multiplies each layer's input by its weights; training also the output's gradient by
+    the weights (but for the first layer of an MLP, whose input needs none) and by the input.
     """
     dtype = field.compute_dtype
     layers = [tuple(layer.weight.shape) for layer in field.layers()]

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 
-from checkpoint import find_checkpoints, load_checkpoint  # noqa: E402
-from config import UserError, run_script  # noqa: E402
+from checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from evaluate import evaluate  # noqa: E402
-from model import select_device  # noqa: E402
-from train import read_metrics  # noqa: E402
+from runtime.devices import select_device  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.run_log import read_metrics  # noqa: E402
 
 
 def main():
@@ -39,7 +39,7 @@ def score_run(folder, args):
     """The table of one run folder."""
     seconds = read_seconds(folder)
     rows, scores = [], None
-    for path in reversed(find_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         run = load_checkpoint(path, args.device)
         if run.step == 0:
             continue

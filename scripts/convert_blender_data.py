@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import UserError, run_script  # noqa: E402
 from datasets import convert_to_multiscale  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
 
 
 def main(argv=None):

@@ -26,11 +26,14 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
-from config import DATASET_DEFAULTS, UserError, first_line, run_script  # noqa: E402
-from file_utils import new_folder, sole_writer, write_whole  # noqa: E402
+from capture.report import examine, scene_config  # noqa: E402
+from config import DATASET_DEFAULTS  # noqa: E402
 from image_utils import IMAGE_SUFFIXES, image_size, list_images, write_image  # noqa: E402
-from scene_files import LENSES, image_folder, import_pycolmap, report_left_out  # noqa: E402
-from scene_report import examine, scene_config  # noqa: E402
+from loaders.colmap import import_pycolmap  # noqa: E402
+from loaders.folders import image_folder, report_left_out  # noqa: E402
+from loaders.lenses import LENSES  # noqa: E402
+from runtime.errors import UserError, first_line, run_script  # noqa: E402
+from runtime.files import new_folder, sole_writer, write_whole  # noqa: E402
 
 # Above so many photographs, each is matched with its neighbours in name order alone: pairs of all
 # with all grow with the square.
@@ -77,7 +80,7 @@ def main(argv=None):
     source, out = args.paths
     check_new(source, out)
     with sole_writer(out, "preparing a capture"):
-        check_is_begun_alike(out, source, args)
+        check_same_frames(out, source, args)
         images = make_images(source, out / "images", args.num_frames)
         model = find_cameras(images, out, args)
         make_smaller_copies(out)
@@ -156,7 +159,7 @@ def note_of(out):
         return None
 
 
-def check_is_begun_alike(out, source, args):
+def check_same_frames(out, source, args):
     """Note what the scene is made of. Raises UserError if it was begun otherwise."""
     made_of = {"source": str(source.absolute()), "num_frames": args.num_frames,
                "matching": args.matching, "camera": args.camera, "lens": args.lens}

@@ -1,4 +1,4 @@
-"""How well `nerv.brdf` relights photographs of things under one light at a time: a Markdown table.
+"""How well the BRDF relights photographs of one object under one light at a time: a table.
 
     python scripts/relight_olat.py --folder data/relight_olat --out log/relight_olat
 
@@ -24,10 +24,10 @@ from torch import Tensor  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 
 import image_utils  # noqa: E402
-import nerv  # noqa: E402
-from config import UserError, first_line, run_script  # noqa: E402
-from evaluate import commit  # noqa: E402
-from model import select_device  # noqa: E402
+from relighting import shading  # noqa: E402
+from runtime.devices import select_device  # noqa: E402
+from runtime.errors import UserError, first_line, run_script  # noqa: E402
+from runtime.provenance import commit  # noqa: E402
 
 FOLDS = 4
 FEWEST_LIGHTS = 6
@@ -69,7 +69,7 @@ def main(argv=None):
           f"threads; {args.steps} steps, every {args.stride} pixels\n")
     print("PSNR in dB of held-out lights, of stored values under the mask; in brackets after each "
           "predicted picture was scaled to be as bright as its photograph.\n")
-    print("| object | pixels | decoding | mean picture | Lambert | nerv.brdf | roughness |\n|"
+    print("| object | pixels | decoding | mean picture | Lambert | shading.brdf | roughness |\n|"
           + " --- |" * 7)
     for name in objects:
         photographs = read_object(args.folder, name, args.stride, device)
@@ -88,7 +88,7 @@ def parse(argv):
     flag = parser.add_argument
     flag("--folder", type=Path, required=True, help="the photographs")
     flag("--out", type=Path, help="for contact sheets: for a light of each fold its photograph, "
-         "both predictions (nerv.brdf, Lambert), normals, albedo, roughness")
+         "both predictions (shading.brdf, Lambert), normals, albedo, roughness")
     flag("--skip", nargs="*", default=["chrome"], help="objects to leave out, such as mirrors")
     flag("--stride", type=int, default=3, help="take every so many rows and columns")
     flag("--steps", type=int, default=100, help="of Adam")
@@ -156,7 +156,7 @@ CODES = {"as stored": (lambda x: x, lambda x: x), "sRGB": (to_srgb, from_srgb)}
 
 
 def lambert(normals, incoming, outgoing, albedo, roughness):
-    """A matt surface's reflectance, with the arguments of `nerv.brdf`."""
+    """A matt surface's reflectance, with the arguments of `shading.brdf`."""
     return albedo / math.pi
 
 
@@ -166,7 +166,7 @@ def shade(brdf, surface, directions):
     Their strength is such that a white matt surface that faces one has radiance 1.
     """
     incoming, outgoing = directions[:, None], directions.new_tensor([0.0, 0.0, 1.0])
-    arriving = math.pi * nerv.dot(surface.normals, incoming).clamp(min=0)
+    arriving = math.pi * shading.dot(surface.normals, incoming).clamp(min=0)
     return arriving * brdf(surface.normals, incoming, outgoing, surface.albedo, surface.roughness)
 
 
@@ -181,7 +181,7 @@ def matt_surface(radiance, weight, directions):
     normals = torch.linalg.solve(squares, sums)
     normals[:, 2].clamp_(min=1e-3)  # What the camera sees is turned towards it.
     normals = normalize(normals, dim=-1)
-    cosine = nerv.dot(normals, directions[:, None]).clamp(min=0)
+    cosine = shading.dot(normals, directions[:, None]).clamp(min=0)
     weight = weight[..., None]
     albedo = (weight * cosine * radiance).sum(dim=0) / (weight * cosine**2).sum(dim=0).clamp(1e-3)
     return normals, albedo.clamp(min=1e-3)
@@ -193,7 +193,7 @@ def fit(brdf, photographs, decoding, steps):
     encode, decode = CODES[decoding]
     weight = torch.where(values.amax(dim=-1) < DARK, DARK_WEIGHT, 1.0)
     normals, albedo = matt_surface(decode(values), weight, directions)
-    low, high = nerv.SMALLEST_ROUGHNESS, 1
+    low, high = shading.MIN_ROUGHNESS, 1
     common = albedo.new_tensor((FIRST_ROUGHNESS - low) / (high - low)).logit()
     logarithm, own = albedo.log(), torch.zeros_like(albedo[:, :1])
     free = [x.requires_grad_() for x in (normals, logarithm, common, own)]
@@ -218,7 +218,7 @@ def fit(brdf, photographs, decoding, steps):
 def score_object(photographs, name, decoding, args):
     """The table's row of an object; with `--out` its contact sheet is written too."""
     values, directions, mask = photographs
-    encode, models = CODES[decoding][0], {"Lambert": lambert, "nerv.brdf": nerv.brdf}
+    encode, models = CODES[decoding][0], {"Lambert": lambert, "shading.brdf": shading.brdf}
     predicted = {key: torch.empty_like(values) for key in ("mean", *models)}
     rows, roughness = [], []
     for fold in range(FOLDS):
@@ -229,7 +229,7 @@ def score_object(photographs, name, decoding, args):
             surface = fit(brdf, training, decoding, args.steps)
             predicted[key][held] = encode(shade(brdf, surface, directions[held]))
         roughness.append(surface.roughness.median())
-        columns = (values[fold], predicted["nerv.brdf"][fold], predicted["Lambert"][fold],
+        columns = (values[fold], predicted["shading.brdf"][fold], predicted["Lambert"][fold],
                    0.5 + 0.5 * surface.normals, encode(surface.albedo),
                    surface.roughness.expand(-1, 3))
         rows.append([picture(x, mask) for x in columns])

@@ -3,13 +3,8 @@
 import torch
 
 import coord
-from ray_utils import (
-    RenderOutput,
-    cast_rays,
-    compute_weights,
-    sample_along_rays,
-    volumetric_rendering,
-)
+from ray_utils import cast_rays, compute_weights, sample_along_rays, volumetric_rendering
+from structures import RenderOutput
 
 NUM_SAMPLES = 500
 
@@ -25,8 +20,7 @@ class AnalyticModel:
         self.signed_distance, self.colour, self.ndc = signed_distance, colour, ndc
         self.peak, self.softness, self.bg_rgb = peak, softness, bg_rgb
         self.ray_shape = "cone" if ndc is None else "cylinder"
-        self.num_asked, self.samples_per_level = 0, NUM_SAMPLES
-        self.occupancy = None
+        self.num_asked, self.max_samples_per_level = 0, NUM_SAMPLES
 
     def density(self, means, covs):
         self.num_asked += means.shape[:-1].numel()
@@ -41,17 +35,13 @@ class AnalyticModel:
                                          self.bg_rgb)
         return [RenderOutput(**rendering._asdict(), sdist=tdist, tdist=tdist, weights=weights)]
 
-    def skip_empty_space(self, box, num_rays):
-        """It is always asked about everything."""
+    samples_evenly = False
 
     def set_rendering(self, config):
         """It has one way to be drawn."""
 
-    def samples_at_once(self, device):
+    def max_samples_per_chunk(self, device):
         return 8192
-
-    def profile(self, rays):
-        return None
 
     def parameters(self):
         return iter([torch.zeros(1)])

@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from camera_paths import PATHS
+from cameras.paths import PATHS
 from config import (
     DATASET_DEFAULTS,
     ONLY_FOR,
     PRESETS,
-    UserError,
     _build_parser,
     check_typed_flags,
     get_config,
     run_folder,
-    run_script,
     typed_flags,
 )
 from datasets import DATASETS
 from loss import LOSSES
 from model import MODELS, build_model
+from runtime.errors import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "config.py"]

@@ -9,11 +9,14 @@ import pytest
 import torch
 from imageio.v3 import imread, imwrite
 
-import distributed
-from config import UserError, get_config
-from datasets import DATASETS, composite, convert_to_multiscale, load_dataset
-from file_utils import is_claimed
-from scene_files import map_bytes, ray_box
+from config import get_config
+from datasets import DATASETS, convert_to_multiscale, load_dataset
+from loaders.pixels import composite
+from loaders.pixels import map_bytes
+from ray_utils import ray_box
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import is_claimed
 from tests.scenes import (
     GOLDEN_DATASETS,
     look_at,
@@ -145,7 +148,7 @@ def test_every_format_gives_scenes_batches_and_images(dataset_name, tmp_path):
         assert 0 <= image.rgb.min() and image.rgb.max() <= 1
         batch = dataset.batch(7, torch.Generator().manual_seed(1))
         assert batch.rgb.shape == (7, 3) and len(batch.rays) == 7
-        facts = dataset.facts()
+        facts = dataset.scenes()
         assert set(facts) <= {"train", "val", "test"} and facts[split if split in facts else "test"]
         assert all(f.pixels is None for f in facts.values())
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from imageio.v3 import imread
 
-import demo_lights
 from datasets import DATASETS
+from procedural import lit_scene
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +19,7 @@ def data_dir(tmp_path_factory):
     """Where the demo scene is made, once for all formats; under lights, which takes two minutes,
     fewer and smaller pictures of it."""
     folder = tmp_path_factory.mktemp("data")
-    demo_lights.write_nerv(folder / "nerv" / "demo", size=30, limit=6)
+    lit_scene.write_nerv(folder / "nerv" / "demo", size=30, limit=6)
     return folder
 
 

@@ -13,7 +13,7 @@ import evaluate
 import train
 from checkpoint import load_checkpoint
 from datasets import load_dataset
-from ray_utils import RenderOutput
+from structures import RenderOutput
 from tests.scenes import write_blender, write_llff, write_multicam
 
 
@@ -108,11 +108,8 @@ class ExactModel:
                              distance_median=torch.ones(shape), sdist=posts, tdist=posts,
                              weights=torch.full((*shape, 2), 0.5))]
 
-    def samples_at_once(self, device):
+    def max_samples_per_chunk(self, device):
         return 8192
-
-    def profile(self, rays):
-        return None
 
     def density(self, means, covs):
         return means.sum(-1)
@@ -164,7 +161,7 @@ def test_the_script_scores_a_run_folder(run, capsys):
 
 
 def test_the_script_keeps_the_runs_settings_and_refuses_others(run, capsys):
-    from config import UserError
+    from runtime.errors import UserError
 
     with pytest.raises(UserError, match="--hidden 99 .*started with"):
         evaluate.main(["--run", str(run), "--hidden", "99"])
@@ -172,7 +169,7 @@ def test_the_script_keeps_the_runs_settings_and_refuses_others(run, capsys):
 
 
 def test_the_script_refuses_a_scene_that_is_not_the_runs(run, tmp_path):
-    from config import UserError
+    from runtime.errors import UserError
 
     write_multicam(tmp_path / "other", num_views=3)
     with pytest.raises(UserError, match="not those of the run"):
@@ -191,7 +188,7 @@ def test_pictures_read_one_at_a_time_are_those_read_at_once(run):
 def test_lpips_says_plainly_when_it_cannot_be_had(run, tmp_path, monkeypatch):
     import sys
 
-    from config import UserError
+    from runtime.errors import UserError
 
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):

@@ -15,8 +15,9 @@ import checkpoint
 import extract_mesh
 import train
 from checkpoint import Checkpoint
-from config import UserError, default_config
+from config import default_config
 from datasets import load_dataset
+from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
 from tests.scenes import write_blender, write_llff
 from tests.test_training import run_script, start_script
@@ -36,7 +37,7 @@ def analytic_run(folder, model, dataset_name="blender", **flags):
                             device="cpu", grid_size=64, chunk=2048, **flags)
     if dataset_name == "llff":
         config.near = config.far = None
-    facts = load_dataset(config, "train").facts()
+    facts = load_dataset(config, "train").scenes()
     return Checkpoint(model=model, config=config, own=config, step=7, scene=facts,
                       optimizer={}, path=folder.parent / "log" / "checkpoint_00000007.pt")
 
@@ -302,4 +303,4 @@ def test_a_stopped_extraction_leaves_no_mesh_and_can_be_run_again(trained, how):
 
 
 def survey_of(run):
-    return extract_mesh.look_around(run.model, run.scene["train"], 4096)
+    return extract_mesh.survey_scene(run.model, run.scene["train"], 4096)

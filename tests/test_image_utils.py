@@ -9,7 +9,7 @@ import torch
 from imageio.v3 import imread, imwrite
 
 import image_utils
-from config import UserError
+from runtime.errors import UserError
 
 
 def slow_ssim(a, b):

@@ -9,11 +9,12 @@ import torch
 import coord
 from config import default_config
 from coord import Gaussians
-from lights import point_lights
-from model import MODELS, build_model, render_image
-from randomness import BatchDraws
-from ray_utils import Rays
+from model import MODELS, build_model
+from relighting.lights import point_lights
+from rendering import render_image
+from runtime.randomness import BatchRandom
 from stepfun import sorted_piecewise_constant_pdf
+from structures import Rays
 
 # All sizes differ, so that none can stand in for another.
 ODD = dict(num_samples=7, hidden=18, depth=5, skip=2, view_hidden=11, view_depth=2, max_deg=5,
@@ -29,7 +30,7 @@ def make_rays(*shape, seed=0):
         origins=torch.randn(*shape, 3, generator=generator), directions=directions,
         viewdirs=torch.nn.functional.normalize(directions, dim=-1), radii=0.01 * one,
         near=2 * one, far=6 * one, lossmult=one, cam_idx=torch.zeros(*shape, 1).long(),
-    ).under(point_lights(torch.tensor([[3.0, 1.0, 4.0]]), torch.tensor([[50.0, 40.0, 30.0]])))
+    ).with_lights(point_lights(torch.tensor([[3.0, 1.0, 4.0]]), torch.tensor([[50.0, 40.0, 30.0]])))
 
 
 def make_model(**flags):
@@ -141,7 +142,7 @@ def test_every_model_is_deterministic_in_eval_and_random_in_training(name):
     assert torch.equal(model(rays)[-1].rgb, model(rays)[-1].rgb)
     model.train()
     rows = torch.arange(4)
-    seen = [model(rays, draws=BatchDraws(s, 4).of(rows))[-1].rgb for s in (1, 1, 2)]
+    seen = [model(rays, rng=BatchRandom(s, 4).for_rows(rows))[-1].rgb for s in (1, 1, 2)]
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
     model.train().eval()
     assert torch.equal(model(rays)[-1].rgb, model(rays)[-1].rgb)

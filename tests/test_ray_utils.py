@@ -12,7 +12,7 @@ import torch
 
 import coord
 import ray_utils
-from records import concatenate
+from structures import concatenate
 
 EPS = torch.finfo(torch.float32).eps
 DOUBLE = torch.float64
@@ -290,7 +290,7 @@ def test_undistortion_converges_as_fast_as_newtons_method(monkeypatch):
     distorted = 0.5 * torch.randn(200, 2, dtype=DOUBLE).clamp(-1, 1)
     results = []
     for steps in (1, 2, 3, 30):
-        monkeypatch.setattr(ray_utils, "UNDISTORT_STEPS", steps)
+        monkeypatch.setattr(ray_utils, "NEWTON_STEPS", steps)
         results.append(ray_utils.undistort(distorted, lens(**LENS)))
     one, two, three = ((x - results[-1]).abs().max() for x in results[:3])
     # Each error is about the square of the one before.

@@ -17,11 +17,12 @@ import torch
 from imageio.v3 import imread
 
 import train
-from checkpoint import find_checkpoints, load_checkpoint
-from config import UserError, default_config, get_config
+from checkpoint import list_checkpoints, load_checkpoint
+from config import default_config, get_config
 from datasets import load_dataset
 from model import build_model, compile_fields
-from randomness import BatchDraws, step_seeds
+from runtime.errors import UserError
+from runtime.randomness import BatchRandom, step_seeds
 from tests.scenes import write_blender, write_multicam
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +138,7 @@ def test_bf16_learns_as_well_as_fp32(tmp_path):
     ("mipnerf", "cuda", 2048)])
 def test_a_batch_goes_in_small_parts_only_through_networks_on_a_cpu(model, device, wanted):
     config = default_config(model=model)
-    assert train.part_of_batch(config, torch.device(device)) == wanted
+    assert train.default_micro_batch(config, torch.device(device)) == wanted
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
@@ -151,7 +152,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
     found = []
     for size in (37, 5):
         config.micro_batch = size
-        scalars = train.compute_gradients(model, batch, config, 0.0, BatchDraws(3, 37))
+        scalars = train.compute_gradients(model, batch, config, 0.0, BatchRandom(3, 37))
         found.append((scalars, [p.grad.clone() for p in model.parameters()]))
     (whole, gradients), (parts, others) = found
     for name in whole:
@@ -171,7 +172,7 @@ def test_compiled_fields_give_the_same_gradients(scene):
         if compiled:
             compile_fields(model, torch.device("cpu"))
         assert list(model.state_dict()) == names
-        train.compute_gradients(model, batch, config, 0.0, BatchDraws(0, 10))
+        train.compute_gradients(model, batch, config, 0.0, BatchRandom(0, 10))
         found.append([p.grad for p in model.parameters()])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for a, b in zip(*found, strict=True):
@@ -209,17 +210,17 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted_to_the_bit(tm
     rng = random.Random(seed)
     steps = [0]
     for attempt in range(4):
-        known = find_checkpoints(folder)
+        known = list_checkpoints(folder)
         process = start_script(*words, *(["--continue_training"] if known else []))
         # Some kills strike while the process still starts, others, the last two at least, later.
         if attempt > 1 or rng.random() < 0.5:
-            while process.poll() is None and find_checkpoints(folder)[:1] == known[:1]:
+            while process.poll() is None and list_checkpoints(folder)[:1] == known[:1]:
                 time.sleep(0.005)
         time.sleep(rng.uniform(0, 1))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
-        steps.append(load_checkpoint(folder).step if find_checkpoints(folder) else 0)
+        steps.append(load_checkpoint(folder).step if list_checkpoints(folder) else 0)
     assert steps == sorted(steps) and 0 < steps[-1] < 400, steps
     end = run_script(*words, "--continue_training")
     assert end.returncode == 0, end.stderr
@@ -247,7 +248,7 @@ def test_a_broken_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, scene
     (folder / "checkpoint_00000035.pt").write_bytes(b"broken")
     more[-1] = "30"
     train.main(flags(scene, tmp_path, *more, "--continue_training"))
-    assert [p.name for p in find_checkpoints(folder)] == ["checkpoint_00000030.pt"]
+    assert [p.name for p in list_checkpoints(folder)] == ["checkpoint_00000030.pt"]
     assert load_checkpoint(folder).step == 30
     assert (folder / "checkpoint_00000035.broken").exists()
 
@@ -292,7 +293,7 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path,
     train.main(flags(scene, tmp_path / "whole", *more))
     train.main(flags(scene, tmp_path / "broken", *more))
     folder = tmp_path / "broken" / "run"
-    newest = find_checkpoints(folder)[0]
+    newest = list_checkpoints(folder)[0]
     whole = newest.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 64]) + (
@@ -307,7 +308,7 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path,
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
     train.main(flags(scene, tmp_path, "--max_steps", "12", "--save_every", "2"))
-    assert [p.name for p in find_checkpoints(tmp_path / "run")] == [
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == [
         "checkpoint_00000012.pt", "checkpoint_00000010.pt"]
 
 
@@ -316,10 +317,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
 
 def test_a_run_folder_is_never_overwritten(tmp_path, scene):
     train.main(flags(scene, tmp_path, "--max_steps", "2"))
-    before = find_checkpoints(tmp_path / "run")[0].read_bytes()
+    before = list_checkpoints(tmp_path / "run")[0].read_bytes()
     with pytest.raises(UserError, match="--continue_training.*--exp_name"):
         train.main(flags(scene, tmp_path, "--max_steps", "2"))
-    assert find_checkpoints(tmp_path / "run")[0].read_bytes() == before
+    assert list_checkpoints(tmp_path / "run")[0].read_bytes() == before
 
 
 def test_continuing_keeps_the_runs_config_and_refuses_what_would_make_it_another(tmp_path, scene):
@@ -448,7 +449,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkp
 def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(tmp_path, scene):
     words = flags(scene, tmp_path, "--max_steps", "4")
     assert run_script("train.py", *words).returncode == 0
-    before = find_checkpoints(tmp_path / "run")[0]
+    before = list_checkpoints(tmp_path / "run")[0]
     content = before.read_bytes()
     full = run_script("train.py", *words, "--max_steps", "8", "--continue_training",
                       limit=len(content) // 2)
@@ -456,7 +457,7 @@ def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(tmp_path, scene)
     assert re.search(r"error: .*checkpoint_00000008.pt could not be written", full.stderr)
     assert "Traceback" not in full.stderr
     assert before.read_bytes() == content
-    assert find_checkpoints(tmp_path / "run")[0] == before
+    assert list_checkpoints(tmp_path / "run")[0] == before
     assert not list((tmp_path / "run").glob("*.partial"))
 
 

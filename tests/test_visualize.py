@@ -18,9 +18,10 @@ import checkpoint
 import train
 import visualize
 from checkpoint import Checkpoint
-from config import UserError, default_config
+from config import default_config
 from datasets import load_dataset
-from file_utils import sole_writer
+from runtime.errors import UserError
+from runtime.files import sole_writer
 from tests.analytic import AnalyticModel, ball
 from tests.scenes import write_blender, write_llff, write_multicam
 from tests.test_training import run_script
@@ -113,10 +114,10 @@ def test_the_main_rank_alone_notes_what_a_video_is_made_of(runs, tmp_path, monke
     video.mkdir()
     monkeypatch.setattr(visualize.distributed, "is_main", lambda: False)
     (video / "frames").mkdir()
-    visualize.check_is_begun_alike(video, run)
+    visualize.check_same_frames(video, run)
     assert not (video / "video.json").exists()
     monkeypatch.undo()
-    visualize.check_is_begun_alike(video, run)
+    visualize.check_same_frames(video, run)
     assert (video / "video.json").exists()
 
 
@@ -134,7 +135,7 @@ def view_of(model, tmp_path, dataset_name="blender", **flags):
     """The analytic scene from a training camera, and that camera's scene."""
     config = default_config(dataset_name=dataset_name, scene=str(tmp_path / "s"), **flags)
     scene = load_dataset(config, "train").scene
-    shooting = visualize.Shooting(cameras=scene.cameras, lights=None, units=scene.scale)
+    shooting = visualize.VideoCameras(cameras=scene.cameras, lights=None, units=scene.scale)
     return visualize.look(model, shooting, 0, 4096), scene
 
 
@@ -298,7 +299,7 @@ def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
     """A ball at the focus of the cameras is in the middle of every frame of every path."""
     write_blender(tmp_path / "s", num_views=6, size=(24, 24))
     config = default_config(scene=str(tmp_path / "s"), near=2.0, far=6.0, device="cpu", frames=5)
-    facts = load_dataset(config, "train").facts()
+    facts = load_dataset(config, "train").scenes()
     run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, own=config,
                      step=1, scene=facts, optimizer={},
                      path=tmp_path / "log" / "checkpoint_00000001.pt")

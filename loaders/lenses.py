@@ -1,0 +1,149 @@
+"""Intrinsics and lens distortion of the formats."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import image_utils
+from loaders.folders import fits
+from runtime.errors import UserError
+from structures import Cameras
+
+# The lens models that rays can be made for, by COLMAP's names (nerfstudio's are the same), and
+# their parameters in COLMAP's order.
+LENSES = {
+    "SIMPLE_PINHOLE": "f cx cy",
+    "PINHOLE": "fx fy cx cy",
+    "SIMPLE_RADIAL": "f cx cy k1",
+    "RADIAL": "f cx cy k1 k2",
+    "OPENCV": "fx fy cx cy k1 k2 p1 p2",
+    "OPENCV_FISHEYE": "fx fy cx cy k1 k2 k3 k4",
+    "SIMPLE_RADIAL_FISHEYE": "f cx cy k1",
+    "RADIAL_FISHEYE": "f cx cy k1 k2",
+}
+
+
+class Lens(NamedTuple):
+    """A camera's intrinsics for pictures of `size` (width, height), in pixels.
+
+    distortion: k1, k2, k3, k4, p1, p2 as in `Cameras`.
+    """
+
+    size: tuple
+    focal: tuple
+    centre: tuple
+    distortion: tuple
+    fisheye: bool
+
+    def pixtocam(self, width, height):
+        """`[3, 3]` for the same picture of another size."""
+        full_width, full_height = self.size
+        return pixtocam(
+            self.focal[0] * width / full_width, self.focal[1] * height / full_height,
+            width, height, centre=(self.centre[0] / full_width, self.centre[1] / full_height),
+        )
+
+
+def make_lens(model, values, size, source):
+    """A `Lens` from the name of its model and a `dict` of its parameters.
+
+    Raises UserError naming `source` for other models, and for numbers that make no lens.
+    """
+    if model not in LENSES:
+        raise UserError(
+            f"{source} has a camera of the model {model}; undistort the images with COLMAP "
+            f"(image_undistorter), or fit one of {', '.join(LENSES)}."
+        )
+    focal = values.get("fx", values.get("f")), values.get("fy", values.get("f"))
+    distortion = tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    lens = Lens(tuple(size), focal, (values["cx"], values["cy"]), distortion,
+                model.endswith("FISHEYE"))
+    numbers = np.array([*lens.size, *focal, *lens.centre, *distortion], dtype=np.float64)
+    if not np.isfinite(numbers).all() or (numbers[:4] <= 0).any():
+        raise UserError(f"{source} has a camera with size {lens.size}, focal lengths {focal}, "
+                        f"principal point {lens.centre} and distortion {distortion}; finite "
+                        "numbers are wanted, sizes and focal lengths above 0.")
+    return lens
+
+
+def pixtocam(focal_x, focal_y, width, height, centre=(0.5, 0.5)):
+    """`[3, 3]` from pixels to OpenGL camera directions.
+
+    centre: the principal point as shares of width and height.
+    """
+    return np.array([
+        [1 / focal_x, 0, -centre[0] * width / focal_x],
+        [0, -1 / focal_y, centre[1] * height / focal_y],
+        [0, 0, -1],
+    ])
+
+
+def make_cameras(camtoworlds, pixtocams, sizes, **facts):
+    """`Cameras` in float32 from float64 arrays."""
+    return Cameras(
+        camtoworlds=torch.as_tensor(np.asarray(camtoworlds), dtype=torch.float32),
+        pixtocams=torch.as_tensor(np.asarray(pixtocams), dtype=torch.float32),
+        sizes=torch.as_tensor(np.asarray(sizes), dtype=torch.int64),
+        **facts,
+    )
+
+
+def colmap_lens(camera, source):
+    """The `Lens` of a camera of a COLMAP model."""
+    names = LENSES.get(camera.model_name, "").split()
+    values = dict(zip(names, map(float, camera.params), strict=False))
+    return make_lens(camera.model_name, values, (camera.width, camera.height), source)
+
+
+def transforms_lens(values, file, times, source):
+    """The `Lens` of a frame of nerfstudio's or instant-ngp's files.
+
+    values: what the file says of it. Where that is no size, it is `times` that of the image `file`.
+    """
+    if "w" in values or "h" in values:
+        size = _number(values, "w", source), _number(values, "h", source)
+    else:
+        size = tuple(times * side for side in image_utils.image_size(file))
+    lens = {
+        "fx": _focal(values, "x", size[0], source),
+        "cx": _number(values, "cx", source, 0.5 * size[0]),
+        "cy": _number(values, "cy", source, 0.5 * size[1]),
+    }
+    has_fy = "fl_y" in values or ("camera_angle_y" in values and "fl_x" not in values)
+    lens["fy"] = _focal(values, "y", size[1], source) if has_fy else lens["fx"]
+    for name in ("k1", "k2", "k3", "k4", "p1", "p2"):
+        lens[name] = _number(values, name, source, 0.0)
+    # instant-ngp knows the two OpenCV models and marks one by a switch.
+    usual = "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"
+    return make_lens(values.get("camera_model", usual), lens, size, source)
+
+
+def _focal(values, axis, side, source):
+    """The focal length in pixels along an axis, given as such or as an angle of view."""
+    angle = values.get(f"camera_angle_{axis}")
+    if f"fl_{axis}" in values or angle is None:
+        return _number(values, f"fl_{axis}", source)
+    if type(angle) in (int, float) and 0 < angle < math.pi:
+        return 0.5 * side / math.tan(0.5 * angle)
+    raise UserError(f"{source} has camera_angle_{axis} = {angle!r}; radians between 0 and pi are "
+                    "wanted.")
+
+
+def _number(values, name, source, default=None):
+    value = values.get(name, default)
+    if type(value) in (int, float):
+        return float(value)
+    raise UserError(f"{source} has {name} = {value!r}; a number is wanted.")
+
+
+def stored_size(file, lens, source):
+    """The size `(width, height)` of an image file, which must have the shape of its `Lens`."""
+    width, height = image_utils.image_size(file)
+    full_width, full_height = lens.size
+    if not fits(np.array([height]), np.array([full_height * width / full_width])):
+        raise UserError(f"{file} is {width}x{height}, which has another shape than the "
+                        f"{full_width:g}x{full_height:g} of its camera in {source}; use the "
+                        "images that the cameras were found for.")
+    return width, height

@@ -1,0 +1,63 @@
+"""NeRV's scenes: images of linear radiance under known lights."""
+
+import torch
+
+from loaders.base import SPLITS, Loader
+from loaders.bounds import cube
+from loaders.checks import near_far, read_json
+from loaders.transforms import blender_views
+from procedural.lit_scene import write_nerv
+from relighting.lights import tone_map
+from relighting.radiance_files import (
+    frames_lights,
+    radiance_file,
+    radiance_size,
+    read_ground_truth,
+    read_radiance_of,
+)
+
+
+class LitBlender(Loader):
+    """Blender's format with linear radiance (half floats times alpha, and alpha) and lights.
+
+    `train_point/transforms_train.json` and `transforms_test.json` list the point lights of each
+    frame; under environments it is `train_env/` and `test_env/`.
+    """
+
+    folders = ("nerv", "nerv_public_release")
+    pixel_type = torch.float16
+    JSON_FOLDERS = {"point": ("train_point", "."), "env": ("train_env", "test_env")}
+
+    def load(self, split):
+        path = self._path_of(split)
+        meta = read_json(path)
+        views = blender_views(meta, path, self.config.factor, radiance_file, radiance_size)
+        near, far = near_far(self.config)
+        return self.make_scene(
+            files=views.files, names=views.names, cameras=views.cameras(near, far),
+            world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
+            lights=frames_lights(meta, path, self.config.light_intensity),
+        )
+
+    def splits(self):
+        return tuple(split for split in SPLITS if self._path_of(split).exists())
+
+    def write_demo(self, folder):
+        write_nerv(folder)
+
+    def split_name(self, split):
+        return split if self.config.lights == "point" else f"{split}_env"
+
+    def read(self, files, sizes):
+        return read_radiance_of(files, sizes)
+
+    def to_rgb(self, pixels, background):
+        radiance, alpha = pixels.float().split([3, 1], dim=-1)
+        return tone_map(radiance) + background * (1 - alpha)
+
+    def ground_truth(self, scene, index):
+        return read_ground_truth(scene.files[index], scene.cameras.sizes[index].tolist())
+
+    def _path_of(self, split):
+        folder = self.JSON_FOLDERS[self.config.lights][split != "train"]
+        return self.root / folder / f"transforms_{split}.json"

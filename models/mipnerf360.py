@@ -1,0 +1,83 @@
+"""mip-NeRF 360: proposals, contraction, off-axis encoding."""
+
+import torch
+
+import coord
+import stepfun
+from models.base import RayModel
+from models.build import head_config, mlp_field, mlp_proposal
+
+
+class MipNeRF360(RayModel):
+    """mip-NeRF 360 (Barron et al., CVPR 2022): proposals, contraction, off-axis encoding.
+
+    A small density-only proposal MLP, shared by all rounds, places the samples of the next round;
+    the large MLP is evaluated only at the last round's samples. Samples lie in s, in [0, 1].
+    """
+
+    def __init__(self, config, compute_dtype=torch.float32):
+        super().__init__(config)
+        self.compute_dtype = compute_dtype
+        self.prop_rounds, self.prop_samples = config.prop_rounds, config.prop_samples
+        self.max_samples_per_level = max(config.num_samples, config.prop_samples)
+        self.first_rgb_level = config.prop_rounds
+        self.ray_warp, self.anneal_slope = config.ray_warp, config.anneal_slope
+        self.dilation_bias, self.dilation_mult = config.dilation_bias, config.dilation_mult
+        self.build_fields(config, compute_dtype)
+
+    def build_fields(self, config, compute_dtype):
+        """Set `field` and the proposals."""
+        self.field = mlp_field(config, compute_dtype, **head_config(config))
+        self.proposal = mlp_proposal(config, compute_dtype)
+
+    def proposal_field(self, level):
+        """The field of a proposal round."""
+        return self.proposal
+
+    def forward(self, rays, train_frac=1.0, rng=None, ray_occupancy=None):
+        """Render rays in every round; returns one `RenderOutput` per round, the last is the image.
+
+        train_frac: fraction of training done, in [0, 1], with which the proposals' weights are
+        annealed; other arguments as in `MipNeRF`.
+        """
+        return self.render_levels(rays, train_frac, rng, ray_occupancy)
+
+    def render_levels(self, rays, train_frac, rng, ray_occupancy, with_rgb=True):
+        """As `forward`; without `with_rgb` the last round has no colours either."""
+        warps = coord.construct_ray_warps(self.ray_warp, rays.near, rays.far)
+        outputs, samples_so_far = [], 1
+        for level in range(self.prop_rounds + 1):
+            is_last = level == self.prop_rounds
+            field = self.field if is_last else self.proposal_field(level)
+            count = self.num_samples if is_last else self.prop_samples
+            dilation = self.dilation_bias + self.dilation_mult / samples_so_far
+            sdist = self.sample_level(rays, outputs, count, dilation, train_frac, rng)
+            samples_so_far *= count
+            tdist = warps.s_to_t(sdist)
+            if ray_occupancy is None:
+                samples = self.query_field(field, tdist, rays, rng, with_rgb=is_last and with_rgb)
+            else:
+                samples = self.query_occupied(
+                    field, tdist, rays, ray_occupancy, is_last and with_rgb)
+            outputs.append(self.composite(samples, tdist, sdist, rays, rng))
+        return outputs
+
+    @torch.no_grad()
+    def sample_level(self, rays, outputs, count, dilation, train_frac, rng):
+        """Bin edges `[..., count + 1]` in s: from the round before, or evenly in the first."""
+        jitter = self._random(torch.rand, (*rays.shape, 1), rays.origins, rng)
+        if not outputs:
+            sdist = torch.cat([torch.zeros_like(rays.near), torch.ones_like(rays.near)], dim=-1)
+            logits = torch.zeros_like(rays.near)
+            return stepfun.sample_intervals(sdist, logits, count, jitter, domain=(0.0, 1.0))
+        sdist, weights = outputs[-1].sdist, outputs[-1].weights
+        if dilation > 0:
+            sdist, weights = stepfun.max_dilate_weights(
+                sdist, weights, dilation, (0.0, 1.0), renormalize=True)
+            sdist, weights = sdist[..., 1:-1], weights[..., 1:-1]
+        # Schlick's bias: uniform at first (mip-NeRF 360, section 3.2).
+        anneal = self.anneal_slope * train_frac / ((self.anneal_slope - 1) * train_frac + 1)
+        # An empty ray, or 0 log 0 at the first step, must not become NaN.
+        logits = anneal * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+        logits = logits.where(sdist[..., 1:] > sdist[..., :-1], -torch.inf)
+        return stepfun.sample_intervals(sdist, logits, count, jitter, domain=(0.0, 1.0))

@@ -1,0 +1,151 @@
+"""Scalars and images of a run: TensorBoard, `metrics.jsonl`, the progress bar."""
+
+import json
+import math
+import time
+from contextlib import contextmanager, nullcontext
+
+import torch
+from tqdm import tqdm
+
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import write_whole
+from runtime.memory import peak_memory
+
+
+def open_log(folder, first_step, last_step, device):
+    """The `RunLog` of rank 0; on other ranks one that discards everything."""
+    if distributed.is_main():
+        return RunLog(folder, first_step, last_step, device)
+    return NullLog()
+
+
+class NullLog(nullcontext):
+    """The log of all ranks but 0: discards everything."""
+
+    def __enter__(self):
+        return self
+
+    def step(self, *_, **__):
+        pass
+
+    write_means = write_scalars = image = check_finite = step
+
+    def paused(self):
+        return nullcontext()
+
+
+class RunLog:
+    """Scalars and images of a run: TensorBoard, `metrics.jsonl`, the progress bar.
+
+    Scalars stay on the device until they are written, so that no step waits for it.
+    """
+
+    def __init__(self, folder, first_step, last_step, device):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.last_step, self.device = folder, last_step, device
+        self.pending, self.written_step = [], first_step
+        seconds_before = truncate_metrics(folder / "metrics.jsonl", first_step)
+        self.last_write = time.perf_counter()
+        self.start = self.last_write - seconds_before
+        self.bar = tqdm(total=last_step, initial=first_step, disable=None, unit="step")
+        self.metrics = open(folder / "metrics.jsonl", "a")
+        self.tensorboard = SummaryWriter(folder, purge_step=first_step + 1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+        self.metrics.close()
+        self.tensorboard.close()
+
+    def step(self, scalars):
+        """Collect the scalars of a step."""
+        self.pending.append(scalars)
+        self.bar.update()
+
+    def check_finite(self):
+        """Raise UserError if a loss or gradient since the last write is not finite."""
+        for offset, scalars in enumerate(self.pending):
+            loss, norm = scalars["loss/total"], scalars["gradient_norm"]
+            if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+                step = self.written_step + offset + 1
+                raise UserError(
+                    f"the loss or its gradient is not finite at step {step} (loss {loss:g}, "
+                    f"gradient norm {norm:g}). The last checkpoint in {self.folder} is good; try "
+                    "a smaller --lr_init, a longer --lr_delay_steps, or --precision fp32.")
+
+    def write_means(self, step, batch_size, learning_rate):
+        """Write the means of the scalars since the last write, the learning rate and the speed."""
+        self.check_finite()
+        if not self.pending:
+            return
+        now, count = time.perf_counter(), len(self.pending)
+        means = {name: torch.stack([scalars[name] for scalars in self.pending]).mean(0)
+                 for name in self.pending[0]}
+        # Mean squared errors to PSNR in dB.
+        levels = (-10 * means.pop("errors").log10()).tolist()
+        scalars = {name: float(value) for name, value in means.items()}
+        scalars |= {f"psnr/level_{i}": value for i, value in enumerate(levels)}
+        scalars["learning_rate"] = learning_rate
+        scalars["rays_per_second"] = count * batch_size / (now - self.last_write)
+        scalars["memory_gb"] = peak_memory(self.device) / 1e9
+        self.write_scalars(step, scalars)
+        seconds_left = (self.last_step - step) * (now - self.last_write) / count
+        self._show(step, levels[-1], scalars["rays_per_second"], seconds_left)
+        self.pending, self.written_step, self.last_write = [], step, now
+
+    def write_scalars(self, step, scalars):
+        """Write named numbers to TensorBoard and, as a line, to `metrics.jsonl`."""
+        for name, value in scalars.items():
+            self.tensorboard.add_scalar(name, value, step)
+        seconds = time.perf_counter() - self.start
+        line = {"step": step, "seconds": round(seconds, 2)} | scalars
+        self.metrics.write(json.dumps(line) + "\n")
+        self.metrics.flush()
+
+    def image(self, step, name, image):
+        """Write an image `[h, w, 3]`, float in [0, 1] or uint8, to TensorBoard."""
+        self.tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    @contextmanager
+    def paused(self):
+        """Stop the clock of training for the block, such as rendering a validation image."""
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        self.start += seconds
+        self.last_write += seconds
+
+    def _show(self, step, psnr, rays_per_second, seconds_left):
+        text = f"psnr {psnr:.2f} dB, {rays_per_second:,.0f} rays/s"
+        self.bar.set_postfix_str(text)
+        if self.bar.disable:
+            print(f"step {step}/{self.last_step}: {text}, {seconds_left / 60:.1f} min left",
+                  flush=True)
+
+
+def truncate_metrics(path, step):
+    """Drop the lines of `metrics.jsonl` after a step; returns the seconds of the kept training."""
+    if not path.exists():
+        return 0.0
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    lines = "".join(json.dumps(line) + "\n" for line in kept)
+    write_whole(path, lambda file: file.write(lines.encode()))
+    return max((line["seconds"] for line in kept), default=0.0)
+
+
+def read_metrics(path):
+    """The lines of a `metrics.jsonl` as `dict`s, without those that a kill left half written."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            if line["step"] >= 0 and line["seconds"] >= 0:
+                lines.append(line)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return lines

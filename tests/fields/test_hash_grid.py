@@ -1,0 +1,186 @@
+"""The hash encoding against grid_sample, sums by hand, finite differences; the kernels and their
+twin."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fields import hash_grid
+from fields.hash_grid import encode, encode_torch, make_levels
+from scripts import bench_hash_grid
+
+DOUBLE = torch.float64
+
+
+def random_case(num_groups, num_members, features, levels=None, dtype=torch.float32):
+    levels = levels or make_levels(3, 50, 9)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(num_groups, num_members, 3, generator=generator, dtype=dtype)
+    weights = torch.rand(num_groups, num_members, len(levels.sizes), generator=generator,
+                         dtype=dtype)
+    table = torch.randn(levels.num_entries, features, generator=generator, dtype=dtype)
+    return points, weights, table, levels
+
+
+def test_levels_double_and_are_dense_while_their_corners_fit():
+    levels = make_levels(4, 70, 10)
+    assert levels.resolutions == (4, 8, 16, 32, 64)
+    assert levels.sizes == (125, 729, 1024, 1024, 1024)
+    assert levels.first == (0, 125, 854, 1878, 2902) and levels.num_entries == 3926
+    assert make_levels(5, 9, 10).resolutions == (5,)
+
+
+@pytest.mark.parametrize("encode_by", [encode, encode_torch])
+def test_a_dense_level_is_trilinear(encode_by):
+    """As PyTorch's own sampler of volumes has it."""
+    levels = make_levels(6, 6, 12)
+    points, weights, table, levels = random_case(300, 1, 3, levels)
+    volume = table.reshape(1, 7, 7, 7, 3).permute(0, 4, 1, 2, 3)  # z, y, x
+    wanted = torch.nn.functional.grid_sample(
+        volume, 2 * points[None, :, :, None] - 1, align_corners=True)[0, :, :, 0, 0].T
+    found = encode_by(points, torch.ones_like(weights), table, levels)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encode_by", [encode, encode_torch])
+def test_a_corner_of_a_hashed_level_has_the_entry_of_its_hash(encode_by):
+    _, _, table, levels = random_case(1, 1, 2, make_levels(200, 200, 9))
+    for corner in itertools.product((0, 1, 77, 200), repeat=3):
+        mixed = corner[0] ^ (corner[1] * 2654435761) ^ (corner[2] * 805459861)
+        point = torch.tensor(corner, dtype=torch.float32)[None, None] / 200
+        found = encode_by(point, torch.ones(1, 1, 1), table, levels)
+        torch.testing.assert_close(found[0], table[mixed % 512], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("encode_by", [encode, encode_torch])
+def test_members_of_a_group_are_weighted_and_averaged(encode_by):
+    points, weights, table, levels = random_case(5, 6, 4)
+    alone = encode_by(points.reshape(30, 1, 3), torch.ones(30, 1, 5), table, levels)
+    wanted = (alone.reshape(5, 6, 5, 4) * weights[..., None]).mean(dim=1).reshape(5, 20)
+    torch.testing.assert_close(encode_by(points, weights, table, levels), wanted,
+                               atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encode_by", [encode, encode_torch])
+def test_weights_learn_nothing(encode_by):
+    points, weights, table, levels = random_case(5, 2, 3)
+    table.requires_grad_()
+    weights.requires_grad_()
+    encode_by(points, weights, table, levels).sum().backward()
+    assert weights.grad is None and table.grad is not None
+
+
+@pytest.mark.parametrize("num_groups", [0, 1, 1300])
+@pytest.mark.parametrize("num_members,features", [(1, 4), (6, 1), (2, 3)])
+def test_the_kernels_equal_their_twin_in_value_and_gradient(num_groups, num_members, features):
+    assert hash_grid.has_numba()
+    points, weights, table, levels = random_case(num_groups, num_members, features)
+    upstream = torch.randn(num_groups, len(levels.sizes) * features)
+    answers = []
+    for encode_by in (encode, encode_torch):
+        inputs = [x.clone().requires_grad_() for x in (points, table)]
+        found = encode_by(inputs[0], weights, inputs[1], levels)
+        answers.append((found.detach(), *torch.autograd.grad(found, inputs, upstream)))
+    for kernel, plain, tolerance in zip(*answers, (1e-5, 1e-4, 1e-3), strict=True):
+        torch.testing.assert_close(kernel, plain, atol=tolerance, rtol=1e-4)
+
+
+def test_the_twins_gradients_are_those_of_finite_differences():
+    points, weights, table, levels = random_case(4, 2, 2, make_levels(3, 12, 7), DOUBLE)
+    # Inside cells: at their faces the slope jumps.
+    points = (((points * 12).floor() + 0.2 + 0.6 * (points * 7 % 1)) / 12).requires_grad_()
+    table.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda p, t: encode_torch(p, weights, t, levels), (points, table))
+
+
+@pytest.mark.parametrize("encode_by", [encode, encode_torch])
+@pytest.mark.parametrize("value,inside", [(-3.0, 0.0), (1.0, 1.0), (7.5, 1.0), (float("nan"), 0.0),
+                                          (float("inf"), 1.0)])
+def test_points_outside_count_as_on_the_border(encode_by, value, inside):
+    points, weights, table, levels = random_case(3, 1, 2)
+    points[:, :, 1] = value
+    moved = points.clone()
+    moved[:, :, 1] = inside
+    points.requires_grad_()
+    found = encode_by(points, weights, table, levels)
+    torch.testing.assert_close(found, encode_by(moved, weights, table, levels))
+    slope = torch.autograd.grad(found.sum(), points)[0]
+    if value != inside:
+        assert (slope[:, :, 1] == 0).all()
+
+
+def test_the_kernels_give_the_same_bits_whatever_the_number_of_threads():
+    points, weights, table, levels = random_case(3000, 2, 4)
+    before, answers = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        leaf = table.clone().requires_grad_()
+        found = encode(points, weights, leaf, levels)
+        answers.append((found, *torch.autograd.grad(found.square().sum(), leaf)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
+def test_the_kernels_have_no_second_derivative_and_say_so():
+    points, weights, table, levels = random_case(4, 1, 2)
+    points.requires_grad_()
+    first, = torch.autograd.grad(encode(points, weights, table, levels).square().sum(), points,
+                                 create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept():
+    """As of a function that is in no file."""
+    from fields import kernels_numba
+
+    names = {}
+    exec("def twice(x): return 2 * x", names)
+    assert kernels_numba._compiled()(names["twice"])(3) == 6
+
+
+def test_without_a_compiler_that_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hash_kernels", None)
+    assert not hash_grid.has_numba.__wrapped__()
+    assert "pip install -r requirements.txt" in capsys.readouterr().out
+
+
+def test_without_a_compiler_the_twin_does_it(monkeypatch):
+    points, weights, table, levels = random_case(10, 1, 2)
+    wanted = encode(points, weights, table, levels)
+    monkeypatch.setattr(hash_grid, "has_numba", lambda: False)
+    torch.testing.assert_close(encode(points, weights, table, levels), wanted)
+    # Other precisions have no kernel.
+    found = encode(points.double(), weights.double(), table.double(), levels)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_benchmark_prints_a_row_for_each_way(capsys):
+    assert bench_hash_grid.main(["--points", "64", "--rounds", "1", "--finest", "32"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0] for row in rows[2:]] == ["| kernels", "| PyTorch"]
+    assert all(float(cell.rstrip(" |")) >= 0 for row in rows[2:] for cell in row[1:])
+
+
+def test_the_kernels_leave_the_number_of_threads_as_it_is():
+    """Each of several ranks would otherwise take all cores."""
+    words = """
+import torch, numba
+torch.zeros(9).sum()
+import hash_grid, hash_kernels
+levels = hash_grid.make_levels(4, 8, 10)
+table = torch.zeros(levels.first[-1] + levels.sizes[-1], 2)
+kernels_numba.forward(torch.rand(9, 1, 3), torch.ones(9, 1, 2), table, levels)
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+    result = subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[2],
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"},
+                            capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "1"]

@@ -1,0 +1,378 @@
+"""Zip-NeRF: multisamples, down-weighting, the anti-aliased loss, and the model's wiring."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import norm
+
+import coord
+import extract_mesh
+import loss
+import stepfun
+import train
+import visualize
+from checkpoint import load_checkpoint
+from config import default_config, get_config
+from fields.hash import downweights
+from model import build_model
+from ray_utils import conical_frustum_to_gaussian, cylinder_to_gaussian, multisample_rays
+from structures import Batch
+from tests.scenes import write_blender
+from tests.test_model import make_rays
+
+DOUBLE = torch.float64
+SMALL = dict(model="zipnerf", num_samples=6, prop_samples=9, hidden=18, depth=1, bottleneck=7,
+             view_hidden=11, view_depth=2, view_skip=1, view_deg=2, prop_hidden=10, prop_depth=1,
+             grid_coarsest=4, grid_finest=32, grid_log2_size=9, grid_features=3,
+             prop_finest=[8, 16], precision="fp32")
+
+
+def make_model(**flags):
+    return build_model(default_config(**(SMALL | flags)))
+
+
+# Multisamples.
+
+
+def random_sections(count=40):
+    directions = torch.randn(count, 3, dtype=DOUBLE)
+    origins = torch.randn(count, 3, dtype=DOUBLE)
+    radii = 0.3 * torch.rand(count, 1, dtype=DOUBLE) + 0.01
+    tdist = torch.sort(torch.rand(count, 5, dtype=DOUBLE) * 4 + 0.1, dim=-1).values
+    return tdist, origins, directions, radii
+
+
+@pytest.mark.parametrize("shape,gaussian", [("cone", conical_frustum_to_gaussian),
+                                            ("cylinder", cylinder_to_gaussian)])
+def test_six_multisamples_have_the_mean_and_covariance_of_their_section(shape, gaussian):
+    """The mean always; the covariance over all ways in which they are turned."""
+    tdist, origins, directions, radii = random_sections()
+    mean, wanted = gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii, diag=False)
+    ways = torch.arange(16, dtype=DOUBLE) / 16
+    covariances = []
+    for rotations in [None, *ways]:
+        if rotations is not None:
+            rotations = rotations.expand(40, 4)
+        points, _ = multisample_rays(tdist, origins, directions, radii, shape, 6, rotations)
+        torch.testing.assert_close(points.mean(dim=-2), origins[:, None] + mean)
+        centred = points - points.mean(dim=-2, keepdim=True)
+        covariances.append(centred.mT @ centred / 6)
+    torch.testing.assert_close(sum(covariances[1:]) / 16, wanted, rtol=1e-6, atol=1e-9)
+    size = wanted.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    for covariance in covariances:
+        torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1), size)
+
+
+def test_a_multisample_is_half_as_wide_as_its_distance_from_the_axis():
+    tdist, origins, directions, radii = random_sections()
+    points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 6)
+    offset = points - origins[:, None, None]
+    axis = torch.nn.functional.normalize(directions, dim=-1)[:, None, None]
+    along = (offset * axis).sum(-1, keepdim=True) * axis
+    torch.testing.assert_close(stds, 0.5 * (offset - along).norm(dim=-1))
+
+
+def test_rotations_turn_the_points_first_one_way_then_the_other():
+    _, origins, _, radii = random_sections(1)
+    tdist = torch.tensor([[2.0, 2.1, 2.2]], dtype=DOUBLE)
+
+    def angles(rotations):
+        points, _ = multisample_rays(tdist, 0 * origins, torch.tensor([[0.0, 0, 1]], dtype=DOUBLE),
+                                     radii, "cone", 6, rotations)
+        x, y, _ = points[0].numpy().transpose(2, 0, 1)
+        return np.degrees(np.unwrap(np.arctan2(y, x), axis=-1))
+
+    still = angles(None)
+    np.testing.assert_allclose(still[0], still[1], atol=1e-6)
+    turned = angles(torch.tensor([[0.125, 0.625]], dtype=DOUBLE))
+    np.testing.assert_allclose(abs(turned[0] - still[0]) % 360, 90, atol=1e-6)
+    np.testing.assert_allclose(np.diff(turned[1]), -np.diff(turned[0]), atol=1e-6)
+
+
+def test_without_chance_neighbouring_sections_are_turned_against_one_another():
+    model, rays = make_model(num_multisamples=6).eval(), make_rays(1)
+    tdist = torch.linspace(2, 3, 4)[None]
+    seen = model._gaussians(model.field, tdist, rays, None).means
+    axis = torch.nn.functional.normalize(rays.directions, dim=-1)
+    offsets = seen - rays.origins
+    offsets = torch.nn.functional.normalize(
+        offsets - (offsets * axis).sum(-1, keepdim=True) * axis, dim=-1)
+    apart = torch.rad2deg(torch.arccos((offsets[0, 0, 0] * offsets[0, 1]).sum(-1).clamp(-1, 1)))
+    np.testing.assert_allclose(sorted(apart), [30, 30, 90, 90, 150, 150], atol=0.1)
+    torch.testing.assert_close(offsets[0, 0], offsets[0, 2], atol=1e-3, rtol=0)
+
+
+def test_one_multisample_lies_at_the_mean_and_is_as_wide_as_the_ray():
+    tdist, origins, directions, radii = random_sections()
+    points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 1)
+    mean, _ = conical_frustum_to_gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii)
+    torch.testing.assert_close(points[..., 0, :], origins[:, None] + mean)
+    middle = 0.5 * (tdist[:, 1:] + tdist[:, :-1])
+    torch.testing.assert_close(stds[..., 0], 0.5 * radii * middle)
+
+
+@pytest.mark.parametrize("number", [0, 2, 7])
+def test_other_numbers_of_multisamples_are_refused(number):
+    with pytest.raises(ValueError, match="1 or 6 are possible"):
+        multisample_rays(*random_sections(), "cone", number)
+
+
+@pytest.mark.parametrize("number", [1, 6])
+def test_empty_sections_at_the_camera_are_finite(number):
+    ray = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 1), 0.01)
+    points, stds = multisample_rays(torch.zeros(1, 4), *ray, "cone", number)
+    assert torch.isfinite(points).all() and (stds == 0).all()
+
+
+# Down-weighting and contraction.
+
+
+@pytest.mark.parametrize("cells", [0.1, 0.5, 3.0, 100.0])
+def test_a_level_weighs_what_lies_within_one_of_its_cells(cells):
+    wanted = norm.cdf(0.5 / cells) - norm.cdf(-0.5 / cells)
+    assert float(downweights(torch.tensor(cells))) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_point_weighs_in_full():
+    assert float(downweights(torch.tensor(0.0))) == 1
+
+
+def test_round_gaussians_grow_with_the_cube_root_of_the_volume():
+    points = 4 * torch.randn(50, 3, dtype=DOUBLE)
+    stds = torch.rand(50, dtype=DOUBLE)
+    jacobian = torch.stack([torch.autograd.functional.jacobian(coord.contract, p) for p in points])
+    means, found = coord.contract_isotropic(points, stds)
+    torch.testing.assert_close(means, coord.contract(points))
+    torch.testing.assert_close(found, stds * torch.linalg.det(jacobian).abs() ** (1 / 3))
+
+
+# The anti-aliased loss.
+
+
+def random_histogram(count, bins):
+    t = torch.sort(torch.rand(count, bins + 1, dtype=DOUBLE), dim=-1).values
+    w = torch.rand(count, bins, dtype=DOUBLE)
+    return t, w / w.sum(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("half_width", [0.003, 0.2])
+def test_blurring_is_convolution_with_a_box(half_width):
+    t, w = random_histogram(1, 5)
+    posts, values = stepfun.blur_stepfun(t, w, half_width)
+    cdf = np.r_[0, w[0].cumsum(0)]
+    for x in np.linspace(-0.3, 1.3, 37):
+        ends = np.interp([x - half_width, x + half_width], t[0], cdf)
+        wanted = (ends[1] - ends[0]) / (2 * half_width)
+        found = np.interp(x, posts[0], values[0], left=0, right=0)
+        assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_the_integral_of_a_blurred_histogram():
+    t, w = random_histogram(3, 6)
+    posts, values = stepfun.blur_stepfun(t, w, 0.07)
+    x = torch.sort(1.6 * torch.rand(3, 9, dtype=DOUBLE) - 0.3, dim=-1).values
+    found = stepfun.integral_at(x, posts, values)
+    for ray in range(3):
+        for k in range(9):
+            wanted, _ = quad(np.interp, -0.5, x[ray, k], args=(posts[ray], values[ray], 0, 0),
+                             limit=400)
+            assert float(found[ray, k]) == pytest.approx(wanted, abs=1e-5)
+    everything = stepfun.integral_at(torch.full((3, 1), 9.0, dtype=DOUBLE), posts, values)
+    torch.testing.assert_close(everything, torch.ones_like(everything))
+
+
+def test_the_loss_is_what_proposals_miss_of_the_blurred_weights():
+    t, w = random_histogram(4, 6)
+    t_env, w_env = random_histogram(4, 5)
+    w_env = (0.6 * w_env).requires_grad_()
+    t.requires_grad_(), w.requires_grad_()
+    found = stepfun.antialiased_interlevel_loss(t, w, t_env, w_env, 0.05)
+    for ray in range(4):
+        cdf = np.r_[0, w[ray].detach().cumsum(0)]
+
+        def blurred(x, ray=ray, cdf=cdf):
+            ends = np.interp([x - 0.05, x + 0.05], t[ray].detach(), cdf)
+            return (ends[1] - ends[0]) / 0.1
+
+        missed = [max(quad(blurred, *t_env[ray, k : k + 2], limit=200)[0]
+                      - float(w_env[ray, k].detach()), 0) for k in range(5)]
+        wanted = sum(m**2 / (float(v.detach()) + 1e-6)
+                     for m, v in zip(missed, w_env[ray], strict=True))
+        assert float(found[ray].detach()) == pytest.approx(wanted, rel=1e-4)
+    found.sum().backward()
+    assert t.grad is None and w.grad is None and (w_env.grad != 0).any()
+
+
+def test_proposals_that_cover_the_blurred_weights_lose_nothing():
+    t, w = random_histogram(5, 6)
+    t_env = torch.linspace(-0.2, 1.2, 20, dtype=DOUBLE).expand(5, -1)
+    posts, values = stepfun.blur_stepfun(t, w, 0.05)
+    w_env = stepfun.integral_at(t_env, posts, values).diff(dim=-1)
+    found = stepfun.antialiased_interlevel_loss(t, w, t_env, w_env + 1e-9, 0.05)
+    torch.testing.assert_close(found, torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-30, 1.0])
+def test_the_loss_and_its_gradient_are_finite_at_worst_inputs(level):
+    t, w = (x.float() for x in random_histogram(6, 8))
+    t[:, 4] = t[:, 3]
+    t[3:] = 0.5
+    t_env, w_env = (x.float() for x in random_histogram(6, 4))
+    t_env[:2] = 0.5
+    w_env = (level * w_env).requires_grad_()
+    found = stepfun.antialiased_interlevel_loss(t, level * w, t_env, w_env, 0.003)
+    found.sum().backward()
+    assert torch.isfinite(found).all() and torch.isfinite(w_env.grad).all()
+
+
+# The model.
+
+
+def gradients(model, name, batch):
+    model.zero_grad()
+    outputs = model(batch.rays, 0.5)
+    loss.LOSSES[name](model, outputs, batch).backward()
+    return {part: any(p.grad is not None and p.grad.abs().max() > 0 for n, p in
+                      model.named_parameters() if n.startswith(part))
+            for part in ("field", "proposals.0", "proposals.1")}
+
+
+def make_batch(count):
+    return Batch(rays=make_rays(count), rgb=torch.rand(count, 3))
+
+
+def test_each_loss_reaches_its_own_grids():
+    model, batch = make_model().train(), make_batch(30)
+    fine, first, second = "field", "proposals.0", "proposals.1"
+    assert gradients(model, "charbonnier", batch) == {fine: True, first: False, second: False}
+    found = gradients(model, "antialiased_interlevel", batch)
+    assert found == {fine: False, first: True, second: True}
+    assert gradients(model, "grid_decay", batch) == {fine: True, first: True, second: True}
+
+
+@pytest.mark.parametrize("warp", ["power", "linear"])
+def test_the_spread_of_unbounded_rays_counts_along_a_curve_of_distances(warp):
+    model = make_model(ray_warp=warp).eval()
+    batch = make_batch(3)
+    output = model(batch.rays)[-1]
+    t, w = output.tdist.double().numpy(), output.weights.detach().double().numpy()
+    posts = 5 * (1 - (1 + 8000 * t) ** -0.25) if warp == "power" else (t - 2) / 4
+    middle = 0.5 * (posts[:, 1:] + posts[:, :-1])
+    between = np.abs(middle[:, :, None] - middle[:, None])
+    wanted = ((w[:, :, None] * w[:, None] * between).sum((1, 2))
+              + (w**2 * np.diff(posts)).sum(1) / 3).mean()
+    found = loss.distortion_loss(model, [output], batch).detach()
+    assert float(found) == pytest.approx(wanted, rel=1e-3) and wanted > 1e-5
+
+
+def test_the_grids_decay_level_by_level():
+    model, batch = make_model(), make_batch(3)
+    wanted = 0
+    for field in (model.field, *model.proposals):
+        for first, size in zip(field.levels.first, field.levels.sizes, strict=True):
+            wanted += float((field.table[first : first + size].double() ** 2).mean())
+    found = loss.grid_decay_loss(model, None, batch)
+    assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_each_round_has_a_finer_grid():
+    model = make_model()
+    assert [f.levels.resolutions[-1] for f in (*model.proposals, model.field)] == [8, 16, 32]
+    assert model.field.table.shape[1] == 3 and model.proposals[0].table.shape[1] == 1
+
+
+@pytest.mark.parametrize("contraction", [False, True])
+def test_the_grid_lies_in_the_scenes_box_or_in_contracted_space(contraction):
+    box = torch.tensor([[1.0, -2.0, 0.0], [2.0, 4.0, 1.0]])
+    config = default_config(**(SMALL | {"contraction": contraction}))
+    field = build_model(config, box=box).field
+    with torch.no_grad():  # The coarsest level's first feature is x + 100 y + 10000 z, in cells.
+        x, y, z = torch.meshgrid(*[torch.arange(5.0)] * 3, indexing="ij")
+        field.table.zero_()
+        field.table[:125, 0] = (x + 100 * y + 10000 * z).permute(2, 1, 0).flatten()
+    points = torch.tensor([[1.0, -2.0, 0.0], [1.5, 1.0, 0.5], [2.0, 4.0, 1.0], [-30.0, 0.0, 0.0]])
+    found = field._encode(coord.IsotropicGaussians(points[:, None], torch.zeros(4, 1)))[:, 0]
+    if contraction:
+        cells = coord.contract(points) + 2
+    else:  # The cube about the box, 6 wide, begins at (-1.5, -2, -2.5).
+        cells = ((points - torch.tensor([-1.5, -2.0, -2.5])) / 6 * 4).clamp(0, 4)
+    torch.testing.assert_close(found, cells @ torch.tensor([1.0, 100.0, 10000.0]),
+                               rtol=1e-4, atol=1e-2)
+
+
+def test_the_density_of_a_gaussian_is_that_of_a_round_one():
+    model = make_model().eval()
+    means = torch.rand(7, 2, 3)
+    wide = model.density(means, torch.full((7, 2, 3), 0.04))
+    full = model.density(means, 0.04 * torch.eye(3).expand(7, 2, 3, 3))
+    torch.testing.assert_close(wide, full)
+    assert not torch.equal(wide, model.density(means, torch.full((7, 2, 3), 1e-6)))
+
+
+def test_grids_learn_at_their_own_rate():
+    config = default_config(**(SMALL | dict(grid_lr_mult=3.0, lr_init=1e-2, lr_delay_steps=0)))
+    optimizer = train.make_optimizer(make_model(), config)
+    train.make_scheduler(optimizer, config)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, 3e-2])
+    names = [{p.dim() for p in group["params"]} for group in optimizer.param_groups]
+    assert len(optimizer.param_groups[1]["params"]) == 3 and names[1] == {2}
+
+
+def test_a_rounds_blur_and_grid_must_be_given_for_each_round(capsys):
+    for words, said in ([["--prop_rounds", "1"], "--prop_finest has 2 numbers"],
+                        [["--pulse_width", "0.1"], "--pulse_width has 1 numbers"],
+                        [["--grid_coarsest", "1024"], "must not be above --grid_finest 8192"]):
+        with pytest.raises(SystemExit) as error:
+            get_config(["--model", "zipnerf", *words])
+        assert error.value.code == 2 and said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        get_config(["--grid_decay_loss_mult", "1"])
+
+
+def test_defaults_follow_the_paper():
+    config = get_config(["--model", "zipnerf", "--dataset_name", "colmap"])
+    assert (config.prop_finest, config.pulse_width) == ([512, 2048], [0.03, 0.003])
+    assert (config.grid_finest, config.grid_log2_size, config.num_multisamples) == (8192, 21, 6)
+    assert config.contraction and config.ray_warp == "power" and config.grid_decay_loss_mult == 0.1
+    bounded = get_config(["--model", "zipnerf"])
+    assert not bounded.contraction and bounded.grid_decay_loss_mult == 10
+    assert math.isclose(bounded.adam_beta2, 0.99)
+
+
+@pytest.mark.parametrize("multisamples", ["1", "6"])
+def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys, multisamples):
+    write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
+    train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
+                str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run",
+                "--num_multisamples", multisamples, "--max_steps", "3", "--eval_every", "2"])
+    run = str(tmp_path / "run")
+    assert visualize.main(["--run", run, "--frames", "2", "--visualize_normals"]) == 0
+    loaded = load_checkpoint(run)
+    torch.testing.assert_close(loaded.model.field.box, loaded.scene["train"].box)
+    points = torch.rand(500, 1, 3) * 2 - 1
+    with torch.no_grad():
+        typical = loaded.model.density(points, torch.full_like(points, 0.01)).median()
+    assert extract_mesh.main(["--run", run, "--grid_size", "12", "--keep_unseen",
+                              "--sigma_threshold", f"{typical:.4f}"]) == 0
+    assert "Mesh: " in capsys.readouterr().out
+
+
+def test_a_continued_run_ends_with_the_same_weights(tmp_path):
+    """To the bit, with the grids' own learning rate."""
+    write_blender(tmp_path / "scene", num_views=3, size=(12, 10))
+    train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
+                str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "whole",
+                "--grid_lr_mult", "3", "--num_multisamples", "6", "--max_steps", "6",
+                "--save_every", "3", "--eval_every", "0", "--no-final_eval",
+                "--keep_checkpoints", "9"])
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    (tmp_path / "stopped" / "checkpoint_00000006.pt").unlink()
+    train.main(["--run", str(tmp_path / "stopped"), "--continue_training"])
+    whole, continued = (load_checkpoint(tmp_path / name) for name in ("whole", "stopped"))
+    assert whole.step == continued.step == 6
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, continued.model.state_dict()[name]), name

@@ -1,0 +1,237 @@
+"""Lights: where environments shine from, what arrives at points, draws of many, the tone map."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from procedural import lit_scene
+from relighting.lights import (
+    Lights,
+    environment_lights,
+    importance_sample_lights,
+    incident,
+    luminance,
+    overall,
+    point_lights,
+    tone_map,
+    turned,
+)
+from tests.test_model import make_rays
+
+
+def random_lights(count, rows=()):
+    return point_lights(3 * torch.randn(*rows, count, 3), 9 * torch.rand(*rows, count, 3))
+
+
+def brightest(environment, turn=0.0):
+    """The direction of the brightest light of an environment."""
+    lights = environment_lights(environment, turn)
+    return lights.places[luminance(lights.colours).argmax()]
+
+
+def one_bright_texel(height, width, row, column):
+    environment = torch.full((height, width, 3), 0.01)
+    environment[row, column] = 1e6
+    return environment
+
+
+# Environments.
+
+
+@pytest.mark.parametrize("size,texel,direction", [
+    ((3, 3), (1, 1), [1.0, 0, 0]),
+    ((3, 6), (1, 4), [0.0, -1, 0]),
+    ((3, 6), (1, 1), [0.0, 1, 0]),
+    ((999, 3), (0, 0), [0.0, 0, 1]),
+    ((999, 3), (998, 2), [0.0, 0, -1]),
+])
+def test_a_texel_shines_from_where_a_panorama_shows_it(size, texel, direction):
+    found = brightest(one_bright_texel(*size, *texel))
+    torch.testing.assert_close(found, torch.tensor(direction), atol=2e-3, rtol=0)
+
+
+def test_what_is_right_of_the_middle_and_above_it_lies_towards_minus_y_and_z():
+    x, y, z = brightest(one_bright_texel(9, 31, 3, 17))
+    assert x > 0.5 and y < -0.1 and z > 0.1
+
+
+def test_a_quarter_turn_brings_x_to_y():
+    found = brightest(one_bright_texel(3, 3, 1, 1), math.pi / 2)
+    torch.testing.assert_close(found, torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("turn", [0.0, 1.3, -2.9])
+def test_environments_are_those_of_the_demo_scenes_own_tracer(turn):
+    environment = torch.rand(5, 8, 3)
+    lights = environment_lights(environment, turn)
+    directions, colours = lit_scene.environment_lights(environment, turn)
+    torch.testing.assert_close(lights.places, directions, atol=1e-6, rtol=0)
+    torch.testing.assert_close(lights.colours, colours)
+    assert lights.distant.shape == (40, 1) and lights.distant.all()
+
+
+def test_an_environments_solid_angles_make_a_sphere():
+    solid_angles = environment_lights(torch.ones(64, 16, 3)).colours
+    wanted = torch.full((3,), 4 * math.pi)
+    torch.testing.assert_close(solid_angles.sum(dim=0), wanted, rtol=2e-4, atol=0)
+
+
+def test_a_uniform_environment_gives_a_horizontal_patch_pi_times_its_radiance():
+    radiance = torch.tensor([1.0, 0.2, 5.0])
+    light = incident(environment_lights(radiance.expand(64, 32, 3)), torch.tensor([0.3, -2.0, 1.0]))
+    irradiance = (light.radiance * light.directions[:, 2:].clamp(min=0)).sum(dim=0)
+    torch.testing.assert_close(irradiance, math.pi * radiance, rtol=1e-3, atol=0)
+
+
+# What arrives.
+
+
+def test_a_point_lights_radiance_falls_with_the_square_of_the_distance():
+    lights = point_lights(torch.tensor([[2.0, 2, 3], [1.0, 0, 1]]),
+                          torch.tensor([[9.0, 18, 36], [1.0, 2, 3]]))
+    light = incident(lights, torch.tensor([1.0, 0, 1]) * torch.ones(4, 1))
+    torch.testing.assert_close(light.distance[:, 0], torch.full((4,), 3.0))
+    torch.testing.assert_close(light.directions[2, 0], torch.tensor([1.0, 2, 2]) / 3)
+    torch.testing.assert_close(light.radiance[3, 0], torch.tensor([1.0, 2, 4]))
+    assert torch.isfinite(light.radiance).all()  # Also where a point is the light.
+
+
+def test_distant_lights_are_the_same_for_all_points():
+    lights = environment_lights(torch.rand(3, 4, 3), 0.5)
+    light = incident(lights, 5 * torch.randn(6, 3))
+    for row in range(6):
+        torch.testing.assert_close(light.directions[row], lights.places)
+        torch.testing.assert_close(light.radiance[row], lights.colours)
+    assert (light.distance == torch.inf).all() and light.distance.shape == (6, 12)
+
+
+def test_near_and_distant_lights_shine_together():
+    mixed = Lights(places=torch.tensor([[0.0, 0, 2], [0.0, 0, 1]]), colours=4 * torch.ones(2, 3),
+                   distant=torch.tensor([[False], [True]]))
+    light = incident(mixed, torch.tensor([0.0, 0, -2]))
+    torch.testing.assert_close(light.radiance[:, 0], torch.tensor([0.25, 4.0]))
+    torch.testing.assert_close(light.distance, torch.tensor([4.0, torch.inf]))
+
+
+def test_turned_lights_are_lights_turned_about_z():
+    one = turned(point_lights(torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3)), math.pi / 2)
+    torch.testing.assert_close(one.places, torch.tensor([[-2.0, 1, 3]]))
+    environment = torch.rand(4, 7, 3)
+    found, wanted = turned(environment_lights(environment), 0.8), environment_lights(environment,
+                                                                                     0.8)
+    torch.testing.assert_close(found.places, wanted.places)
+    assert torch.equal(found.colours, wanted.colours) and found.distant.all()
+
+
+# Draws.
+
+
+def test_drawn_lights_send_on_average_what_all_send():
+    lights = random_lights(7).map(lambda x: x.expand(40_000, *x.shape))
+    point, normal = torch.tensor([0.2, 0.1, -0.3]), torch.tensor([0.6, 0.0, 0.8])
+
+    def irradiance(lights):
+        light = incident(lights, point.expand(len(lights.places), 3))
+        cosine = (light.directions * normal).sum(dim=-1, keepdim=True).clamp(min=0)
+        return (light.radiance * cosine).sum(dim=1)
+
+    found = irradiance(importance_sample_lights(lights, torch.rand(40_000, 3)))
+    error = (found.mean(dim=0) - irradiance(lights[:1])[0]).abs()
+    deviation = found.std(dim=0) / 200
+    assert (error < 4 * deviation).all() and (deviation > 0).all()
+
+
+def test_drawn_lights_are_as_bright_together_as_all():
+    lights = random_lights(9, rows=(50,))
+    found = importance_sample_lights(lights, torch.rand(50, 4))
+    assert found.places.shape == (50, 4, 3)
+    torch.testing.assert_close(luminance(found.colours).sum(dim=-1),
+                               luminance(lights.colours).sum(dim=-1))
+
+
+def test_lights_of_one_colour_are_each_drawn_once_where_there_is_a_draw_for_each():
+    lights = random_lights(6, rows=(3,))
+    lights = replace(lights, colours=torch.full_like(lights.colours, 2.5))
+    found = importance_sample_lights(lights, ((torch.arange(6) + 0.5) / 6).expand(3, -1))
+    torch.testing.assert_close(found.places, lights.places)
+    torch.testing.assert_close(found.colours, lights.colours)
+
+
+def test_lights_that_are_none_are_not_drawn_and_all_dark_ones_send_nothing():
+    lights = random_lights(5, rows=(2,))
+    lights.colours[0, [0, 2, 4]] = 0
+    lights.colours[1] = 0
+    found = importance_sample_lights(lights, torch.linspace(1e-6, 1 - 1e-6, 300).expand(2, -1))
+    assert (luminance(found.colours[0]) > 0).all()
+    assert (found.colours[1] == 0).all()
+
+
+def test_draws_keep_which_lights_are_distant():
+    distant = torch.tensor([[True], [False], [True]])
+    lights = replace(random_lights(3), colours=torch.ones(3, 3), distant=distant)
+    found = importance_sample_lights(
+        lights.map(lambda x: x[None]), torch.tensor([[0.1, 0.5, 0.4, 0.9]]))
+    assert found.distant[0, :, 0].tolist() == [True, False, False, True]
+
+
+# On the whole, and as colours.
+
+
+def test_one_light_on_the_whole_is_its_direction_and_radiance():
+    lights = point_lights(torch.tensor([[0.0, 3, 4]]), torch.tensor([[25.0, 50, 5]]))
+    direction, radiance = overall(lights)
+    torch.testing.assert_close(direction, torch.tensor([0.0, 0.6, 0.8]))
+    torch.testing.assert_close(radiance, torch.tensor([1.0, 2, 0.2]))
+
+
+def test_lights_from_more_sides_have_a_shorter_mean_direction():
+    places = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[1.0, 0, 0], [0.0, 1, 0]]])
+    direction, radiance = overall(point_lights(places, torch.ones(2, 2, 3)))
+    torch.testing.assert_close(direction, torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0]]))
+    torch.testing.assert_close(radiance, torch.full((2, 3), 2.0))
+    direction, radiance = overall(environment_lights(torch.ones(32, 16, 3)))
+    assert direction.norm() < 1e-5
+    torch.testing.assert_close(radiance, torch.full((3,), 4 * math.pi), rtol=1e-3, atol=0)
+
+
+def test_brighter_lights_count_more_in_the_mean_direction():
+    colours = torch.tensor([[3.0, 0, 0], [0.0, 1, 0]])  # Of luminance 0.6378 and 0.7152.
+    direction, _ = overall(point_lights(torch.eye(3)[:2], colours))
+    torch.testing.assert_close(direction[:2] / direction[0], torch.tensor([1, 0.7152 / 0.6378]))
+
+
+def test_darkness_has_no_direction():
+    direction, radiance = overall(point_lights(torch.zeros(2, 3), torch.zeros(2, 3)))
+    assert (direction == 0).all() and (radiance == 0).all()
+
+
+def test_the_tone_map_is_below_one_grows_and_can_be_inverted():
+    radiance = torch.logspace(-4, 4, 50, dtype=torch.float64)
+    mapped = tone_map(radiance)
+    assert (mapped < 1).all() and (mapped.diff() > 0).all()
+    torch.testing.assert_close(mapped / (1 - mapped), radiance)
+    assert tone_map(torch.tensor([-3.0, 0.0])).tolist() == [0, 0]
+
+
+# Lights of rays.
+
+
+def test_rays_under_lights_have_them_each():
+    lights = random_lights(4)
+    rays = make_rays(3, 5).with_lights(lights)
+    assert rays.lights.places.shape == (3, 5, 4, 3) and rays.lights.distant.shape == (3, 5, 4, 1)
+    flat = rays.flatten()
+    assert flat.lights.colours.shape == (15, 4, 3) and flat.radii.shape == (15, 1)
+    assert flat[2:9].lights.distant.shape == (7, 4, 1)
+    torch.testing.assert_close(flat.lights.places[11], lights.places)
+
+
+def test_rays_keep_their_own_lights_when_they_are_flattened_and_chosen():
+    lights = random_lights(4, rows=(3, 5))
+    flat = replace(make_rays(3, 5), lights=lights).flatten()
+    torch.testing.assert_close(flat.lights.places[7], lights.places[1, 2])
+    chosen = flat[torch.tensor([14, 0])]
+    torch.testing.assert_close(chosen.lights.colours, lights.colours[[2, 0], [4, 0]])
+    torch.testing.assert_close(chosen.origins, flat.origins[[14, 0]])
