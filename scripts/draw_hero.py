@@ -4,7 +4,7 @@
     python scripts/draw_hero.py --run log/hero --view 2
 
 Uses the images that `evaluate.py` wrote into the run folder (`eval_test_<step>/`), the newest step
-if there are several. `--truth FILE` puts a photograph in front.
+if there are several. Several `--run` become rows.
 """
 
 import argparse
@@ -25,7 +25,6 @@ def main(argv=None):
                         help="run folders, one row of images for each")
     parser.add_argument("--view", type=int, nargs="+", default=[0],
                         help="index of the test view, one for all runs or one for each")
-    parser.add_argument("--truth", type=Path, help="an image to put in front of a single row")
     parser.add_argument("--width", type=int, default=800, help="of the result (default: 800)")
     parser.add_argument("--gap", type=int, default=4, help="pixels between images (default: 4)")
     parser.add_argument("--out", type=Path, default=OUT,
@@ -37,8 +36,6 @@ def main(argv=None):
         parser.error(f"{len(args.run)} runs but {len(args.view)} views; give one --view for each")
     try:
         rows = [images_of(run, view) for run, view in zip(args.run, args.view, strict=True)]
-        if args.truth:
-            rows[0].insert(0, Image.open(args.truth).convert("RGB"))
     except OSError as error:
         parser.error(str(error))
     compose(rows, args.width, args.gap).save(args.out, quality=92, optimize=True)
