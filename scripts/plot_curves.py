@@ -1,4 +1,4 @@
-"""Plot learning curves of runs: PSNR against training time or steps, as a PNG.
+"""Plot learning curves of runs: PSNR against training time, steps or rays, as a PNG.
 
     python scripts/plot_curves.py log/blender_lego_mipnerf log/blender_lego_zipnerf
     python scripts/plot_curves.py log/a log/b --labels "mip-NeRF" "Zip-NeRF" --x steps
@@ -22,6 +22,7 @@ SIZE = (800, 360)
 # Left, top, right and bottom edges of the plot area.
 FRAME = (56, 18, 668, 312)
 LABEL_GAP = 17
+X_TITLES = {"seconds": "seconds of training", "steps": "training steps", "rays": "training rays"}
 
 INK, MUTED, GRID, PAPER = (31, 41, 55), (107, 114, 128), (229, 231, 235), (255, 255, 255)
 COLOURS = [(37, 99, 235), (234, 88, 12), (5, 150, 105), (147, 51, 234), (220, 38, 38),
@@ -42,17 +43,22 @@ def main(argv=None):
         allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--labels", nargs="+", help="names of the curves (default: the folders')")
-    parser.add_argument("--x", choices=["seconds", "steps"], default="seconds")
+    parser.add_argument("--x", choices=list(X_TITLES), default="seconds",
+                        help="of training (default: seconds)")
     parser.add_argument("--metric", help="key of metrics.jsonl (default: the last psnr/level_<i>)")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N",
+                        help="running mean over N lines of metrics.jsonl (default: 1)")
     parser.add_argument("--title", help="text above the curves")
     parser.add_argument("--out", type=Path, default=Path("curves.png"),
                         help="PNG to write (default: %(default)s)")
     args = parser.parse_args(argv)
     labels = args.labels or [run.name for run in args.runs]
+    if args.smooth < 1:
+        parser.error("--smooth must be at least 1")
     if len(labels) != len(args.runs):
         parser.error(f"{len(args.runs)} runs but {len(labels)} --labels; give one for each run")
     try:
-        curves = [read_curve(run, label, args.x, args.metric)
+        curves = [smoothed(read_curve(run, label, args.x, args.metric), args.smooth)
                   for run, label in zip(args.runs, labels, strict=True)]
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -63,14 +69,24 @@ def main(argv=None):
 def read_curve(run, label, x, metric=None):
     """The `Curve` of a run folder. Raises ValueError if its metrics lack the quantity."""
     path = run / "metrics.jsonl"
+    scale = 1
+    if x == "rays":
+        scale = json.loads((run / "config.json").read_text())["batch_size"]
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     key = metric or last_level(lines)
-    points = [(line["step" if x == "steps" else "seconds"], line[key])
+    points = [(line["seconds"] if x == "seconds" else scale * line["step"], line[key])
               for line in lines if key in line and math.isfinite(line[key])]
     if not points:
         known = sorted({name for line in lines for name in line} - {"step", "seconds"})
         raise ValueError(f"{path} has no values of {key}; it has {', '.join(known) or 'none'}")
     return Curve(label, *map(list, zip(*points, strict=True)))
+
+
+def smoothed(curve, count):
+    """Each value replaced by the mean of the `count` values that end with it (fewer at first)."""
+    y = [sum(curve.y[max(0, i + 1 - count):i + 1]) / min(count, i + 1)
+         for i in range(len(curve.y))]
+    return curve._replace(y=y)
 
 
 def last_level(lines):
@@ -86,13 +102,14 @@ def plot(curves, x, metric, title=None):
     draw = ImageDraw.Draw(canvas)
     left, top, right, bottom = FRAME
     top = top + 18 if title else top
-    x_ticks = ticks(0, max(max(curve.x) for curve in curves), 6)
+    longest = max(max(curve.x) for curve in curves)
+    x_ticks = [value for value in ticks(0, longest, 7) if value <= longest]
     # The first points of a run are far below the rest and would flatten it.
     low = min(min(curve.y[len(curve.y) // 20:]) for curve in curves)
     y_ticks = ticks(low, max(max(curve.y) for curve in curves), 6)
 
     def to_x(value):
-        return left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return left + (right - left) * value / longest
 
     def to_y(value):
         value = max(value, y_ticks[0])
@@ -103,10 +120,9 @@ def plot(curves, x, metric, title=None):
         text(draw, (left - 8, to_y(value)), f"{value:g}", MUTED, "rm")
     for value in x_ticks:
         line(draw, [(to_x(value), bottom), (to_x(value), bottom + 4)], MUTED, 1)
-        text(draw, (to_x(value), bottom + 8), f"{value:,g}", MUTED, "ma")
+        text(draw, (to_x(value), bottom + 8), f"{value:,.10g}", MUTED, "ma")
     line(draw, [(left, bottom), (right, bottom)], MUTED, 1)
-    text(draw, ((left + right) / 2, bottom + 28), "training steps" if x == "steps"
-         else "seconds of training", MUTED, "ma")
+    text(draw, ((left + right) / 2, bottom + 28), X_TITLES[x], MUTED, "ma")
     text(draw, (left + 8, top + 4), f"{metric}, dB" if "psnr" in metric.lower() else metric,
          MUTED, "la")
     if title:

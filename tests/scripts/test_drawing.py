@@ -63,6 +63,8 @@ def test_a_curve_is_of_the_last_level_and_leaves_out_what_is_not_finite(tmp_path
         file.write('{"step": 4, "sec')  # Half a line, as a killed run leaves it.
     assert plot_curves.read_curve(run, "a", "steps") == ("a", [1, 3], [11.0, 14.0])
     assert plot_curves.read_curve(run, "a", "seconds", "validation/psnr").y == [12.5]
+    (run / "config.json").write_text('{"batch_size": 128}')
+    assert plot_curves.read_curve(run, "a", "rays").x == [128, 3 * 128]
     with pytest.raises(ValueError, match="no values of nothing; it has psnr/level_0"):
         plot_curves.read_curve(run, "a", "steps", "nothing")
 
@@ -89,6 +91,12 @@ def test_ticks_are_few_and_hold_the_range(low, high):
     values = plot_curves.ticks(low, high, 6)
     assert values[0] <= low + 1e-9 and values[-1] >= high - 1e-9 and 2 <= len(values) <= 8
     np.testing.assert_allclose(np.diff(values), values[1] - values[0])
+
+
+def test_smoothing_is_a_mean_of_the_last_values():
+    curve = plot_curves.Curve("a", [1, 2, 3, 4], [1.0, 3.0, 5.0, 10.0])
+    assert plot_curves.smoothed(curve, 2) == ("a", [1, 2, 3, 4], [1.0, 2.0, 4.0, 7.5])
+    assert plot_curves.smoothed(curve, 1) == curve
 
 
 def test_labels_keep_their_order_and_a_distance():
