@@ -83,9 +83,9 @@ def read_curve(run, label, x, metric=None):
 
 
 def smoothed(curve, count):
-    """Each value replaced by the mean of the `count` values that end with it (fewer at first)."""
-    y = [sum(curve.y[max(0, i + 1 - count):i + 1]) / min(count, i + 1)
-         for i in range(len(curve.y))]
+    """Each value replaced by the mean of up to `count` values around it, as many on each side."""
+    reach = [min(i, len(curve.y) - 1 - i, count // 2) for i in range(len(curve.y))]
+    y = [sum(curve.y[i - r:i + r + 1]) / (2 * r + 1) for i, r in enumerate(reach)]
     return curve._replace(y=y)
 
 

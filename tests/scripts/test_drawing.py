@@ -93,9 +93,10 @@ def test_ticks_are_few_and_hold_the_range(low, high):
     np.testing.assert_allclose(np.diff(values), values[1] - values[0])
 
 
-def test_smoothing_is_a_mean_of_the_last_values():
-    curve = plot_curves.Curve("a", [1, 2, 3, 4], [1.0, 3.0, 5.0, 10.0])
-    assert plot_curves.smoothed(curve, 2) == ("a", [1, 2, 3, 4], [1.0, 2.0, 4.0, 7.5])
+def test_smoothing_is_a_mean_of_the_values_around():
+    curve = plot_curves.Curve("a", [1, 2, 3, 4, 5], [1.0, 3.0, 5.0, 10.0, 0.0])
+    assert plot_curves.smoothed(curve, 3).y == [1.0, 3.0, 6.0, 5.0, 0.0]
+    assert plot_curves.smoothed(curve, 5).y[2] == pytest.approx(3.8)
     assert plot_curves.smoothed(curve, 1) == curve
 
 
