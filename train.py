@@ -13,12 +13,12 @@ Without --preset, `gpu` is taken on an accelerator and `laptop` on a CPU. Everyt
 from config import (
     Config,
     check_all_read,
-    default_preset,
     early_config,
     get_config,
     override,
     run_script,
     steps_before,
+    with_preset,
 )
 
 if __name__ == "__main__":
@@ -67,7 +67,8 @@ MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048
 def main(argv=None):
     config = get_config(argv, "train")
     device = select_device(config)
-    config = default_preset(config, device.type)
+    if config.preset is None and not (config.config or config.continue_training):
+        config = with_preset(config, "laptop" if device.type == "cpu" else "gpu")
     with distributed.joined_ranks(device):
         return train(config, device)
 
