@@ -421,7 +421,7 @@ def loaded_config(saved: Mapping[str, Any]) -> Config:
 
 def steps_before(fraction: float, max_steps: int) -> int:
     """The fewest steps that are a fraction of all."""
-    # Rounded first: in floating point 0.55 of 9,000 is a little more than 4,950.
+    # Rounded first: in floating point (0.55 + 0.15) * 9000 is a little more than 6300.
     return math.ceil(round(fraction * max_steps, 6))
 
 
