@@ -261,15 +261,10 @@ def sample_along_rays(near: Tensor, far: Tensor, num_samples: int, jitter: Tenso
         tdist = near * (1 - s) + far * s
     if jitter is None:
         return tdist
-    t_mid = midpoints(tdist)
+    t_mid = stepfun.midpoints(tdist)
     lower = torch.cat([tdist[..., :1], t_mid], dim=-1)
     upper = torch.cat([t_mid, tdist[..., -1:]], dim=-1)
     return lower + (upper - lower) * jitter
-
-
-def midpoints(tdist: Tensor) -> Tensor:
-    """Midpoints `[..., S]` of intervals between fenceposts `[..., S+1]`."""
-    return 0.5 * (tdist[..., 1:] + tdist[..., :-1])
 
 
 def resample_along_rays(tdist: Tensor, weights: Tensor, num_samples: int,
@@ -460,5 +455,5 @@ def expected_distance(weights: Tensor, acc: Tensor, tdist: Tensor, min_acc: floa
     that is divided by; rays of at most this opacity get `empty [...]`, or if None a mean that
     falls to 0 with their opacity.
     """
-    mean = (weights * midpoints(tdist)).sum(dim=-1) / acc.clamp(min=min_acc)
+    mean = (weights * stepfun.midpoints(tdist)).sum(dim=-1) / acc.clamp(min=min_acc)
     return mean if empty is None else torch.where(acc > min_acc, mean, empty)

@@ -10,10 +10,11 @@ from fields.base import Field, FieldOutput
 from fields.occupancy import RayOccupancy
 from models.build import hash_field, hash_proposals, head_config, mlp_field, mlp_proposal
 from models.mipnerf360 import MipNeRF360
-from ray_utils import expected_distance, footprint_radius, midpoints
+from ray_utils import expected_distance, footprint_radius
 from relighting import lights, shading
 from relighting.components import component_images
 from relighting.lights import Lights
+from stepfun import midpoints
 from structures import Rays, RenderOutput, Shading
 
 # Samples below this compositing weight are not shaded individually (NeRV).
