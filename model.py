@@ -1,8 +1,13 @@
-"""mip-NeRF, the table of models, and how one is built."""
+"""mip-NeRF, the table of models, and building one from a config."""
+
+import logging
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fields.base import FieldOutput
+from fields.occupancy import RayOccupancy
 from models.base import RayModel
 from models.build import head_config, mlp_field
 from models.mipnerf360 import MipNeRF360
@@ -10,6 +15,9 @@ from models.zipnerf import ZipNeRF
 from ray_utils import resample_along_rays, sample_along_rays
 from relighting.nerv import NeRV
 from runtime.devices import select_precision
+from structures import Rays, RenderOutput
+
+logger = logging.getLogger(__name__)
 
 # The occupancy grid replaces the coarse level if its intervals span at most this many cells: PSNR
 # then changes by 0.01 dB at most; with intervals five times as long it fell by 0.1 to 0.3 dB.
@@ -26,20 +34,15 @@ class MipNeRF(RayModel):
         self.max_samples_per_level, self.first_rgb_level = config.num_samples, 0
         self.lindisp, self.resample_padding = config.lindisp, config.resample_padding
         self.density_noise = config.density_noise
-        self.field = mlp_field(config, compute_dtype, **head_config(config))
+        self.field = mlp_field(config, compute_dtype, head_config(config))
 
     @property
-    def samples_evenly(self):
+    def samples_evenly(self) -> bool:
         return super().samples_evenly and not self.lindisp
 
-    def forward(self, rays, train_frac=1.0, rng=None, ray_occupancy=None):
-        """Render rays at every level, coarse to fine; returns one `RenderOutput` per level.
-
-        The last one is the image. rays: `Rays [...]`; train_frac: fraction of training done, in
-        [0, 1] (this model does not depend on it); rng: random numbers of training, as from
-        `BatchRandom.for_rows`, PyTorch's own if None; ray_occupancy: `RayOccupancy` of flat rays,
-        whose empty intervals are skipped; coarser levels then have no colours.
-        """
+    def render_levels(self, rays: Rays, train_frac: float, rng,
+                      ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
+        """As `forward`. With `ray_occupancy` the coarser levels have no colours."""
         outputs = []
         for level in range(self.num_levels):
             tdist = self.sample_level(rays, outputs, rng)
@@ -53,7 +56,7 @@ class MipNeRF(RayModel):
             outputs.append(self.composite(samples, tdist, sdist, rays, rng))
         return outputs
 
-    def sample_level(self, rays, outputs, rng):
+    def sample_level(self, rays: Rays, outputs: list[RenderOutput], rng) -> Tensor:
         """Bin edges `[..., S + 1]` in t: stratified, or resampled from the level before."""
         edges = (*rays.shape, self.num_samples + 1)
         jitter = self._random(torch.rand, edges, rays.origins, rng)
@@ -63,8 +66,9 @@ class MipNeRF(RayModel):
         return resample_along_rays(
             coarse.tdist, coarse.weights, self.num_samples, jitter, self.resample_padding)
 
-    def query_skipping(self, tdist, rays, ray_occupancy, is_last):
-        """The `FieldOutput` of a level whose empty intervals are skipped.
+    def query_skipping(self, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
+                       is_last: bool) -> FieldOutput:
+        """The `FieldOutput` of a level, skipping empty intervals.
 
         A coarse level takes its densities from the occupancy grid if that is fine enough.
         """
@@ -73,19 +77,19 @@ class MipNeRF(RayModel):
             return FieldOutput(ray_occupancy.mean_density(tdist), None)
         return self.query_occupied(self.field, tdist, rays, ray_occupancy, with_rgb=is_last)
 
-    def sample_density_noise(self, like, rng):
-        """Noise added to raw density in training (NeRF's regularisation), or None."""
+    def sample_density_noise(self, like: Tensor, rng) -> Tensor | None:
+        """Noise for the raw density in training (NeRF's regularisation), shaped `like`; or None."""
         if self.density_noise == 0:
             return None
         noise = self._random(torch.randn, like.shape, like, rng)
         return None if noise is None else self.density_noise * noise
 
-    def load_reference_params(self, arrays):
-        """Take the weights of the official JAX code.
+    def load_reference_params(self, arrays: Mapping):
+        """Load the weights of the official JAX code.
 
-        arrays: a mapping of `Dense_<i>_kernel` (in, out) and `Dense_<i>_bias`: the trunk, then
-        density, bottleneck, view layers, colour. Raises ValueError for a missing or extra name or
-        a shape that does not fit.
+        arrays: `Dense_<i>_kernel` (in, out) and `Dense_<i>_bias` of the trunk, then density,
+        bottleneck, view layers, colour. Raises ValueError for a missing or extra name or a shape
+        that does not fit.
         """
         layers = self.field.layers()
         names = {f"Dense_{i}_{kind}" for i in range(len(layers)) for kind in ("kernel", "bias")}
@@ -98,17 +102,18 @@ class MipNeRF(RayModel):
                     value = torch.as_tensor(arrays[f"Dense_{i}_{kind}"])
                     if value.shape != parameter.shape:
                         raise ValueError(f"Dense_{i}_{kind} is {tuple(value.shape)}; "
-                                         f"{tuple(parameter.shape)} is wanted")
+                                         f"{tuple(parameter.shape)} is expected")
                     parameter.copy_(value)
 
 
 MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "nerv": NeRV}
 
 
-def build_model(config, device="cpu", box=None):
-    """The config's model with fresh weights, drawn from `--seed` alone, on `device`.
+def build_model(config, device: torch.device | str = "cpu",
+                box: Tensor | None = None) -> RayModel:
+    """The config's model on a device, its weights initialised from `--seed` alone.
 
-    box: `[2, 3]`, what the scene fills of the space of its rays, for models with a grid.
+    box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
     """
     device = torch.device(device)
     compute_dtype = select_precision(config, device)
@@ -120,16 +125,16 @@ def build_model(config, device="cpu", box=None):
     return model.to(device)
 
 
-def compile_fields(model, device):
-    """Have torch.compile fuse what fields do between their matrix products, from the next call on.
+def compile_fields(model: RayModel, device: torch.device):
+    """Compile the fields by torch.compile, which fuses operations between matrix multiplications.
 
-    Where that fails they run as they are.
+    Fields that cannot be compiled run uncompiled.
     """
     from torch._dynamo import config as compiler  # Takes a second to import.
 
     compiler.suppress_errors = True
     fields = model.compilable_fields(device)
     if not fields:
-        print("--compile finds nothing to do: hash grids on a CPU have kernels of their own.")
+        logger.info("--compile has no effect: hash grids on a CPU use numba kernels.")
     for field in fields:
         field.compile()

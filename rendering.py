@@ -3,22 +3,32 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import image_utils
-from fields.occupancy import build_occupancy_grid
+from fields.occupancy import OccupancyGrid, build_occupancy_grid
+from models.base import RayModel
 from ray_utils import world_points
-from relighting.components import component_images
 from runtime.memory import smaller_until_it_fits
-from structures import RenderOutput, concatenate
+from structures import Cameras, Rays, RenderOutput, Shading, concatenate
 
-# Fewest samples in all for which a grid of what is empty is made: it asks about half a million.
+# Smallest number of samples for which an occupancy grid is built, which takes half a million.
 MIN_SAMPLES_FOR_OCCUPANCY = 2_000_000
 
-# Where empty space is passed over, so many times as many rays leave as many samples or fewer.
+# With empty-space skipping a chunk may hold this many times more rays.
 OCCUPANCY_CHUNK_MULT = 32
 
+# Normals are fitted to a window of pixels, this many (least, most) to each side. It grows with the
+# noise of the distances, in pixel widths. Tuned on the demo scene and checked on captures, whose
+# distances are three times as noisy.
+NORMAL_WINDOWS = (3, 9)
+WINDOW_PER_NOISE = 10
 
-def build_occupancy(model, box, num_rays):
+
+# Rays to images.
+
+
+def build_occupancy(model: RayModel, box: Tensor, num_rays: int) -> OccupancyGrid | None:
     """The model's `OccupancyGrid` in a box `[2, 3]` that contains the rays, or None.
 
     None if building it costs more than skipping saves over `num_rays` rays, if most of the box is
@@ -34,11 +44,14 @@ def build_occupancy(model, box, num_rays):
     return build_occupancy_grid(density, box, model.max_samples_per_chunk(box.device))
 
 
-def render_image(model, rays, chunk=None, occupancy=None):
-    """Render rays of any batch shape, `chunk` at a time, without gradient: a `RenderOutput`.
+def render_image(model: RayModel, rays: Rays, chunk: int | None = None,
+                 occupancy: OccupancyGrid | None = None,
+                 shading: Shading | None = None) -> RenderOutput:
+    """Render rays of any batch shape without gradient; only per-pixel quantities are kept.
 
-    Only the finest level's per-ray quantities are kept. A chunk of None takes `default_chunk`; on
-    out-of-memory it is halved. occupancy: an `OccupancyGrid` whose empty space is skipped.
+    chunk: rays rendered at once, `default_chunk` if None; on out-of-memory it is halved.
+    occupancy: grid whose empty space is skipped. shading: how a NeRV shades surfaces, as it was
+    trained if None; other models ignore it.
     """
     shape = rays.shape
     flat = rays.flatten()
@@ -46,14 +59,15 @@ def render_image(model, rays, chunk=None, occupancy=None):
     parts, first = [], 0
     while first < len(flat) or not parts:
         part, chunk = smaller_until_it_fits(chunk, lambda size, first=first: render_chunk(
-            model, flat[first : first + size], occupancy))
+            model, flat[first : first + size], occupancy, shading))
         parts.append(part)
         first += chunk
     return concatenate(parts).map(lambda x: x.reshape((*shape, *x.shape[1:])))
 
 
-def default_chunk(model, device, occupancy=None):
-    """The number of rays to render at once, from how many samples the model takes at once."""
+def default_chunk(model: RayModel, device: torch.device,
+                  occupancy: OccupancyGrid | None = None) -> int:
+    """Default number of rays rendered at once, from the model's number of samples per chunk."""
     samples = model.max_samples_per_chunk(device)
     if occupancy is not None:
         samples *= OCCUPANCY_CHUNK_MULT
@@ -61,13 +75,14 @@ def default_chunk(model, device, occupancy=None):
 
 
 @torch.no_grad()
-def render_chunk(model, rays, occupancy=None):
-    """The finest level's per-ray quantities of a flat `Rays`."""
+def render_chunk(model: RayModel, rays: Rays, occupancy: OccupancyGrid | None = None,
+                 shading: Shading | None = None) -> RenderOutput:
+    """Per-pixel quantities of flat rays at the finest level; arguments as in `render_image`."""
     if occupancy is None:
-        return replace(model(rays)[-1], sdist=None, tdist=None, weights=None)
+        return replace(model(rays, shading=shading)[-1], sdist=None, tdist=None, weights=None)
     ray_occupancy = occupancy.along_rays(rays)
     index = ray_occupancy.any_occupied().nonzero()[:, 0]
-    output = model(rays[index], ray_occupancy=ray_occupancy[index])[-1]
+    output = model(rays[index], ray_occupancy=ray_occupancy[index], shading=shading)[-1]
 
     def scatter(values, background):
         return background.index_copy(0, index, values)
@@ -83,88 +98,88 @@ def render_chunk(model, rays, occupancy=None):
     )
 
 
-def render_view(model, dataset, index, chunk, with_geometry=True):
-    """Pictures of one view: a `dict` of float arrays `[h, w, 3]`.
+def render_view(model: RayModel, dataset, index: int, chunk: int | None,
+                with_geometry: bool = True, shading: Shading | None = None) -> dict:
+    """Images of one view of a `NeRFDataset`: a `dict` of float arrays `[h, w, 3]`.
 
-    Its keys are truth, rgb, `with_geometry` also depth and normals, and what `component_images`
-    gives. `model` is in eval mode.
+    Its keys are truth, rgb, `with_geometry` also depth and normals, and those of
+    `model.extra_images`. `model` is in eval mode; other arguments as in `render_image`.
     """
     batch = dataset.image(index)
-    output = render_image(model, batch.rays, chunk)
-    pictures = {
+    output = render_image(model, batch.rays, chunk, shading=shading)
+    images = {
         "truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
     if with_geometry:
         distance = world_distance(dataset.cameras, batch.rays, output.distance_median)
         near, far = image_utils.distance_range(distance, output.acc)
-        pictures["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
+        images["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
         normals = surface_normals(distance, batch.rays.viewdirs, output.acc)
-        pictures["normals"] = image_utils.visualize_normals(normals, output.acc)
-    return pictures | component_images(output)
+        images["normals"] = image_utils.visualize_normals(normals, output.acc)
+    return images | model.extra_images(output)
 
 
-def world_distance(cameras, rays, distance):
-    """How far from the camera, in world units, the points at `distance [...]` in t are."""
+# Distance maps to normals.
+
+
+def world_distance(cameras: Cameras, rays: Rays, distance: Tensor) -> Tensor:
+    """Euclidean distance from the camera, in world units, of points at t = `distance [...]`."""
     positions = cameras.camtoworlds[rays.cam_idx[..., 0], :, 3]
     return (world_points(cameras, rays, distance) - positions).norm(dim=-1)
 
 
-# A normal is that of a plane through a pixel's neighbours up to so many pixels away: the more, the
-# noisier the distances are, in widths of a pixel. Measured on the demo scene, and looked at on
-# captures, whose distances are three times as noisy.
-NORMAL_WINDOWS = (3, 9)
-
-WINDOW_PER_NOISE = 10
-
-
-def surface_normals(distance, viewdirs, acc):
-    """World normals `[h, w, 3]` of the surface that a distance map shows; 0 where it is empty.
+def surface_normals(distance: Tensor, viewdirs: Tensor, acc: Tensor) -> Tensor:
+    """World normals `[h, w, 3]` of the surface in a distance map; 0 in empty pixels.
 
     distance: `[h, w]` from the camera in world units along the unit vectors `viewdirs [h, w, 3]`;
-    acc: `[h, w]` opacity. All are tensors. Each normal is that of the plane which fits the points
-    of the neighbouring pixels best: what is drawn is the geometry that is seen, where a gradient
-    of the density also shows its noise inside the surface.
+    acc: `[h, w]` opacity. Each normal is that of the plane that best fits the points of the
+    neighbouring pixels. So normals show the visible surface; gradients of the density would also
+    show noise inside it.
     """
     points = distance[..., None] * viewdirs
     solid = (acc > 0.5).to(points)
-    across = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
-    pixel_width = distance * torch.nan_to_num(torch.cat(across).mean(), nan=1.0)
+    angles = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
+    pixel_width = distance * torch.nan_to_num(torch.cat(angles).mean(), nan=1.0)
     window = round(WINDOW_PER_NOISE * _noise(distance, pixel_width, solid))
     window = min(max(window, NORMAL_WINDOWS[0]), NORMAL_WINDOWS[1])
     normals = -viewdirs
-    # First those neighbours count that are near along the ray, then those near a first plane.
-    for reach in (2 / 3 * window, 1 / 3 * window):
-        normals = _fitted_normals(points, solid, normals, reach * pixel_width, window, viewdirs)
+    # The first fit weights neighbours by distance along the ray, the second by distance from the
+    # first plane.
+    for scale in (2 / 3 * window, 1 / 3 * window):
+        normals = _fit_normals(points, solid, normals, scale * pixel_width, window, viewdirs)
     return normals * solid[..., None]
 
 
 def _noise(distance, pixel_width, solid):
-    """The median distance of a pixel from the mean of its two neighbours, in widths of a pixel."""
-    bends = []
-    for x, width, there in ((distance, pixel_width, solid), (distance.T, pixel_width.T, solid.T)):
-        bend = (x[1:-1] - 0.5 * (x[2:] + x[:-2])).abs() / width[1:-1].clamp(min=1e-12)
-        bends.append(bend[(there[1:-1] * there[2:] * there[:-2]) > 0])
-    bends = torch.cat(bends)
-    return float(bends.median()) if len(bends) else 0.0
+    """Median difference between a pixel and the mean of two neighbours, in pixel widths."""
+    residuals = []
+    for x, width, valid in ((distance, pixel_width, solid), (distance.T, pixel_width.T, solid.T)):
+        residual = (x[1:-1] - 0.5 * (x[2:] + x[:-2])).abs() / width[1:-1].clamp(min=1e-12)
+        residuals.append(residual[(valid[1:-1] * valid[2:] * valid[:-2]) > 0])
+    residuals = torch.cat(residuals)
+    return float(residuals.median()) if len(residuals) else 0.0
 
 
-def _fitted_normals(points, solid, guess, reach, window, viewdirs):
-    """Normals of planes through the neighbours that lie within `reach` of the planes of `guess`."""
+def _fit_normals(points, solid, guess, scale, window, viewdirs):
+    """Normals `[h, w, 3]` of planes fitted to neighbours, weighted by distance from a first guess.
+
+    guess: `[h, w, 3]`, normals of first planes; scale: `[h, w]`, standard deviation of the weights.
+    """
     height, width = solid.shape
-    margin = torch.nn.functional.pad(
+    padded = torch.nn.functional.pad(
         torch.cat([points, solid[..., None]], dim=-1), (0, 0, window, window, window, window)
     )
     total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
-    # Where neighbours do not span a plane, a little of this turns it towards the camera.
+    # Regularises pixels whose neighbours do not span a plane: their planes then face the camera.
     facing = torch.eye(3).to(points) - viewdirs[..., :, None] * viewdirs[..., None, :]
-    second = 0.01 * (reach**2)[..., None, None] * facing
+    second = 0.01 * (scale**2)[..., None, None] * facing
     for dy in range(-window, window + 1):
         for dx in range(-window, window + 1):
-            there = margin[window + dy : window + dy + height, window + dx : window + dx + width]
-            offset = there[..., :3] - points
-            distance = (offset * guess).sum(dim=-1) / reach.clamp(min=1e-12)
-            nearness = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * window) ** 2)
-            weight = (there[..., 3] * torch.exp(nearness))[..., None]
+            shifted = padded[window + dy : window + dy + height, window + dx : window + dx + width]
+            offset = shifted[..., :3] - points
+            distance = (offset * guess).sum(dim=-1) / scale.clamp(min=1e-12)
+            log_weight = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * window) ** 2)
+            weight = (shifted[..., 3] * torch.exp(log_weight))[..., None]
             total = total + weight
             first = first + weight * offset
             second = second + (weight * offset)[..., :, None] * offset[..., None, :]

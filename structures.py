@@ -1,6 +1,8 @@
-"""Cameras, scenes, rays, batches and rendered output: frozen groups of named tensors."""
+"""Cameras, scenes, rays, batches and rendered output: frozen records of named tensors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,17 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord:
-    """A frozen record of tensors that share batch axes; other values pass through untouched."""
+    """A frozen record of tensors with common batch axes; other values pass through unchanged."""
 
-    def map(self, fn):
-        """A new record with `fn` applied to each tensor, also inside dictionaries."""
+    def map(self, fn: Callable[[Tensor], Tensor]):
+        """A new record with `fn` applied to each tensor, also in nested records and dicts."""
         return replace(self, **{f.name: _map(fn, getattr(self, f.name)) for f in fields(self)})
 
-    def to(self, device):
+    def to(self, device: torch.device | str):
+        """A copy on a device."""
         return self.map(lambda x: x.to(device, non_blocking=True))
 
     def __getitem__(self, index):
-        """The records at `index` of the first batch axis; scalars belong to all of them."""
+        """The record at `index` of the first batch axis; scalars are kept as they are."""
         return self.map(lambda x: x[index] if x.dim() else x)
 
 
@@ -35,21 +38,27 @@ def _map(fn, value):
 def concatenate(records):
     """One record whose tensors are those of `records` (at least one), joined along axis 0.
 
-    Scalars and values that are no tensors are taken from the first.
+    Scalars and values other than tensors are taken from the first record.
     """
-    first = records[0]
-    joined = {f.name: _concatenate([getattr(r, f.name) for r in records]) for f in fields(first)}
-    return replace(first, **joined)
+    return _join(lambda values: torch.cat(values) if values[0].dim() else values[0], records)
 
 
-def _concatenate(values):
-    if isinstance(values[0], TensorRecord):
-        return concatenate(values)
-    if isinstance(values[0], Tensor) and values[0].dim():
-        return torch.cat(values)
-    if isinstance(values[0], dict):
-        return {key: _concatenate([v[key] for v in values]) for key in values[0]}
-    return values[0]
+def stack(records):
+    """One record whose tensors are those of `records` (at least one), along a new first axis."""
+    return _join(torch.stack, records)
+
+
+def _join(join, values):
+    """Join equal nested records and dicts of tensors; other values are those of the first."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return join(values)
+    if isinstance(first, TensorRecord):
+        return replace(first, **{f.name: _join(join, [getattr(value, f.name) for value in values])
+                                 for f in fields(first)})
+    if isinstance(first, dict):
+        return {key: _join(join, [value[key] for value in values]) for key in first}
+    return first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +67,15 @@ class Cameras(TensorRecord):
 
     camtoworlds: `[N, 3, 4]` rotation and position.
     pixtocams: `[N, 3, 3]`, from (x, y, 1) in pixels to a camera direction with z = -1. Inverse
-        intrinsics of the OpenCV kind (z = +1, y down) are turned into these.
+        intrinsics in OpenCV's convention (z = +1, y down) are converted.
     sizes: `[N, 2]` width and height in pixels.
     near, far: `[N]` or a number, the range of t along a ray.
     lossmult: `[N]` or a number, the weight of a pixel in the loss.
     distortion: `[N, 6]` k1, k2, k3, k4, p1, p2 in normalized coordinates, or None. k1…k4 are the
         polynomial in r² (pinhole; OpenCV's own k4 is another term) or in the squared angle
         (fisheye, as OpenCV's); p1, p2 are OpenCV's.
-    fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none.
-    ndc: (focal, width, height) in pixels if rays are made in NDC, else None.
+    fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none is.
+    ndc: (focal, width, height) in pixels if rays are in NDC, else None.
     """
 
     camtoworlds: Tensor
@@ -94,21 +103,20 @@ class Cameras(TensorRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene(TensorRecord):
-    """The pictures of one split and the cameras that took them.
+    """The images of one split and the cameras that took them.
 
     pixels: uint8 `[P, C]`, all images one after another, row by row; C = 4 keeps straight alpha.
-        Of pictures under known lights half floats `[P, 4]`, linear radiance times alpha, and alpha.
-        None where the pictures were not read.
-    offsets: `[N+1]`, where each image begins in `pixels`.
-    cameras: `Cameras` of the N images; names: their names; files: where they lie, empty in the
-        facts that a checkpoint keeps; labels: `[N]` the scale of a Multicam image (0 is the
-        finest), or None.
-    masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: for each image where
-        its mask lies, or None; empty if no image has one, and in the facts.
-    background: 1.0 (white) or 0.0 (black), what transparent pixels are composited on.
+        Images under known lights are half floats `[P, 4]`: linear radiance times alpha, and alpha.
+        None if the images were not read.
+    offsets: `[N+1]`, the first pixel of each image in `pixels`.
+    cameras: `Cameras` of the N images; names: their names; files: their paths, empty in a
+        checkpoint; labels: `[N]` the scale of a Multicam image (0 is the finest), or None.
+    masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: path of each image's
+        mask, or None; empty if no image has one, and in a checkpoint.
+    background: 1.0 (white) or 0.0 (black), under transparent pixels.
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
-    box: `[2, 3]` corners that hold the scene, in the coordinates of rays (NDC for NDC scenes).
-    lights: what shone on the scene in each picture, a record of tensors `[N, K, C]`, if known.
+    box: `[2, 3]` bounding box of the scene, in the coordinates of rays (NDC for NDC scenes).
+    lights: the lights of each image, a record of tensors `[N, K, C]`; None if unknown.
     """
 
     pixels: Tensor | None
@@ -135,21 +143,24 @@ class Scene(TensorRecord):
         if self.masks is not None:
             assert self.masks.shape == self.pixels.shape[:1], (self.masks.shape, self.pixels.shape)
 
-    def light_rays(self, rays, index):
-        """Rays under the lights of one picture; as they are where these are not known."""
+    def light_rays(self, rays: "Rays", index: int) -> "Rays":
+        """Rays under the lights of one image; unchanged if the lights are unknown."""
         return rays if self.lights is None else rays.with_lights(self.lights[index])
 
     @property
-    def scale(self):
-        """How many units of the cameras' world one unit of the scene's files is."""
+    def scale(self) -> float:
+        """Length of a unit of the scene's files in the cameras' world."""
         return float(torch.linalg.det(self.world_to_scene[:3, :3].double())) ** (1 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rays(TensorRecord):
-    """Rays with the cone radius that a pixel has at t = 1; all `[..., 3]` or `[..., 1]`.
+    """Rays of pixels.
 
-    lights: what shines on the scene, if that is known: a record of tensors `[..., K, C]`.
+    origins, directions (of any length), viewdirs (unit): `[..., 3]`. radii: radius of a pixel's
+    cone at t = 1, or of its cylinder; near, far: range of t; lossmult: weight in the loss;
+    cam_idx: index of the camera; all `[..., 1]`.
+    lights: the scene's lights for each ray, a record of tensors `[..., K, C]`; None if unknown.
     """
 
     origins: Tensor
@@ -163,15 +174,15 @@ class Rays(TensorRecord):
     lights: TensorRecord | None = None
 
     @property
-    def shape(self):
+    def shape(self) -> torch.Size:
         """The batch axes."""
         return self.origins.shape[:-1]
 
-    def with_lights(self, lights):
-        """The same rays under lights `[K, C]` that shine on all of them."""
+    def with_lights(self, lights: TensorRecord) -> "Rays":
+        """The same rays, each under all lights of a record of tensors `[K, C]`."""
         return replace(self, lights=lights.map(lambda x: x.expand(*self.shape, *x.shape)))
 
-    def flatten(self):
+    def flatten(self) -> "Rays":
         """The same rays with one batch axis."""
         count = len(self.shape)
         return self.map(lambda x: x.reshape(-1, *x.shape[count:]))
@@ -182,13 +193,13 @@ class Rays(TensorRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(TensorRecord):
-    """Rays and the colours they should have, composited on the scene's background.
+    """Rays and their ground-truth colours, composited on the scene's background.
 
     rgb: `[..., 3]`; mask: `[..., 1]`, 1 where a pixel counts, or None.
-    batch_index: `[...]`, each ray's index in the whole batch, of which this is a part; None in
-        images.
-    lossmult_sum: the sum of the loss weights over the whole batch of which this is a part, a
-        scalar, so that the losses of its parts add up to that of the whole; None if it is whole.
+    batch_index: `[...]`, each ray's index in the global batch, of which this may be a part; None
+        in images.
+    lossmult_sum: sum of the loss weights of the global batch, a scalar, so that the losses of
+        micro-batches add up to its loss; None if this is the global batch.
     """
 
     rays: Rays
@@ -197,31 +208,32 @@ class Batch(TensorRecord):
     batch_index: Tensor | None = None
     lossmult_sum: Tensor | None = None
 
-    def loss_weights(self):
+    def loss_weights(self) -> Tensor:
         """The weight of each ray in the loss, `[..., 1]`."""
         return self.rays.lossmult if self.mask is None else self.rays.lossmult * self.mask
 
-    def total_weight(self):
-        """What a weighted mean over the whole batch divides by."""
+    def total_weight(self) -> Tensor:
+        """The divisor of weighted means over the global batch."""
         if self.lossmult_sum is not None:
             return self.lossmult_sum
-        # All pixels of a batch may be masked; its loss is then 0.
+        # A batch whose pixels are all masked has loss 0.
         return self.loss_weights().sum().clamp(min=1e-9)
 
-    def split(self, size):
-        """Parts of at most `size` rays whose losses add up to that of this (flat) batch."""
+    def split(self, size: int) -> list["Batch"]:
+        """Micro-batches of at most `size` rays whose losses add up to that of this flat batch."""
         whole = replace(self, lossmult_sum=self.total_weight())
         return [whole[i : i + size] for i in range(0, len(self.rays), size)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOutput(TensorRecord):
-    """What one level of a model sees along rays.
+    """Composited output of one sampling level.
 
     rgb: `[..., 3]`; acc: `[...]` opacity; distance_mean, distance_median: `[...]` in t.
-    sdist, tdist: `[..., S+1]` fence posts in [0, 1] and in t; weights: `[..., S]`. These three are
-    None in whole pictures, which keep what a pixel has one of.
-    extras: named quantities per ray.
+    sdist, tdist: `[..., S+1]` fenceposts in [0, 1] and in t; weights: `[..., S]`. These three are
+    None in whole images, which keep per-pixel quantities alone.
+    extras: further quantities per pixel, by name, each `[..., C]`.
+    visibility_error: `[...]`, the visibility field's error along each ray (NeRV in training only).
     """
 
     rgb: Tensor
@@ -232,15 +244,36 @@ class RenderOutput(TensorRecord):
     tdist: Tensor | None = None
     weights: Tensor | None = None
     extras: dict = field(default_factory=dict)
+    visibility_error: Tensor | None = None
 
     def __post_init__(self):
         batch = self.rgb.shape[:-1]
         assert self.rgb.shape == (*batch, 3), self.rgb.shape
         for name in ("acc", "distance_mean", "distance_median"):
             assert getattr(self, name).shape == batch, (name, getattr(self, name).shape, batch)
+        if self.visibility_error is not None:
+            assert self.visibility_error.shape == batch, (self.visibility_error.shape, batch)
         if self.weights is not None:
             assert self.weights.shape[:-1] == batch, (self.weights.shape, batch)
-            posts = (*batch, self.weights.shape[-1] + 1)
+            expected = (*batch, self.weights.shape[-1] + 1)
             for name in ("sdist", "tdist"):
-                found = getattr(getattr(self, name), "shape", None)
-                assert found == posts, (name, found, posts)
+                shape = getattr(getattr(self, name), "shape", None)
+                assert shape == expected, (name, shape, expected)
+
+
+class Shading(NamedTuple):
+    """How a NeRV shades surfaces, as the flags of these names.
+
+    shade_at: "samples" (each sample of a ray) or "surface" (one point per ray); bounce_directions:
+    directions sampled for indirect light; march_shadows: whether images trace shadow rays through
+    the density, instead of querying the visibility field.
+    """
+
+    shade_at: str
+    bounce_directions: int
+    march_shadows: bool
+
+    @classmethod
+    def from_config(cls, config) -> "Shading":
+        """The shading that a config's flags describe."""
+        return cls(config.shade_at, config.bounce_directions, config.march_shadows)

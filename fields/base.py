@@ -1,5 +1,6 @@
 """Base class of the fields: encoded samples to density and colour."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,77 +10,125 @@ from torch import Tensor, nn
 import coord
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """The layers between the encoding and the heads.
+
+    hidden, depth: width and number of layers; skip: the encoding is concatenated again after each
+    layer whose index is a positive multiple of it, as in the official code (None: never).
+    """
+
+    hidden: int
+    depth: int
+    skip: int | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layers between the trunk and colour; a field without colour has no `Head`.
+
+    bottleneck: width between trunk and view branch (None: the trunk's); view_hidden, view_depth,
+    view_skip: the view branch, of at least one layer, as in `Trunk`; view_deg: number of scales
+    of its encoded input; use_viewdirs: whether there is a bottleneck and a view branch;
+    rgb_padding: how far colours may leave [0, 1]; channels: of a colour; view_inputs: size of the
+    view branch's input before encoding.
+    """
+
+    bottleneck: int | None
+    view_hidden: int
+    view_depth: int
+    view_skip: int
+    view_deg: int
+    use_viewdirs: bool
+    rgb_padding: float
+    channels: int = 3
+    view_inputs: int = 3
+
+    def __post_init__(self):
+        if self.use_viewdirs and self.view_depth < 1:
+            raise ValueError(f"view_depth is {self.view_depth}; at least 1 is expected with "
+                             "use_viewdirs")
+
+
 class FieldOutput(NamedTuple):
-    """density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, 3]`, or as many
-    channels as the field has. None where there is none or it was not wanted."""
+    """What a field returns for Gaussians `[..., S]`.
+
+    density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, C]` for C channels. None
+    if the field lacks it or it was not requested.
+    """
 
     density: Tensor | None
     rgb: Tensor | None
 
 
 class Field(nn.Module):
-    """From features of samples to density and colour: what the fields share.
+    """Base class: encoded samples to density and colour.
 
-    A subclass makes `trunk`, then calls `build_heads`; it has `_encode`, from what `forward` is
-    given to features `[..., S, F]`, and `activate_density`, from raw density to density; and
-    `make_gaussians`, which makes what it is given.
-    has_density, has_rgb: which of the two there are; channels: numbers per colour; view_inputs:
-    numbers that the view branch is given.
-    compute_dtype: of the linear layers alone. The arguments of encodings, raw density and colour
-    stay float32: rounding 2^15 x to 8 bits would leave noise of the angle.
+    A subclass sets `trunk` (a list of layers), then calls `build_heads`; it defines `_encode`, from
+    Gaussians to features `[..., S, F]`; `activate_density`, from raw density to density; and
+    `make_gaussians`, from means and covariances to the kind of Gaussians that it takes.
+
+    head: a `Head`, or None for a field without colour; has_density: whether there is a density.
+    compute_dtype: of the linear layers alone. Arguments of encodings, raw density and raw colour
+    stay float32: with 8 bits, rounding errors of 2^15 x would exceed a full turn of its sine.
     """
 
-    def __init__(self, *, has_rgb, use_viewdirs, view_deg, view_skip, density_bias, rgb_padding,
-                 compute_dtype, has_density, channels, view_inputs):
+    def __init__(self, head: Head | None, *, density_bias: float, has_density: bool,
+                 compute_dtype: torch.dtype):
         super().__init__()
-        self.has_rgb, self.use_viewdirs = has_rgb, use_viewdirs and has_rgb
-        self.has_density, self.channels, self.view_inputs = has_density, channels, view_inputs
-        self.view_deg, self.view_skip = view_deg, view_skip
-        self.density_bias, self.rgb_padding = density_bias, rgb_padding
-        self.compute_dtype = compute_dtype
+        self.head, self.has_density = head, has_density
+        self.use_viewdirs = head is not None and head.use_viewdirs
+        self.density_bias, self.compute_dtype = density_bias, compute_dtype
 
-    def build_heads(self, size, *, bottleneck, view_hidden, view_depth, init):
-        """The layers behind a trunk that is `size` wide; then weights are drawn, biases zero."""
+    def build_heads(self, size: int, hidden: int, init: str):
+        """Add the layers after the trunk, then initialise all weights.
+
+        size: of the trunk's output; hidden: default width of the bottleneck; init: "glorot" or
+        "he", both uniform. Biases start at zero.
+        """
         if self.has_density:
             self.density = nn.Linear(size, 1)
         self.view = nn.ModuleList()
         if self.use_viewdirs:
+            head, bottleneck = self.head, self.head.bottleneck or hidden
             self.bottleneck = nn.Linear(size, bottleneck)
-            size = inputs = bottleneck + self.view_inputs * (1 + 2 * self.view_deg)
-            for i in range(view_depth):
-                self.view.append(nn.Linear(size, view_hidden))
-                size = view_hidden + (inputs if is_skip_layer(i, self.view_skip) else 0)
-        if self.has_rgb:
-            self.rgb = nn.Linear(size, self.channels)
+            size = inputs = bottleneck + head.view_inputs * (1 + 2 * head.view_deg)
+            for i in range(head.view_depth):
+                self.view.append(nn.Linear(size, head.view_hidden))
+                size = head.view_hidden + (inputs if is_skip_layer(i, head.view_skip) else 0)
+        if self.head is not None:
+            self.rgb = nn.Linear(size, self.head.channels)
         fill = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_uniform_}[init]
         for layer in self.layers():
             fill(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def layers(self):
+    def layers(self) -> list[nn.Linear]:
         """All linear layers in the official code's order."""
         density = [self.density] if self.has_density else []
         bottleneck = [self.bottleneck] if self.use_viewdirs else []
-        rgb = [self.rgb] if self.has_rgb else []
+        rgb = [self.rgb] if self.head is not None else []
         return [*self.trunk, *density, *bottleneck, *self.view, *rgb]
 
-    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+    def forward(self, gaussians, viewdirs: Tensor | None = None,
+                density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
         """Density and colour of Gaussians.
 
-        gaussians: `[..., S]`, of the field's kind; viewdirs: `[..., 3]` unit vectors, the same for
-        all S, or `[..., K, 3]`, from each of which a single Gaussian (S = 1) is seen: then K takes
-        the place of S in the colours; density_noise: `[..., S]`, added to raw density; with_rgb:
-        whether colour is wanted, where there is any.
+        gaussians: `[..., S]`, of the field's kind. viewdirs: `[..., V]` inputs of the view branch
+        (unit directions in most models), the same for all S; or `[..., K, V]` for a single
+        Gaussian (S = 1), whose colours are then `[..., K, C]`. density_noise: `[..., S]`, added to
+        raw density. with_rgb: whether to evaluate colour, if there is one.
         """
-        with_rgb = with_rgb and self.has_rgb
+        with_rgb = with_rgb and self.head is not None
         encoding = self._encode(gaussians)
         shape = encoding.shape[:-1]
         if self.use_viewdirs and with_rgb and viewdirs.dim() == len(shape):
             viewdirs = viewdirs[..., None, :]
         with torch.autocast(encoding.device.type, self.compute_dtype,
                             enabled=self.is_low_precision()):
-            # Rows, not rays: an activation in place on a view would cost copies in the backward.
-            features = self._features(encoding.flatten(0, -2))
+            # Flatten to rows: an in-place activation on a reshaped view would make autograd copy
+            # the gradient.
+            features = self.trunk_features(encoding.flatten(0, -2))
             raw_density = self.density(features) if self.has_density else None
             raw_rgb = self._raw_rgb(features, viewdirs, shape) if with_rgb else None
         density = rgb = None
@@ -89,42 +138,46 @@ class Field(nn.Module):
                 raw_density = raw_density + density_noise
             density = self.activate_density(raw_density + self.density_bias)
         if with_rgb:
-            raw_rgb = raw_rgb.to(encoding.dtype)
-            rgb = torch.sigmoid(raw_rgb) * (1 + 2 * self.rgb_padding) - self.rgb_padding
+            raw_rgb, padding = raw_rgb.to(encoding.dtype), self.head.rgb_padding
+            rgb = torch.sigmoid(raw_rgb) * (1 + 2 * padding) - padding
         return FieldOutput(density, rgb)
 
-    def _features(self, encoding):
-        """The trunk's output `[N, size]`."""
+    def trunk_features(self, encoding: Tensor) -> Tensor:
+        """The trunk's output `[N, size]` for encodings `[N, F]`."""
         x = encoding
         for layer in self.trunk:
             x = F.relu(layer(x), inplace=True)
         return x
 
-    def is_low_precision(self):
+    def is_low_precision(self) -> bool:
+        """Whether the linear layers run in less than float32."""
         return self.compute_dtype != torch.float32
 
     def _raw_rgb(self, features, viewdirs, shape):
-        """Raw colours `[..., S, C]` of features `[N, size]` of samples of some `shape`."""
+        """Raw colours `[..., S, C]` from trunk features `[N, size]` of samples of a `shape`."""
         if not self.use_viewdirs:
-            return self.rgb(features).reshape(*shape, self.channels)
-        encoded = coord.pos_enc(viewdirs, 0, self.view_deg)
+            return self.rgb(features).reshape(*shape, self.head.channels)
+        encoded = coord.pos_enc(viewdirs, 0, self.head.view_deg)
         inputs = self.bottleneck(features)
         first, width = self.view[0], inputs.shape[-1]
-        # The shares of position and direction in the first layer are computed once for each.
-        of_direction = F.linear(encoded, first.weight[:, width:], first.bias)
-        of_position = F.linear(inputs, first.weight[:, :width]).reshape(*shape, first.out_features)
-        x = of_position + of_direction
+        # The first layer is linear: its terms of direction and position are computed once per ray
+        # and once per sample, then added.
+        direction_term = F.linear(encoded, first.weight[:, width:], first.bias)
+        position_term = F.linear(inputs, first.weight[:, :width])
+        position_term = position_term.reshape(*shape, first.out_features)
+        x = position_term + direction_term
         shape = x.shape[:-1]
         x = F.relu(x.flatten(0, -2), inplace=True)
         for i, layer in enumerate(self.view[1:], 1):
             x = F.relu(layer(x), inplace=True)
-            if is_skip_layer(i, self.view_skip):
-                both = inputs.reshape(*of_position.shape[:-1], width), encoded.to(x.dtype)
-                both = [v.expand(*shape, -1).flatten(0, -2) for v in both]
-                x = torch.cat([x, *both], dim=-1)
-        return self.rgb(x).reshape(*shape, self.channels)
+            if is_skip_layer(i, self.head.view_skip):
+                skip_inputs = (inputs.reshape(*position_term.shape[:-1], width),
+                               encoded.to(x.dtype))
+                skip_inputs = [v.expand(*shape, -1).flatten(0, -2) for v in skip_inputs]
+                x = torch.cat([x, *skip_inputs], dim=-1)
+        return self.rgb(x).reshape(*shape, self.head.channels)
 
 
-def is_skip_layer(index, skip):
+def is_skip_layer(index: int, skip: int | None) -> bool:
     """Whether a network's inputs are concatenated again after its layer `index`."""
-    return index > 0 and index % skip == 0
+    return skip is not None and index > 0 and index % skip == 0

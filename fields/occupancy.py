@@ -6,11 +6,14 @@ the proposals have found the empty space already.)
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from structures import Rays
 
 # Cells per side; built coarse to fine, from half as many.
 RESOLUTION = 128
@@ -30,9 +33,9 @@ class OccupancyGrid:
     density: Tensor
     origin: Tensor
     cell_size: float
-    max_queries: int = 1 << 13
+    max_queries: int
 
-    def along_rays(self, rays):
+    def along_rays(self, rays: Rays) -> "RayOccupancy":
         """The `RayOccupancy` of flat rays.
 
         Segments are at most one cell long and their density is trilinearly interpolated, so 0 means
@@ -63,35 +66,36 @@ class RayOccupancy:
     cum_density: Tensor
     near: Tensor
     far: Tensor
-    max_queries: int = 1 << 13
+    max_queries: int
 
     @classmethod
-    def from_density(cls, density, near, far, max_queries=1 << 13):
+    def from_density(cls, density: Tensor, near: Tensor, far: Tensor, max_queries: int):
         """From the density of the segments `[N, P]`."""
         sums = torch.stack([(density > 0).to(density.dtype), density]).cumsum(dim=-1)
         return cls(*F.pad(sums, (1, 0)), near, far, max_queries)
 
-    def __getitem__(self, index):
-        """The rays at `index`."""
+    def __getitem__(self, index) -> "RayOccupancy":
+        """The occupancy of the rays at `index`."""
         return RayOccupancy(self.cum_occupied[index], self.cum_density[index], self.near[index],
                             self.far[index], self.max_queries)
 
     @property
-    def num_segments(self):
+    def num_segments(self) -> int:
+        """Number of segments P of each ray."""
         return self.cum_density.shape[1] - 1
 
-    def any_occupied(self):
+    def any_occupied(self) -> Tensor:
         """Which rays `[N]` have an occupied segment."""
         return self.cum_occupied[:, -1] > 0
 
-    def occupied_intervals(self, tdist):
+    def occupied_intervals(self, tdist: Tensor) -> Tensor:
         """Which intervals `[N, S]` between bin edges `tdist [N, S+1]` touch an occupied segment."""
         edges = self.to_segments(tdist)
         starts = edges[:, :-1].floor().long()
         ends = edges[:, 1:].ceil().long()
         return self.cum_occupied.gather(1, ends) > self.cum_occupied.gather(1, starts)
 
-    def mean_density(self, tdist):
+    def mean_density(self, tdist: Tensor) -> Tensor:
         """Mean density `[N, S]` of each interval between bin edges `tdist [N, S+1]`."""
         edges = self.to_segments(tdist)
         segment = edges.floor().clamp(max=self.num_segments - 1).long()
@@ -99,15 +103,15 @@ class RayOccupancy:
         cumulative = low + (edges - segment) * (high - low)
         return cumulative.diff(dim=-1) / edges.diff(dim=-1).clamp(min=1e-6)
 
-    def to_segments(self, tdist):
-        """Bin edges in units of a segment, from 0 to P."""
+    def to_segments(self, tdist: Tensor) -> Tensor:
+        """Bin edges `[N, S+1]` in units of a segment, from 0 to P."""
         fraction = (tdist - self.near) / (self.far - self.near)
         return (self.num_segments * fraction).clamp(0, self.num_segments)
 
 
 @torch.no_grad()
-def build_occupancy_grid(density, box, max_queries=1 << 13):
-    """The `OccupancyGrid` of a model, or None if less than half of a coarse grid is empty.
+def build_occupancy_grid(density: Callable, box: Tensor, max_queries: int) -> OccupancyGrid | None:
+    """The `OccupancyGrid` of a model, or None if less than half of its cells are empty.
 
     density: a function of means and variances `[M, 3]` of Gaussians that returns `[M]`; box:
     `[2, 3]`, which contains all rays: the grid is the smallest cube around it; max_queries: samples
@@ -134,5 +138,5 @@ def build_occupancy_grid(density, box, max_queries=1 << 13):
 
 
 def _dilate(cells):
-    """Cells with all their neighbours."""
+    """Occupied cells `[R, R, R]` and all their neighbours."""
     return F.max_pool3d(cells[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0

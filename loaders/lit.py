@@ -9,11 +9,11 @@ from loaders.transforms import blender_views
 from procedural.lit_scene import write_nerv
 from relighting.lights import tone_map
 from relighting.radiance_files import (
-    frames_lights,
     radiance_file,
     radiance_size,
+    read_all_radiance,
+    read_frame_lights,
     read_ground_truth,
-    read_radiance_of,
 )
 
 
@@ -36,7 +36,7 @@ class LitBlender(Loader):
         return self.make_scene(
             files=views.files, names=views.names, cameras=views.cameras(near, far),
             world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
-            lights=frames_lights(meta, path, self.config.light_intensity),
+            lights=read_frame_lights(meta, path, self.config.light_intensity),
         )
 
     def splits(self):
@@ -49,7 +49,7 @@ class LitBlender(Loader):
         return split if self.config.lights == "point" else f"{split}_env"
 
     def read(self, files, sizes):
-        return read_radiance_of(files, sizes)
+        return read_all_radiance(files, sizes)
 
     def to_rgb(self, pixels, background):
         radiance, alpha = pixels.float().split([3, 1], dim=-1)

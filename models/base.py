@@ -1,26 +1,27 @@
 """Base class of the models: field queries, training randomness, compositing."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fields.base import Field, FieldOutput
 from fields.hash import HashField
+from fields.occupancy import RayOccupancy
 from ray_utils import cast_rays, compute_weights, multisample_rays, volumetric_rendering
 from runtime.memory import free_memory
-from structures import RenderOutput
+from structures import Rays, RenderOutput, Shading
 
 # At test time every other interval's multisamples are rotated by 30 degrees and mirrored, as in
 # Zip-NeRF's code; in the units of `multisample_rays`.
 ODD_INTERVAL_ROTATION = 0.5 + 1 / 24
 
-# Samples rendered at once. On two CPU cores 8,192 are 1.4 to 1.8 times as fast as 500,000; for
-# fields whose widest layer has fewer than `REFERENCE_WIDTH` inputs and outputs, proportionally more
-# stay in the cache.
+# Samples rendered at once. On two CPU cores 8,192 are 1.4 to 1.8 times as fast as 500,000. If the
+# widest layer has fewer than `REFERENCE_WIDTH` inputs and outputs, proportionally more samples fit
+# the cache.
 CHUNK_SAMPLES = {"cpu": 1 << 13, "cuda": 1 << 19}
 REFERENCE_WIDTH = 256
 
-# Memory that rendering a sample takes per input and output of the widest layer (3.4 to 6.4 bytes
-# were measured), and the fraction of free memory that a chunk may take.
+# Memory of a sample per input and output of the widest layer while rendering (3.4 to 6.4 bytes were
+# measured), and the fraction of free memory that a chunk may take.
 BYTES_PER_FEATURE = 8
 MEMORY_FRACTION = 0.5
 
@@ -28,9 +29,9 @@ MEMORY_FRACTION = 0.5
 class RayModel(nn.Module):
     """Base class: field queries, training randomness, compositing.
 
-    `model(rays)` samples jitter and noise if and only if `model.training`. A subclass sets `field`,
-    the finest level's network; `max_samples_per_level`; and `first_rgb_level`, the first level with
-    colours (those before are black).
+    `model(rays)` samples jitter and noise if and only if `model.training`. A subclass defines
+    `render_levels` and sets `field`, the finest level's network; `max_samples_per_level`; and
+    `first_rgb_level`, the first level with colours (those before are black).
     stages: (start, length) of each stage, as fractions of training.
     """
 
@@ -42,59 +43,76 @@ class RayModel(nn.Module):
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
         self.random_bkgd, self.bg_rgb = config.random_bkgd, float(config.white_bkgd)
 
+    def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
+                ray_occupancy: RayOccupancy | None = None,
+                shading: Shading | None = None) -> list[RenderOutput]:
+        """Render rays at every level, coarse to fine; returns one `RenderOutput` per level.
+
+        The last one is the image. rays: `Rays [...]`; train_frac: fraction of training done, in
+        [0, 1]; rng: random numbers of training, as from `BatchRandom.for_rows`, PyTorch's own if
+        None; ray_occupancy: `RayOccupancy` of flat rays, whose empty intervals are skipped;
+        shading: how a NeRV shades surfaces, as it was trained if None; other models ignore it.
+        """
+        return self.render_levels(rays, train_frac, rng, ray_occupancy)
+
     @property
-    def samples_evenly(self):
-        """Whether samples are as far apart near the camera as away from it, like grid cells."""
+    def samples_evenly(self) -> bool:
+        """Whether samples are as far apart near the camera as far from it, like grid cells."""
         return not (self.contraction or self.opaque_background)
 
-    def stage_at(self, train_frac):
-        """The index into `stages` after a fraction of the training."""
+    def stage_at(self, train_frac: float | Tensor) -> int:
+        """Index into `stages` after a fraction of the training."""
         # Compare in float32, as progress is stored.
         train_frac = torch.as_tensor(train_frac, dtype=torch.float32)
         starts = train_frac.new_tensor([start for start, _ in self.stages])
         return int((train_frac >= starts).sum()) - 1
 
-    def set_train_frac(self, train_frac):
-        """Take note of the fraction of training that is done; most models have no need to."""
+    def set_train_frac(self, train_frac: float):
+        """Store the fraction of training done, in models that render by it. Call once per step."""
 
-    def max_samples_per_chunk(self, device):
+    def extra_images(self, output: RenderOutput) -> dict:
+        """Images `[h, w, 3]`, by name, of what a model predicts besides colour and distance."""
+        return {}
+
+    def max_samples_per_chunk(self, device: torch.device) -> int:
         """Default number of samples per field query: what fits a CPU's cache, or a GPU."""
         widest = max(layer.in_features + layer.out_features for layer in self.field.layers())
         fits_memory = MEMORY_FRACTION * free_memory(device) / (BYTES_PER_FEATURE * widest)
         samples = CHUNK_SAMPLES.get(device.type, CHUNK_SAMPLES["cuda"])
         return max(1, int(min(samples * max(1, REFERENCE_WIDTH / widest), fits_memory)))
 
-    def compilable_fields(self, device):
-        """The fields that torch.compile can take; on a CPU hash grids have kernels of their own."""
+    def compilable_fields(self, device: torch.device) -> list[Field]:
+        """The fields for torch.compile: all but hash grids on a CPU, which have numba kernels."""
         return [part for part in self.modules() if isinstance(part, Field)
                 and not (isinstance(part, HashField) and device.type == "cpu")]
 
-    def grids(self):
+    def grids(self) -> list[HashField]:
         """The fields that are hash grids."""
         return [part for part in self.modules() if isinstance(part, HashField)]
 
-    def set_box(self, box):
-        """Fit the hash grids to a scene's box `[2, 3]`, unless they hold contracted space."""
+    def set_box(self, box: Tensor):
+        """Fit the hash grids to a scene's bounding box `[2, 3]`, unless they contract space."""
         for field in self.grids():
             if not field.contraction:
                 field.box.copy_(box)
 
-    def density(self, means, covs):
+    def density(self, means: Tensor, covs: Tensor) -> Tensor:
         """Density `[..., S]` of Gaussians in the coordinates of rays (NDC for NDC scenes)."""
         return self.field(self.field.make_gaussians(means, covs), with_rgb=False).density
 
-    def distortion_fenceposts(self, output):
-        """Bin edges `[..., S + 1]` in which the distortion loss measures a level's weights."""
+    def distortion_fenceposts(self, output: RenderOutput) -> Tensor:
+        """Fenceposts `[..., S + 1]` between which the distortion loss measures distances."""
         return output.sdist
 
-    def view_inputs(self, rays):
-        """What colour depends on besides position: `[..., 3]`."""
+    def view_inputs(self, rays: Rays) -> Tensor:
+        """Inputs of the view branch, `[..., 3]`."""
         return rays.viewdirs
 
-    def cast_gaussians(self, field, tdist, rays, rng, index=None):
-        """Gaussians of intervals, of the field's kind.
+    def cast_gaussians(self, field: Field, tdist: Tensor, rays: Rays, rng,
+                       index: Tensor | None = None):
+        """Gaussians of the intervals between `tdist [..., S+1]`, of the field's kind.
 
-        index: `[..., S]`, the intervals' indices along their rays, if they are not all of them.
+        index: `[..., S]`, index of each interval along its ray; None if these are all intervals.
         """
         if not field.num_multisamples:
             return cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
@@ -108,13 +126,15 @@ class RayModel(nn.Module):
         return multisample_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape,
                                 field.num_multisamples, rotations)
 
-    def query_field(self, field, tdist, rays, rng, density_noise=None, with_rgb=True):
+    def query_field(self, field: Field, tdist: Tensor, rays: Rays, rng,
+                    density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
         """The `FieldOutput` of all intervals `[..., S]` of a level."""
         gaussians = self.cast_gaussians(field, tdist, rays, rng)
         view_inputs = self.view_inputs(rays) if with_rgb else None
         return field(gaussians, view_inputs, density_noise, with_rgb)
 
-    def query_occupied(self, field, tdist, rays, ray_occupancy, with_rgb):
+    def query_occupied(self, field: Field, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
+                       with_rgb: bool) -> FieldOutput:
         """As `query_field` for flat rays, skipping intervals in empty cells (density 0)."""
         density = torch.zeros_like(tdist[:, 1:])
         rgb = density.new_zeros(*density.shape, 3) if with_rgb else None
@@ -130,8 +150,9 @@ class RayModel(nn.Module):
                 rgb[ray, sample] = samples.rgb[:, 0]
         return FieldOutput(density, rgb)
 
-    def composite(self, samples, tdist, sdist, rays, rng):
-        """The `RenderOutput` of a level from its `FieldOutput`."""
+    def composite(self, samples: FieldOutput, tdist: Tensor, sdist: Tensor, rays: Rays,
+                  rng) -> RenderOutput:
+        """Composite the `FieldOutput` of a level."""
         weights = compute_weights(samples.density, tdist, rays.directions, self.opaque_background)
         bg_rgb = self.bg_rgb
         if self.random_bkgd and self.training:
@@ -143,7 +164,10 @@ class RayModel(nn.Module):
         return RenderOutput(**composited._asdict(), sdist=sdist, tdist=tdist, weights=weights)
 
     def _random(self, distribution, shape, like, rng):
-        """Random numbers in training, else None."""
+        """Random numbers in training, else None.
+
+        distribution: `torch.rand` or `torch.randn`; like: a tensor of their type and device.
+        """
         if not self.training:
             return None
         if rng is None:

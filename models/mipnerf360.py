@@ -1,11 +1,15 @@
 """mip-NeRF 360: proposals, contraction, off-axis encoding."""
 
 import torch
+from torch import Tensor
 
 import coord
 import stepfun
+from fields.base import Field
+from fields.occupancy import RayOccupancy
 from models.base import RayModel
 from models.build import head_config, mlp_field, mlp_proposal
+from structures import Rays, RenderOutput
 
 
 class MipNeRF360(RayModel):
@@ -25,25 +29,21 @@ class MipNeRF360(RayModel):
         self.dilation_bias, self.dilation_mult = config.dilation_bias, config.dilation_mult
         self.build_fields(config, compute_dtype)
 
-    def build_fields(self, config, compute_dtype):
+    def build_fields(self, config, compute_dtype: torch.dtype):
         """Set `field` and the proposals."""
-        self.field = mlp_field(config, compute_dtype, **head_config(config))
+        self.field = mlp_field(config, compute_dtype, head_config(config))
         self.proposal = mlp_proposal(config, compute_dtype)
 
-    def proposal_field(self, level):
+    def proposal_field(self, level: int) -> Field:
         """The field of a proposal round."""
         return self.proposal
 
-    def forward(self, rays, train_frac=1.0, rng=None, ray_occupancy=None):
-        """Render rays in every round; returns one `RenderOutput` per round, the last is the image.
+    def render_levels(self, rays: Rays, train_frac: float, rng, ray_occupancy: RayOccupancy | None,
+                      with_rgb: bool = True) -> list[RenderOutput]:
+        """As `forward`, one level per round. Proposal weights are annealed by `train_frac`.
 
-        train_frac: fraction of training done, in [0, 1], with which the proposals' weights are
-        annealed; other arguments as in `MipNeRF`.
+        with_rgb: whether the last round has colours; proposals have none.
         """
-        return self.render_levels(rays, train_frac, rng, ray_occupancy)
-
-    def render_levels(self, rays, train_frac, rng, ray_occupancy, with_rgb=True):
-        """As `forward`; without `with_rgb` the last round has no colours either."""
         warps = coord.construct_ray_warps(self.ray_warp, rays.near, rays.far)
         outputs, samples_so_far = [], 1
         for level in range(self.prop_rounds + 1):
@@ -63,8 +63,9 @@ class MipNeRF360(RayModel):
         return outputs
 
     @torch.no_grad()
-    def sample_level(self, rays, outputs, count, dilation, train_frac, rng):
-        """Bin edges `[..., count + 1]` in s: from the round before, or evenly in the first."""
+    def sample_level(self, rays: Rays, outputs: list[RenderOutput], count: int, dilation: float,
+                     train_frac: float, rng) -> Tensor:
+        """Fenceposts `[..., count + 1]` in s: even in the first round, else from the one before."""
         jitter = self._random(torch.rand, (*rays.shape, 1), rays.origins, rng)
         if not outputs:
             sdist = torch.cat([torch.zeros_like(rays.near), torch.ones_like(rays.near)], dim=-1)
@@ -77,7 +78,7 @@ class MipNeRF360(RayModel):
             sdist, weights = sdist[..., 1:-1], weights[..., 1:-1]
         # Schlick's bias: uniform at first (mip-NeRF 360, section 3.2).
         anneal = self.anneal_slope * train_frac / ((self.anneal_slope - 1) * train_frac + 1)
-        # An empty ray, or 0 log 0 at the first step, must not become NaN.
+        # Avoid NaN for an empty ray, and from 0 log 0 at the first step.
         logits = anneal * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
         logits = logits.where(sdist[..., 1:] > sdist[..., :-1], -torch.inf)
         return stepfun.sample_intervals(sdist, logits, count, jitter, domain=(0.0, 1.0))

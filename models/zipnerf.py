@@ -1,11 +1,16 @@
 """Zip-NeRF: mip-NeRF 360's sampling of anti-aliased hash grids."""
 
+import torch
+from torch import Tensor
+
 import coord
+from fields.base import Field
 from models.build import hash_field, hash_proposals, head_config
 from models.mipnerf360 import MipNeRF360
+from structures import RenderOutput
 
-# The distortion loss of unbounded scenes is measured along P(premult t, lambda), as in the released
-# code: the same spread counts an 18th at ten times the distance.
+# The distortion loss of unbounded scenes is measured in P(premult t, lambda), as in the released
+# code: at ten times the distance the same spread costs an 18th.
 DISTORTION_PREMULT = 10_000
 DISTORTION_LAMBDA = -0.25
 
@@ -16,15 +21,15 @@ class ZipNeRF(MipNeRF360):
     Each proposal round has a hash grid of its own, finer from round to round.
     """
 
-    def build_fields(self, config, compute_dtype):
-        self.field = hash_field(config, compute_dtype, **head_config(config))
+    def build_fields(self, config, compute_dtype: torch.dtype):
+        self.field = hash_field(config, compute_dtype, head_config(config))
         self.proposals = hash_proposals(config, compute_dtype)
         self.pulse_widths = config.pulse_width
 
-    def proposal_field(self, level):
+    def proposal_field(self, level: int) -> Field:
         return self.proposals[level]
 
-    def distortion_fenceposts(self, output):
+    def distortion_fenceposts(self, output: RenderOutput) -> Tensor:
         if self.ray_warp == "power":
             return coord.power_ladder(DISTORTION_PREMULT * output.tdist, DISTORTION_LAMBDA)
         return super().distortion_fenceposts(output)

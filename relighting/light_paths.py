@@ -1,43 +1,45 @@
-"""Lights of a video's frames, from those that a scene was trained under."""
+"""Lights of a video's frames, from the lights that a scene was trained under."""
 
 import math
 from pathlib import Path
 
 import torch
 
-from relighting.lights import Lights, environment_lights, incident, turned
+from relighting.lights import Lights, environment_lights, incident, rotate_about_z
 from relighting.radiance_files import read_environment
 from runtime.errors import UserError
+from structures import stack
 
-# Of a light that circles about the scene.
+# Elevation of the light that circles the scene.
 ELEVATION = math.radians(45)
 
 
-def frame_lights(known, relight, num_frames, environment=None):
+def frame_lights(known: Lights, relight: str, num_frames: int,
+                 environment: str | None = None) -> Lights:
     """The `Lights [num_frames, K]` of a video.
 
-    known: `Lights [N, K]` of the training pictures. relight: "none" (those of the first picture
-    throughout), "light" (one, as strong and as far as theirs on the whole, goes round the scene
-    once), or "environment" (it turns once; `environment` is the path of an equirectangular map, and
-    if None the first picture's). Raises UserError where there is no environment to turn.
+    known: `Lights [N, K]` of the training images. relight: "none" (the first image's lights in all
+    frames), "light" (one light of typical strength and distance circles the scene once), or
+    "environment" (an environment rotates once; `environment` is the path of an equirectangular map,
+    None takes the first image's). Raises UserError if there is no environment to rotate.
     """
-    turns = [2 * math.pi * i / num_frames for i in range(num_frames)]
+    angles = [2 * math.pi * i / num_frames for i in range(num_frames)]
     if relight == "light":
-        return stacked([turned(typical_light(known), turn) for turn in turns])
+        return stack([rotate_about_z(typical_light(known), angle) for angle in angles])
     if relight == "environment":
         shines = known.colours[0].sum(dim=-1) > 0
         if environment is None and not known.distant[0][shines].all():
-            raise UserError("--relight environment has none to turn: the first training picture is "
-                            "lit by points; give a map by --environment.")
+            raise UserError("--relight environment needs an environment, but the first training "
+                            "image is lit by point lights; give a map by --environment.")
         base = known[0] if environment is None else lights_of_map(environment)
-        return stacked([turned(base, turn) for turn in turns])
-    return stacked([known[0]] * num_frames)
+        return stack([rotate_about_z(base, angle) for angle in angles])
+    return stack([known[0]] * num_frames)
 
 
-def typical_light(known):
-    """One white light `[1]` on the +x side, which lights the scene as the known ones typically do.
+def typical_light(known: Lights) -> Lights:
+    """One white light `[1]` towards +x with the median total radiance of `known [N, K]`.
 
-    It is as far away as they are, or distant like them.
+    It lies at their median distance, or is distant if they are.
     """
     arriving = incident(known, torch.zeros_like(known.places[:, 0]))
     total = arriving.radiance.sum(dim=1).mean(dim=-1).median()
@@ -50,16 +52,10 @@ def typical_light(known):
     )
 
 
-def lights_of_map(path):
+def lights_of_map(path: str | Path) -> Lights:
     """The lights of an equirectangular map of linear radiance."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"--environment {path} is no file; give an equirectangular map (OpenEXR, "
-                        "or PNG of 16 bits).")
+        raise UserError(f"--environment {path} is not a file; give an equirectangular map "
+                        "(OpenEXR, or 16-bit PNG).")
     return environment_lights(read_environment(path))
-
-
-def stacked(lights):
-    """`Lights [F, K]` of F `Lights [K]`."""
-    return Lights(**{name: torch.stack([getattr(each, name) for each in lights])
-                     for name in ("places", "colours", "distant")})

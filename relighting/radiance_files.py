@@ -1,34 +1,41 @@
-"""Files of pictures under known lights: linear radiance, lights, environments, what is true.
+"""Files of images under known lights: linear radiance, lights, environments, ground truth.
 
-Pictures are OpenEXR files, colour times alpha as is usual there, or PNGs of 16 bits with straight
-alpha. Everything that a user's files can do wrong ends here in a UserError that names the file.
+Images are OpenEXR files with premultiplied alpha, as is usual there, or 16-bit PNGs with straight
+alpha. Invalid files raise a UserError that names the file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 import image_utils
 from relighting.lights import Lights, environment_lights, point_lights
 from runtime.errors import UserError, first_line
+from structures import stack
 
-# Finer environments are averaged: each texel is a light that is asked about at every point.
+# Finer environments are averaged to this height: each texel is a light that is evaluated at every
+# shaded point.
 ENVIRONMENT_HEIGHT = 16
 
-# Numbers beyond it are no lights of a scene, and products of theirs no numbers.
-LARGEST = 1e15
+# Reject larger values: products would overflow.
+MAX_VALUE = 1e15
 
-# The released scenes do not tell how strong their lights are; these fit them (nerf_atlas).
+# The released scenes do not give the intensity of their lights; these values fit (nerf_atlas).
 INTENSITY_OF_ONE, INTENSITY_OF_SEVERAL = 100.0, 55.0
 
-# What is known of the demo scene's pictures besides radiance, and the channels of each.
-TRUTHS = {"albedo": 4, "roughness": 1, "normals": 3, "visibility": 1}
+# Ground-truth images of the demo scene besides radiance, and the number of channels of each.
+GROUND_TRUTH_CHANNELS = {"albedo": 4, "roughness": 1, "normals": 3, "visibility": 1}
 
 
-def radiance_file(folder, name):
-    """The picture that a frame names, with its ending or without."""
+# Radiance.
+
+
+def radiance_file(folder: Path, name: str) -> Path:
+    """The image that a frame names, with or without its suffix."""
     path = folder / name
     if path.suffix.lower() in (".exr", ".png"):
         return path
@@ -36,37 +43,38 @@ def radiance_file(folder, name):
     return png if png.exists() else path.with_name(f"{path.name}.exr")
 
 
-def radiance_size(path):
-    """Width and height of a picture of radiance, from its header alone."""
+def radiance_size(path: Path) -> tuple[int, int]:
+    """Width and height of a radiance image; reads only its header."""
     if path.suffix.lower() != ".exr":
         return image_utils.image_size(path)
-    low, high = _opened(path, lambda file: file.header()["dataWindow"], header_only=True)
+    low, high = _read_exr_file(path, lambda file: file.header()["dataWindow"], header_only=True)
     return tuple(int(side) for side in np.asarray(high) - low + 1)
 
 
-def read_radiance(path, num_channels):
-    """Linear radiance, float32 `[h, w, num_channels]`; of 4, alpha is last and multiplied in."""
-    wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
+def read_radiance(path: Path, num_channels: int) -> np.ndarray:
+    """Linear radiance, float32 `[h, w, num_channels]`; with 4, premultiplied by alpha, the last."""
+    expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
     if path.suffix.lower() == ".exr":
-        image = _read_exr(path, num_channels, wanted)
+        image = _read_exr(path, num_channels, expected)
     else:
-        image = _read_png(path, num_channels, wanted)
+        image = _read_png(path, num_channels, expected)
     image = image[..., :num_channels].astype(np.float32)
     if not np.isfinite(image).all() or image.min() < 0:
-        raise UserError(f"{path} has radiance that is no finite number of at least 0; replace it.")
+        raise UserError(f"{path} has radiance that is negative, infinite or NaN; replace it.")
     return image
 
 
-def _opened(path, read, header_only=False):
-    """What `read` gives for an opened OpenEXR file."""
+def _read_exr_file(path, read, header_only=False):
+    """The result of `read(file)` for an open OpenEXR file."""
     import OpenEXR
 
-    # The library writes of a missing or broken file to the terminal, and then raises no more.
+    # Check first: for missing and invalid files the library prints to the terminal instead of
+    # raising.
     if not path.exists():
-        raise UserError(f"{path} is missing, though the scene's files name it.")
+        raise UserError(f"{path} is missing, but the scene's files name it.")
     with open(path, "rb") as file:
         if file.read(4) != b"\x76\x2f\x31\x01":
-            raise UserError(f"{path} is no OpenEXR file; replace it.")
+            raise UserError(f"{path} is not an OpenEXR file; replace it.")
     try:
         with OpenEXR.File(str(path), header_only=header_only) as file:
             return read(file)
@@ -75,34 +83,37 @@ def _opened(path, read, header_only=False):
                         ) from None
 
 
-def _read_exr(path, num_channels, wanted):
-    channels = _opened(
+def _read_exr(path, num_channels, expected):
+    channels = _read_exr_file(
         path, lambda file: {name: each.pixels for name, each in file.channels().items()})
     for name in ("RGBA", "RGB"):
         if name in channels and len(name) >= num_channels:
             return channels[name]
-    raise UserError(f"{path} has the channels {', '.join(channels)}; {wanted} is wanted, without a "
-                    "layer's name.")
+    raise UserError(f"{path} has the channels {', '.join(channels)}; {expected} is expected, "
+                    "without a layer's name.")
 
 
-def _read_png(path, num_channels, wanted):
-    image_utils.image_size(path)  # Says what is wrong with the file, where OpenCV does not.
+def _read_png(path, num_channels, expected):
+    image_utils.image_size(path)  # Its errors explain what is wrong with the file; OpenCV's do not.
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise UserError(f"{path} cannot be read as an image; replace it.")
     if image.dtype != np.uint16:
-        raise UserError(f"{path} does not have 16 bits a channel, which linear radiance wants.")
-    found = 1 if image.ndim == 2 else image.shape[-1]
-    if found < num_channels:
-        raise UserError(f"{path} has {found} channel(s); {wanted} is wanted.")
+        raise UserError(f"{path} has {image.dtype} channels; 16 bits are expected for linear "
+                        "radiance.")
+    count = 1 if image.ndim == 2 else image.shape[-1]
+    if count < num_channels:
+        raise UserError(f"{path} has {count} channel(s); {expected} is expected.")
     values = image[..., [2, 1, 0, 3][: image.shape[-1]]] / np.float32(65535)
     colour, alpha = np.split(values, [3], axis=-1)
     return np.concatenate([colour * alpha, alpha], axis=-1) if alpha.size else colour
 
 
-def read_radiance_of(files, sizes):
-    """All pictures, made `sizes [N, 2]` big by area averages, as the bytes `[P, 8]` of half floats
-    `[P, 4]`: radiance times alpha, alpha."""
+def read_all_radiance(files: Sequence, sizes: Tensor) -> Tensor:
+    """All images, resized to `sizes [N, 2]` by area averages, as uint8 `[P, 8]`.
+
+    These are the bytes of half floats `[P, 4]`: radiance times alpha, and alpha.
+    """
     parts = []
     for file, size in zip(files, sizes.tolist(), strict=True):
         image = read_radiance(Path(file), 4)
@@ -112,58 +123,60 @@ def read_radiance_of(files, sizes):
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts)).view(np.uint8))
 
 
-def read_ground_truth(file, size):
-    """What is known of a picture at its own size: `dict` of float arrays `[h, w, C]` in [0, 1].
+def read_ground_truth(file: str | Path, size: Sequence) -> dict:
+    """Ground truth of an image, if it has the same size: float arrays `[h, w, C]` in [0, 1].
 
-    `<name>_albedo.png` (linear, and its alpha as `coverage`), `_roughness`, `_normals` ((n + 1) /
-    2) and `_visibility` (of the light) beside it.
+    From files next to it: `<name>_albedo.png` (linear; its alpha is `coverage`), `_roughness`,
+    `_normals` ((n + 1) / 2) and `_visibility` (of the light).
     """
-    file, truth = Path(file), {}
-    for name, channels in TRUTHS.items():
+    file, ground_truth = Path(file), {}
+    for name, channels in GROUND_TRUTH_CHANNELS.items():
         path = file.with_name(f"{file.stem}_{name}.png")
         if path.exists() and image_utils.image_size(path) == tuple(size):
-            truth[name] = image_utils.read_image(path, channels).astype(np.float32) / 255
-    if "albedo" in truth:
-        truth["albedo"], truth["coverage"] = np.split(truth["albedo"], [3], axis=-1)
-    return truth
+            ground_truth[name] = image_utils.read_image(path, channels).astype(np.float32) / 255
+    if "albedo" in ground_truth:
+        albedo = ground_truth["albedo"]
+        ground_truth["albedo"], ground_truth["coverage"] = np.split(albedo, [3], axis=-1)
+    return ground_truth
 
 
-def frames_lights(meta, path, intensity):
-    """The `Lights [N, K]` of a file's frames; those with fewer than K have dark ones besides.
+# Lights.
 
-    intensity: what `light_weights` are multiplied by; None takes the file's `light_intensity`, and
-    where it has none, what fits the released scenes.
+
+def read_frame_lights(meta: dict, path: Path, intensity: float | None) -> Lights:
+    """The `Lights [N, K]` of a file's frames; frames with fewer are padded with dark lights.
+
+    intensity: factor of `light_weights`; None takes the file's `light_intensity`, or without one
+    the value that fits the released scenes.
     """
-    environments, found = {}, []
+    environments, frames = {}, []
     for frame in meta["frames"]:
         if "environment" in frame:
-            found.append(_environment(frame, path, environments))
+            frames.append(_environment(frame, path, environments))
         elif "light_loc" in frame:
-            found.append(_points(frame, path, intensity or meta.get("light_intensity")))
+            frames.append(_points(frame, path, intensity or meta.get("light_intensity")))
         else:
             raise UserError(f"{path} has a frame without light_loc or environment; "
-                            "--dataset_name nerv wants to know the lights of each.")
-    most = max(len(lights.places) for lights in found)
-    padded = [lights.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, most - len(x))))
-              for lights in found]
-    return Lights(**{name: torch.stack([getattr(lights, name) for lights in padded])
-                     for name in ("places", "colours", "distant")})
+                            "--dataset_name nerv needs the lights of each frame.")
+    most = max(len(lights.places) for lights in frames)
+    return stack([lights.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, most - len(x))))
+                  for lights in frames])
 
 
-def _environment(frame, path, known):
-    """The lights of a frame's environment; `known` keeps the maps that were read."""
+def _environment(frame, path, cache):
+    """The lights of a frame's environment; `cache` keeps the maps that were read."""
     name = frame["environment"]
     file = path.parent / str(name)
     if not isinstance(name, str) or file.is_dir():
-        raise UserError(f"{path} has environment = {name!r}; the name of a map is wanted.")
-    if file not in known:
-        known[file] = read_environment(file)
+        raise UserError(f"{path} has environment = {name!r}; the name of a map is expected.")
+    if file not in cache:
+        cache[file] = read_environment(file)
     turn = _numbers(frame.get("environment_turn", 0.0), path, "environment_turn", ())
-    return environment_lights(known[file], float(turn))
+    return environment_lights(cache[file], float(turn))
 
 
-def read_environment(path):
-    """An equirectangular map `[H, W, 3]` of linear radiance, averaged to 16 rows if it has more."""
+def read_environment(path: Path) -> Tensor:
+    """An equirectangular map `[H, W, 3]` of linear radiance, averaged to at most 16 rows."""
     image = read_radiance(path, 3)
     height, width = image.shape[:2]
     if height > ENVIRONMENT_HEIGHT:
@@ -173,29 +186,31 @@ def read_environment(path):
 
 
 def _points(frame, path, intensity):
+    """The point lights of a frame."""
     positions = _numbers(frame["light_loc"], path, "light_loc", (-1, 3))
     weights = _numbers(frame.get("light_weights", [[1.0, 1.0, 1.0]]), path, "light_weights", None)
     weights = np.atleast_2d(weights)[:, :3]
     if weights.shape != positions.shape or (weights < 0).any():
         raise UserError(f"{path} has light_weights of shape {weights.shape} for light_loc of shape "
-                        f"{positions.shape}; a colour of at least 0 for each light is wanted.")
+                        f"{positions.shape}; a colour of at least 0 for each light is expected.")
     if intensity is None:
         intensity = INTENSITY_OF_ONE if len(positions) == 1 else INTENSITY_OF_SEVERAL
     strength = _numbers(intensity, path, "light_intensity", ())
     if strength <= 0:
-        raise UserError(f"{path} has light_intensity = {intensity!r}; a number above 0 is wanted.")
+        raise UserError(f"{path} has light_intensity = {intensity!r}; a number above 0 is "
+                        "expected.")
     lights = positions, strength * weights
     return point_lights(*(torch.as_tensor(x, dtype=torch.float32) for x in lights))
 
 
 def _numbers(value, path, name, shape):
-    """A value of a frame as a float64 array of a `shape`; any if None."""
+    """A value of a frame as a float64 array of a `shape` (any if None)."""
     try:
         array = np.asarray(value, dtype=np.float64)
         array = array if shape is None else array.reshape(shape)
     except (ValueError, TypeError):
         array = np.full(1, np.nan)
-    if not array.size or not (np.abs(array) < LARGEST).all():
-        raise UserError(f"{path} has {name} = {value!r}; finite numbers are wanted"
+    if not array.size or not (np.abs(array) < MAX_VALUE).all():
+        raise UserError(f"{path} has {name} = {value!r}; finite numbers are expected"
                         f"{', three for each light' if shape == (-1, 3) else ''}.")
     return array

@@ -1,104 +1,125 @@
-"""Surfaces under light (NeRV, Srinivasan et al., CVPR 2021): reflectance, visibility, shading.
+"""Shading of surfaces (NeRV, Srinivasan et al., CVPR 2021): reflectance, visibility, light.
 
-Radiance is linear. Directions are unit vectors that point away from the surface: `incoming` towards
-the light, `outgoing` towards who looks. M points are flat; each is lit by K lights.
+Radiance is linear. Directions are unit vectors that point away from the surface: `light_dirs`
+towards the light, `view_dirs` towards the camera. M points are flat; each is lit by K lights.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fields.base import Field
 from ray_utils import orthonormal_frame
-from relighting.lights import incident, luminance
+from relighting.lights import Lights, incident, luminance
 
-# What all dielectrics reflect of light that comes straight at them.
+# Reflectance of dielectrics at normal incidence.
 F0 = 0.04
 
-# Below it, highlights are so small and bright that training does not find them.
+# Highlights of smoother surfaces are too small and bright for training to find.
 MIN_ROUGHNESS = 0.1
 
-# What meets the second surface with less than this share adds nothing that shows.
+# Secondary rays with less opacity are ignored.
 MIN_HIT_OPACITY = 0.02
 
-# Of pairs of a point and a light, so many stay in a CPU's cache, or fill a GPU.
+# Pairs of a point and a light shaded at once: as many as fit a CPU's cache, or fill a GPU.
 PAIRS_PER_CHUNK = {"cpu": 1 << 14, "cuda": 1 << 19}
 
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
-class Points(NamedTuple):
-    """Points on surfaces: positions, normals, outgoing, albedo `[M, 3]`; roughness `[M, 1]`;
-    variances `[M]` of the Gaussians that stand for them."""
+class SurfacePoints(NamedTuple):
+    """Points on surfaces.
+
+    positions, normals, view_dirs, albedo: `[M, 3]`; roughness: `[M, 1]`; variances: `[M]`, of the
+    isotropic Gaussians that fields are queried for.
+    """
 
     positions: Tensor
     variances: Tensor
     normals: Tensor
-    outgoing: Tensor
+    view_dirs: Tensor
     albedo: Tensor
     roughness: Tensor
 
 
 class Visibility(NamedTuple):
-    """What points see in directions: the `share` of light that passes to infinity, in [0, 1], and
-    the mean `distance` to what stops the rest.
+    """Predicted `transmittance` along rays from surface points, and expected `distance` to the
+    blocker.
 
-    Times 1 - share it is the expected termination distance of NeRV, section 4.1.
+    transmittance is in [0, 1], up to the bounding box. NeRV's expected termination depth (section
+    4.1) is (1 - transmittance) * distance.
     """
 
-    share: Tensor
+    transmittance: Tensor
     distance: Tensor
 
-    def of_light(self, distance):
-        """The share of what comes from lights at a `distance`, before or behind what stops it."""
-        return torch.where(self.distance < distance, self.share, 1.0)
+    def of_light_at(self, distance: Tensor) -> Tensor:
+        """Visibility of lights at a `distance`: 1 for those before the blocker."""
+        return torch.where(self.distance < distance, self.transmittance, 1.0)
 
 
-def brdf(normals, incoming, outgoing, albedo, roughness):
-    """A microfacet and a Lambertian part `[..., 3]` (NeRV, supplement; Walter et al., EGSR 2007).
+class DirectLight(NamedTuple):
+    """Reflected direct `radiance [M, 3]`, and the mean `visibility [M, 1]` of lights, weighted by
+    their luminance."""
 
-    normals, incoming, outgoing, albedo: `[..., 3]`; roughness: `[..., 1]`, whose square is GGX's
-    alpha. Of normals the direction counts, and not the length. The Lambertian part is of what is
-    mirrored neither on the way in nor on the way out, so that no more leaves than arrives. Sides
-    are not looked at: for a direction below the surface the value is that of one along it.
+    radiance: Tensor
+    visibility: Tensor
+
+
+# Reflectance.
+
+
+def brdf(normals: Tensor, light_dirs: Tensor, view_dirs: Tensor, albedo: Tensor,
+         roughness: Tensor) -> Tensor:
+    """GGX specular plus Lambertian reflectance `[..., 3]` (NeRV, supplement; Walter et al., EGSR
+    2007).
+
+    normals (of any length), light_dirs, view_dirs, albedo: `[..., 3]`; roughness: `[..., 1]`, whose
+    square is GGX's alpha. The Lambertian part is scaled by the Fresnel transmission of both
+    directions, so that energy is conserved. Directions below the surface are treated as grazing.
     """
     normals = normalize(normals, dim=-1, eps=1e-6)
-    half = normalize(incoming + outgoing, dim=-1, eps=1e-6)
+    half = normalize(light_dirs + view_dirs, dim=-1, eps=1e-6)
     alpha_squared = roughness**4
-    # 1 - (n.h)^2, without its cancellation where highlights are.
+    # 1 - (n.h)^2, without its cancellation inside highlights.
     sine_squared = (torch.linalg.cross(*torch.broadcast_tensors(normals, half)) ** 2).sum(
         dim=-1, keepdim=True)
-    # It is never less for unit vectors, but between opposite directions there is no half vector.
     cosine_squared = dot(normals, half) ** 2
-    spread = torch.maximum(sine_squared + alpha_squared * cosine_squared, alpha_squared)
-    facets = alpha_squared / (math.pi * spread**2)
-    # Schlick's fit of Smith's shadowing; its cosines cancel those below the fraction line.
+    # At least alpha^2 for unit vectors; opposite directions have no half vector.
+    ggx_denominator = torch.maximum(sine_squared + alpha_squared * cosine_squared, alpha_squared)
+    ndf = alpha_squared / (math.pi * ggx_denominator**2)
+    # Schlick's fit of Smith's shadowing; its cosines cancel those of the denominator.
     k = 0.5 * roughness**2
-    mirrored, diffuse = facets * _fresnel(dot(incoming, half)) / 4, albedo / math.pi
-    for direction in (incoming, outgoing):
+    specular, diffuse = ndf * _fresnel(dot(light_dirs, half)) / 4, albedo / math.pi
+    for direction in (light_dirs, view_dirs):
         cosine = dot(normals, direction).clamp(min=0)
-        mirrored = mirrored / (cosine * (1 - k) + k)
+        specular = specular / (cosine * (1 - k) + k)
         diffuse = diffuse * (1 - _fresnel(cosine))
-    return mirrored + diffuse
+    return specular + diffuse
 
 
 def _fresnel(cosine):
-    """The share of light that is mirrored (Schlick's fit)."""
+    """Fresnel reflectance at an angle of incidence (Schlick's fit)."""
     return F0 + (1 - F0) * (1 - cosine.clamp(0, 1)) ** 5
 
 
-def dot(a, b):
-    """`[..., 1]`."""
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot product `[..., 1]` of vectors `[..., 3]`."""
     return (a * b).sum(dim=-1, keepdim=True)
 
 
-def cosine_hemisphere(normals, count, shift=None):
-    """`count` directions `[M, count, 3]` about normals `[M, 3]`, denser by the cosine.
+# Directions and normals.
 
-    shift: `[M, 2]` in [0, 1), how far each set is turned about its normal, and moved away from it;
-    then each direction is anywhere, the denser by the cosine. None takes the same set for all.
+
+def cosine_hemisphere(normals: Tensor, count: int, shift: Tensor | None = None) -> Tensor:
+    """`count` cosine-distributed directions `[M, count, 3]` around normals `[M, 3]`.
+
+    A Fibonacci spiral. shift: `[M, 2]` in [0, 1), the rotation of each point's spiral and the
+    offset along its radius, which make the sampling unbiased; None gives all points the same.
     """
     index = torch.arange(count, device=normals.device).to(normals)
     turn, outward = normals.new_tensor([[0.0, 0.5]]).T if shift is None else shift.T
@@ -109,118 +130,129 @@ def cosine_hemisphere(normals, count, shift=None):
             + (1 - radius**2).clamp(min=0).sqrt() * normals[:, None])
 
 
-def finite_difference_normals(log_density, positions, step):
-    """Unit normals `[M, 3]` against the growth of density, by differences over `step` to each side.
+def finite_difference_normals(log_density: Callable, positions: Tensor, step: float) -> Tensor:
+    """Unit normals `[M, 3]` from central differences of log density, `step` to each side.
 
-    log_density: a function of `[M, 6, 3]` that gives `[M, 6]`: a density grows by orders of
-    magnitude, its logarithm evenly.
+    log_density: a function from `[M, 6, 3]` to `[M, 6]`. Density varies by orders of magnitude
+    across a surface, its logarithm evenly.
     """
     offsets = step * torch.eye(3).to(positions)
-    around = torch.cat([positions[:, None] + offsets, positions[:, None] - offsets], dim=1)
-    after, before = log_density(around).chunk(2, dim=1)
-    return _unit(before - after)
+    stencil = torch.cat([positions[:, None] + offsets, positions[:, None] - offsets], dim=1)
+    plus, minus = log_density(stencil).chunk(2, dim=1)
+    return safe_normalize(minus - plus)
 
 
-def gradient_normals(log_density, positions):
-    """Unit normals `[M, 3]` against the growth of density, by its derivative.
+def gradient_normals(log_density: Callable, positions: Tensor) -> Tensor:
+    """Unit normals `[M, 3]` from the negative gradient of log density.
 
-    log_density: a function of `[M, 1, 3]` that gives `[M, 1]`.
+    log_density: a function from `[M, 1, 3]` to `[M, 1]`.
     """
-    learning = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         positions = positions if positions.requires_grad else positions.detach().requires_grad_()
         values = log_density(positions[:, None])
-        gradient, = torch.autograd.grad(values.sum(), positions, create_graph=learning)
-    return _unit(-gradient)
+        gradient, = torch.autograd.grad(values.sum(), positions, create_graph=create_graph)
+    return safe_normalize(-gradient)
 
 
-def _unit(vectors):
-    """Unit vectors, but short ones near zero, where the direction means nothing."""
+def safe_normalize(vectors: Tensor) -> Tensor:
+    """Unit vectors; vectors near zero, whose direction is noise, stay short."""
     return vectors * (dot(vectors, vectors) + 1e-6).rsqrt()
 
 
+# Shading.
+
+
 class SurfaceShading(nn.Module):
-    """How surfaces look under light: reflectance and visibility fields, and shading by them.
+    """Reflectance and visibility fields, and the light that surfaces reflect by them.
 
     reflectance: a field with 4 channels and no view directions; visibility: a field with 2 channels
-    and view directions. `reach`: the farthest that a point can see anything, set from the box;
-    bounce_directions: how many directions indirect light is taken from.
+    and view directions. The buffer `reach` is the diagonal of the scene's box, the unit of the
+    visibility field's distances.
     """
 
-    def __init__(self, reflectance, visibility, bounce_directions):
+    def __init__(self, reflectance: Field, visibility: Field):
         super().__init__()
         self.reflectance, self.visibility = reflectance, visibility
-        self.bounce_directions = bounce_directions
         self.register_buffer("reach", torch.ones(()))
 
-    def points(self, positions, variances, normals, outgoing):
-        """`Points` with their reflectance: albedo in [0, 1] and roughness."""
-        channels = self.reflectance(self._gaussians(self.reflectance, positions, variances)).rgb
+    def surface_points(self, positions: Tensor, variances: Tensor, normals: Tensor,
+                       view_dirs: Tensor) -> SurfacePoints:
+        """Query the reflectance field: albedo in [0, 1] and roughness in [MIN_ROUGHNESS, 1]."""
+        channels = self.reflectance(_gaussians(self.reflectance, positions, variances)).rgb
         albedo, roughness = channels[:, 0].split([3, 1], dim=-1)
         roughness = MIN_ROUGHNESS + (1 - MIN_ROUGHNESS) * roughness
-        return Points(positions, variances, normals, outgoing, albedo, roughness)
+        return SurfacePoints(positions, variances, normals, view_dirs, albedo, roughness)
 
-    def seen(self, positions, variances, directions):
-        """What the visibility field says that points see in `directions [M, K, 3]`: `[M, K]`."""
-        gaussians = self._gaussians(self.visibility, positions, variances)
-        share, distance = self.visibility(gaussians, directions).rgb.unbind(-1)
-        return Visibility(share, self.reach * distance)
+    def query_visibility(self, positions: Tensor, variances: Tensor,
+                         directions: Tensor) -> Visibility:
+        """Query the visibility field from M points along `directions [M, K, 3]`: `[M, K]`."""
+        gaussians = _gaussians(self.visibility, positions, variances)
+        transmittance, distance = self.visibility(gaussians, directions).rgb.unbind(-1)
+        return Visibility(transmittance, self.reach * distance)
 
-    def direct(self, points, lights, visible=None):
-        """Light that comes straight from `Lights [M, K]` and is reflected: `[M, 3]`.
+    def direct_light(self, points: SurfacePoints, lights: Lights,
+                     light_visibility: Tensor | None = None) -> DirectLight:
+        """Reflected light of `lights [M, K]`.
 
-        Also the share of it that arrives, `[M, 1]`, of what would without anything in between.
-        visible: the share `[M, K]` of each light that arrives, where that is known; the visibility
-        field is asked if None.
+        light_visibility: `[M, K]`; None queries the visibility field.
         """
-        count = len(points.positions)
-        at_once = PAIRS_PER_CHUNK.get(lights.places.device.type, PAIRS_PER_CHUNK["cuda"])
-        size = max(1, at_once // lights.places.shape[1])
+        count, device = len(points.positions), lights.places.device
+        pairs = PAIRS_PER_CHUNK.get(device.type, PAIRS_PER_CHUNK["cuda"])
+        size = max(1, pairs // lights.places.shape[1])
         if torch.is_grad_enabled() or count <= size:
-            return self._direct(points, lights, visible)
-        parts = [self._direct(Points(*(x[i : i + size] for x in points)), lights[i : i + size],
-                              None if visible is None else visible[i : i + size])
-                 for i in range(0, count, size)]
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+            return self._direct_light(points, lights, light_visibility)
+        chunks = [self._direct_light(
+            SurfacePoints(*(x[i : i + size] for x in points)), lights[i : i + size],
+            None if light_visibility is None else light_visibility[i : i + size])
+            for i in range(0, count, size)]
+        return DirectLight(*(torch.cat(values) for values in zip(*chunks, strict=True)))
 
-    def _direct(self, points, lights, visible):
+    def _direct_light(self, points, lights, light_visibility):
         light = incident(lights, points.positions)
-        if visible is None:
-            seen = self.seen(points.positions, points.variances, light.directions)
-            visible = seen.of_light(light.distance)
-        arriving = light.radiance * dot(points.normals[:, None], light.directions).clamp(min=0)
-        reflected = self._reflected(points, light.directions, visible[..., None] * arriving)
-        brightness = luminance(arriving)
-        share = (visible * brightness).sum(dim=-1) / brightness.sum(dim=-1).clamp(min=1e-6)
-        return reflected, share[:, None]
+        if light_visibility is None:
+            visibility = self.query_visibility(
+                points.positions, points.variances, light.directions)
+            light_visibility = visibility.of_light_at(light.distance)
+        irradiance = light.radiance * dot(points.normals[:, None], light.directions).clamp(min=0)
+        reflected = _reflect(points, light.directions, light_visibility[..., None] * irradiance)
+        brightness = luminance(irradiance)
+        total = brightness.sum(dim=-1).clamp(min=1e-6)
+        mean_visibility = (light_visibility * brightness).sum(dim=-1) / total
+        return DirectLight(reflected, mean_visibility[:, None])
 
-    def indirect(self, points, lights, surface_at, shift=None):
-        """Light that is reflected to the points by what they see, and once more by them: `[M, 3]`.
+    def indirect_light(self, points: SurfacePoints, lights: Lights, surface_at: Callable,
+                       num_directions: int, shift: Tensor | None = None) -> Tensor:
+        """Reflected one-bounce light `[M, 3]`, from the surfaces that the points see.
 
-        lights: `[M, K]`; surface_at: a function of positions, variances and outgoing directions
-        that gives `Points`; shift: as in `cosine_hemisphere`. Incident light is detached: no
-        gradient flows to the surfaces it was reflected from.
+        lights: `[M, K]`; surface_at: a function from positions, variances and view directions to
+        `SurfacePoints`; num_directions: sampled per point; shift: as in `cosine_hemisphere`.
+        Incident light is detached: no gradient flows to the surfaces it was reflected from.
         """
-        directions = cosine_hemisphere(points.normals, self.bounce_directions, shift)
-        seen = self.seen(points.positions, points.variances, directions)
+        directions = cosine_hemisphere(points.normals, num_directions, shift)
+        visibility = self.query_visibility(points.positions, points.variances, directions)
+        opacity = 1 - visibility.transmittance
         with torch.no_grad():
-            arriving = torch.zeros_like(directions)
-            point, way = (1 - seen.share > MIN_HIT_OPACITY).nonzero().unbind(-1)
-            towards, distance = directions[point, way], seen.distance[point, way, None]
-            met = surface_at(points.positions[point] + distance * towards,
-                             points.variances[point], -towards)
-            arriving[point, way] = self.direct(met, lights[point])[0]
-        # The cosine and pi are the directions' own density.
-        arriving = (math.pi / self.bounce_directions) * (1 - seen.share)[..., None] * arriving
-        return self._reflected(points, directions, arriving)
+            irradiance = torch.zeros_like(directions)
+            point, direction_index = (opacity > MIN_HIT_OPACITY).nonzero().unbind(-1)
+            hit_dirs = directions[point, direction_index]
+            distance = visibility.distance[point, direction_index, None]
+            hit_points = surface_at(points.positions[point] + distance * hit_dirs,
+                                    points.variances[point], -hit_dirs)
+            irradiance[point, direction_index] = self.direct_light(
+                hit_points, lights[point]).radiance
+        # The directions' density, cosine over pi, cancels the cosine.
+        irradiance = (math.pi / num_directions) * opacity[..., None] * irradiance
+        return _reflect(points, directions, irradiance)
 
-    @staticmethod
-    def _reflected(points, incoming, arriving):
-        """The sum over K of light `arriving [M, K, 3]` that is reflected `[M, 3]`."""
-        per_point = (v[:, None] for v in (points.outgoing, points.albedo, points.roughness))
-        return (brdf(points.normals[:, None], incoming, *per_point) * arriving).sum(dim=1)
 
-    @staticmethod
-    def _gaussians(field, positions, variances):
-        covs = variances[:, None, None].expand(-1, 1, 3)
-        return field.make_gaussians(positions[:, None], covs)
+def _reflect(points, light_dirs, irradiance):
+    """Reflected light `[M, 3]`, summed over K, of `irradiance [M, K, 3]` from `light_dirs`."""
+    per_point = (v[:, None] for v in (points.view_dirs, points.albedo, points.roughness))
+    return (brdf(points.normals[:, None], light_dirs, *per_point) * irradiance).sum(dim=1)
+
+
+def _gaussians(field, positions, variances):
+    """Isotropic Gaussians `[M, 1]` of the field's kind."""
+    covs = variances[:, None, None].expand(-1, 1, 3)
+    return field.make_gaussians(positions[:, None], covs)
