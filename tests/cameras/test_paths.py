@@ -13,6 +13,7 @@ from config import get_config
 from datasets import load_dataset
 from loaders.lenses import pixtocam
 from procedural import scene as demo_scene
+from procedural import tracing
 from ray_utils import pixels_to_rays
 from runtime.errors import UserError
 from structures import Cameras
@@ -75,7 +76,7 @@ def rays_of(cameras, every=1):
 def test_every_camera_around_the_scene_sees_it_between_near_and_far(make, path, flags):
     frames = path_cameras(make(), path, 24, **flags)
     rays = rays_of(frames, every=5)
-    seen = demo_scene.intersect(rays.origins, rays.directions)
+    seen = tracing.intersect(rays.origins, rays.directions)
     hit = seen.part >= 0
     assert (hit.float().mean(dim=(1, 2)) > 0.08).all()
     # The middle of the picture is the still life, not its surroundings.
@@ -99,7 +100,7 @@ def test_every_forward_facing_camera_sees_the_scene(tmp_path, ndc, path, flags):
     else:
         starts, ends = rays.origins, rays.origins + rays.directions
     starts, ends = (p @ scene_to_world[:3, :3].T + scene_to_world[:3, 3] for p in (starts, ends))
-    seen = demo_scene.intersect(starts, ends - starts)
+    seen = tracing.intersect(starts, ends - starts)
     assert ((seen.part >= 0).float().mean(dim=(1, 2)) > 0.08).all()
 
 

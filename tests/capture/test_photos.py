@@ -22,6 +22,8 @@ from capture.report import scene_config
 from datasets import load_dataset
 from image_utils import list_images, resize_area
 from procedural import scene as demo_scene
+from procedural import tracing
+from procedural.still_life import ROOM
 from runtime.errors import UserError
 from scripts import bench_capture, prepare_capture
 from tests.scenes import write_colmap
@@ -40,7 +42,7 @@ def walk(count):
 
 def photograph(pose):
     pixtocam = demo_scene.pinhole(*SIZE, 300.0)
-    return demo_scene.render(pose, pixtocam, *SIZE, 2, demo_scene.ROOM)[..., :3]
+    return tracing.render(pose, pixtocam, *SIZE, 2, ROOM)[..., :3]
 
 
 @pytest.fixture(scope="module")
