@@ -47,7 +47,7 @@ class Material(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """Distance [...] in units of |direction|, inf if none; normal, rgb [..., 3]; hit [...], bool."""
+    """Distance [...] in units of |direction|, inf if none; normal, rgb [..., 3]; bool hit [...]."""
 
     distance: Tensor
     normal: Tensor
