@@ -5,25 +5,32 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint clean
 
-# Train on the procedural scene, score it, render a video, extract a mesh, and say where each lies.
-# A demo that was interrupted goes on; of one that is done, scores and mesh are made again. The still
-# life lies within 1.35 of the origin and the cameras at 4, so nothing is nearer than 2.6 or farther
-# than 5.4.
+# Train on the procedural scene, score it, render a video and extract a mesh; then print where each
+# lies. An interrupted demo resumes. The still life lies within 1.35 of the origin and the cameras at
+# distance 4, so near and far are 2.6 and 5.4.
 demo: $(VENV)/.installed
-	$(RUN) train.py --preset demozip --dataset_name blender --scene demo --near 2.6 --far 5.4 \
-		--exp_name demo \
+	$(RUN) train.py --model zipnerf --preset laptop --dataset_name blender --scene demo \
+		--near 2.6 --far 5.4 --exp_name demo \
 		$(if $(wildcard log/demo/checkpoint_*.pt),--continue_training)
-	$(RUN) visualize.py --run log/demo --frames 40 --fps 20 --visualize_depth --visualize_normals
+	$(RUN) visualize.py --run log/demo --width 400 --frames 40 --fps 20 --visualize_depth \
+		--visualize_normals
 	$(RUN) extract_mesh.py --run log/demo --grid_size 128
+	@echo
+	@echo "Video:  $$(ls -t log/demo/video_*/rgb_depth_normals_*fps.* | grep -v gif | head -n 1)"
+	@echo "Mesh:   $$(ls -t log/demo/mesh_*/mesh.ply | head -n 1)"
+	@echo "Scores: $$(ls -t log/demo/eval_test_*/scores.json | head -n 1)"
+	@echo "Next:   $(RUN) evaluate.py --run log/demo"
+	@echo "        $(RUN) train.py --model zipnerf --scene lego   (after scripts/download_blender.sh)"
 
 test: lint
 	$(RUN) -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

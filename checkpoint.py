@@ -1,94 +1,96 @@
 """Checkpoints: the only `torch.save` and `torch.load` of the project.
 
-One file holds the weights, the optimizer, the step, the config, and the scene's facts without its
-pixels, so that every later tool needs a run folder and nothing else.
+One file holds the weights, the optimizer, the step, the config, and the scene of every split
+without its pixels, so that every later tool needs only the run folder.
 """
 
-import argparse
 import json
+import logging
 import re
 import zipfile
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from config import (
-    READER_FLAGS,
-    apply_typed_flags,
-    get_config,
-    run_folder,
-    saved_flags,
-    shading_name,
-)
+from config import Config, loaded_config, override, saved_flags, shading_name
 from model import build_model
 from relighting.lights import Lights
 from runtime.devices import select_device
 from runtime.errors import UserError, first_line
 from runtime.files import write_whole
+from runtime.flags import RENDERABLE
+from runtime.run_folder import run_folder
 from structures import Cameras, Scene, TensorRecord
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
-
 KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
-
-NAME = "checkpoint_{step:08d}.pt"
+FILENAME = "checkpoint_{step:08d}.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded run: `model` (in eval mode), its `config`, with what a reader's flags changed in it,
-    and its `own` config as it was saved; the `step` after which it was saved, `scene` (`dict` of
-    split to `Scene` without pixels), and the `optimizer`'s state."""
+    """A loaded run.
+
+    model: in eval mode; config: as saved, with the flags that a command line changed; saved_config:
+    as saved; step: steps done; scene: a `dict` of split to `Scene` without pixels; optimizer: its
+    state dict; path: of the file.
+    """
 
     model: torch.nn.Module
-    config: argparse.Namespace
-    own: argparse.Namespace
+    config: Config
+    saved_config: Config
     step: int
-    scene: dict
-    optimizer: dict
+    scene: dict[str, Scene]
+    optimizer: dict[str, Any]
     path: Path
 
+    def with_config(self, config: Config) -> "Checkpoint":
+        """The same run under another config."""
+        return replace(self, config=config)
 
-def save_checkpoint(folder, *, model, optimizer, step, config, scene, keep):
-    """Write `checkpoint_<step>.pt` whole or not at all, then drop all but the `keep` newest.
 
-    Raises UserError when it cannot be written; older checkpoints are then as they were.
+def save_checkpoint(folder: Path | str, *, model: torch.nn.Module,
+                    optimizer: torch.optim.Optimizer, step: int, config: Config,
+                    scene: dict[str, Scene], keep: int) -> Path:
+    """Atomically write `checkpoint_<step>.pt`, then delete all but the `keep` newest.
+
+    scene: of every split, without pixels. Raises UserError if the file cannot be written; older
+    checkpoints are then unchanged.
     """
-    folder = Path(folder)
-    path = folder / NAME.format(step=step)
+    path = Path(folder) / FILENAME.format(step=step)
     content = {
         "format": FORMAT,
         "step": step,
         "config": saved_flags(config),
-        "scene": {split: _plain(facts) for split, facts in scene.items()},
+        "scene": {split: to_dict(record) for split, record in scene.items()},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     write_whole(path, lambda file: torch.save(content, file))
-    written = [p for p in list_checkpoints(folder) if step_of(p) <= step]
-    for old in written[keep:]:
+    checkpoints = [p for p in list_checkpoints(folder) if step_of(p) <= step]
+    for old in checkpoints[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
-def step_of(path):
-    """The step that a checkpoint's name tells."""
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's file name."""
     return int(path.stem.removeprefix("checkpoint_"))
 
 
-def list_checkpoints(folder):
+def list_checkpoints(folder: Path | str) -> list[Path]:
     """The checkpoints of a run folder, newest first, valid or not."""
     found = [p for p in Path(folder).glob("*.pt") if re.fullmatch(r"checkpoint_\d+", p.stem)]
     return sorted(found, key=step_of, reverse=True)
 
 
-def clean_run_folder(folder, step):
-    """Tidy a run folder before it goes on after `step`.
-
-    Half-written files of a kill go; checkpoints of later steps, which were found broken, are
-    renamed, so that they never stand for good ones.
-    """
+def clean_run_folder(folder: Path | str, step: int) -> None:
+    """Delete partial files; rename corrupt checkpoints of later steps to `.broken`."""
     for path in Path(folder).glob("*.partial"):
         path.unlink()
     for path in list_checkpoints(folder):
@@ -96,20 +98,18 @@ def clean_run_folder(folder, step):
             path.rename(path.with_suffix(".broken"))
 
 
-def load_checkpoint(path, device="cpu"):
-    """Load a checkpoint file, or a run folder's newest valid one, as a `Checkpoint`.
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a checkpoint file, or a run folder's newest valid one.
 
-    device: where the model goes ("auto" as in `--device`). A broken file in a run folder is
-    reported and passed over. Raises UserError where none can be used.
+    device: where the model goes ("auto" as in `--device`). Corrupt checkpoints in a run folder are
+    reported and skipped. Raises UserError if none can be used.
     """
     path = Path(path)
     if path.is_dir():
         content, path = newest_valid(path)
     else:
         content = read_checkpoint(path)
-    # A flag that is younger than the checkpoint has its default.
-    config = argparse.Namespace(**(vars(get_config([])) | content["config"]))
-    config.device = str(device)
+    config = loaded_config(content["config"]).replace(device=str(device))
     model = build_model(config, select_device(config))
     try:
         model.load_state_dict(content["model"])
@@ -117,70 +117,72 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"{path} does not fit this version's {config.model}: "
                         f"{first_line(error)}") from None
     return Checkpoint(
-        model=model.eval(), config=config, own=argparse.Namespace(**vars(config)),
-        step=content["step"], path=path,
-        scene={split: _scene(facts) for split, facts in content["scene"].items()},
+        model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
+        scene={split: scene_from_dict(values) for split, values in content["scene"].items()},
         optimizer=content["optimizer"],
     )
 
 
-def open_run(argv=None, changeable=READER_FLAGS):
-    """The `Checkpoint` of the run that a reader's command line names, its config with typed flags.
+def open_run(command_line: Config, also: Iterable[str] = ()) -> Checkpoint:
+    """Load the run named by a command line and apply its typed flags.
 
-    Raises UserError for a typed flag, not among the `changeable`, that would make it another run.
+    also: flags that this tool may change besides those of rendering. Raises UserError for any other
+    typed flag that differs from the run's, and for shading flags of a run that does not shade yet.
     """
-    flags = get_config(argv)
-    run = load_checkpoint(run_folder(flags), flags.device)
-    apply_typed_flags(run.config, flags, argv, changeable)
-    if shading_name(run.config, run.own) and not run.model.is_shading():
-        raise UserError(f"{run.path} was saved before surfaces are shaded, so that nothing would "
-                        "read --shade_at, --bounce_directions or --march_shadows; train on, or "
+    run = load_checkpoint(run_folder(command_line), command_line.device)
+    config = override(run.saved_config, command_line, RENDERABLE, also)
+    if shading_name(config, run.saved_config) and not run.model.is_shading():
+        raise UserError(f"{run.path} was saved before surfaces are shaded, so nothing would read "
+                        "--shade_at, --bounce_directions or --march_shadows; train further, or "
                         "leave them out.")
-    run.model.set_rendering(run.config)
-    return run
+    run.model.set_rendering(config)
+    return run.with_config(config)
 
 
-def read_checkpoint(path):
-    """The content of a checkpoint file, on the CPU; raises UserError where it is not whole."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU; raises UserError if it is not whole."""
     try:
-        # torch.load does not compare the checksums that the archive holds.
+        # torch.load does not compare the checksums in the archive.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; --run wants a run folder.") from None
+        raise UserError(f"{path} does not exist; --run expects a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
-        raise UserError(f"{path} is no whole checkpoint ({first_line(error)}).") from None
+        raise UserError(f"{path} is not a whole checkpoint ({first_line(error)}).") from None
     if not isinstance(content, dict) or not KEYS <= set(content) or content["format"] != FORMAT:
-        raise UserError(f"{path} is no checkpoint of this project (format {FORMAT} is wanted).")
+        raise UserError(f"{path} is not a checkpoint of this project (format {FORMAT}).")
     return content
 
 
-def newest_valid(folder):
+def newest_valid(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The content and path of a run folder's newest valid checkpoint."""
     for path in list_checkpoints(folder):
         try:
             return read_checkpoint(path), path
         except UserError as error:
-            print(f"passed over: {error}", flush=True)
+            log.warning("Skipped: %s", error)
     raise UserError(f"{folder} holds no valid checkpoint; train first, set --run, --log_dir or "
-                    "--exp_name to another folder, or remove this one if its files are broken.")
+                    "--exp_name to another folder, or delete this one if its files are corrupt.")
 
 
-def write_config(folder, config):
-    """The resolved config as `config.json`, for people and for `--config`."""
+def write_config(folder: Path | str, config: Config) -> None:
+    """Write the resolved config as `config.json`, for people and for `--config`."""
     text = json.dumps(saved_flags(config), indent=1, sort_keys=True)
     write_whole(Path(folder) / "config.json", lambda file: file.write(text.encode()))
 
 
-def _plain(record):
+def to_dict(record: TensorRecord) -> dict[str, Any]:
     """A record as a `dict` of tensors and plain values, which `weights_only` can load."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}
-    return {k: _plain(v) if isinstance(v, TensorRecord) else v for k, v in values.items()}
+    return {name: to_dict(value) if isinstance(value, TensorRecord) else value
+            for name, value in values.items()}
 
 
-def _scene(values):
+def scene_from_dict(values: dict[str, Any]) -> Scene:
+    """The `Scene` of a saved `dict`."""
     lights = values.get("lights")
     return Scene(**values | {"cameras": Cameras(**values["cameras"]),
                              "lights": lights and Lights(**lights)})

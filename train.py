@@ -1,37 +1,34 @@
 """Train a model on a scene.
 
     python train.py                                    lego if downloaded, else the demo scene
-    python train.py --preset demozip                   minutes on two CPU cores: hash grids
-    python train.py --preset demo                      the same for a small mip-NeRF
+    python train.py --model zipnerf --scene lego       hash grids: minutes on two CPU cores
     python train.py --dataset_name llff --scene trex   a forward-facing capture
-    python train.py --preset paper --scene lego        the official configuration
-    python train.py --scene lego --continue_training   go on from the newest checkpoint
+    python train.py --preset paper --scene lego        the released configuration
+    python train.py --scene lego --continue_training   resume from the newest checkpoint
 
-Everything lands in `log/<dataset>_<scene>_<model>/`; watch it with
-`python -m tensorboard.main --logdir=log`.
+Without --preset, `gpu` is taken on an accelerator and `laptop` on a CPU. Everything lands in
+`log/<dataset>_<scene>_<model>/`; watch it with `python -m tensorboard.main --logdir=log`.
 """
 
-import argparse
+from config import (
+    Config,
+    check_all_read,
+    early_config,
+    get_config,
+    override,
+    run_script,
+    steps_before,
+    with_preset,
+)
+
+if __name__ == "__main__":
+    early_config("train")
+
 import signal
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-
-from config import (
-    CONTINUABLE,
-    apply_typed_flags,
-    check_flags,
-    check_typed_flags,
-    get_config,
-    has_grids,
-    resolve_scene,
-    run_folder,
-    steps_before,
-)
-from runtime.errors import UserError, run_script
-
-if __name__ == "__main__":
-    check_flags()
+from typing import NamedTuple
 
 import torch
 
@@ -42,195 +39,123 @@ from checkpoint import (
     save_checkpoint,
     write_config,
 )
-from datasets import load_dataset
-from evaluate import evaluate, evaluation_folder, report, score_image
+from datasets import NeRFDataset, load_dataset
+from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
 from rendering import render_image, render_view
 from runtime import distributed
-from runtime.devices import select_device
+from runtime.devices import select_device, synchronize
+from runtime.errors import UserError
 from runtime.files import sole_writer
+from runtime.flags import RESUMABLE
 from runtime.memory import smaller_until_it_fits
 from runtime.randomness import BatchRandom, step_seeds
+from runtime.run_folder import run_folder
 from runtime.run_log import open_log
 from runtime.signals import StopSignals
 from scheduler import make_scheduler, scheduled_rate
 
-# Fewest rays of the trial that tells how long a training on a CPU will take.
+# Fewest rays of the trial that estimates how long the training will take.
 TIMING_RAYS = 256
 
-# Rays of a step that go through the model at once: what stays in a CPU's cache, what fills a GPU.
+# Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
 MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048
 
 
 def main(argv=None):
-    config = get_config(argv)
+    config = get_config(argv, "train")
     device = select_device(config)
+    if config.preset is None and not (config.config or config.continue_training):
+        config = with_preset(config, "laptop" if device.type == "cpu" else "gpu")
     with distributed.joined_ranks(device):
-        return train(config, device, argv)
+        return train(config, device)
 
 
-def train(config, device, argv=None):
-    """Train, from the first step or from where a run stopped; returns the exit status.
+def train(config, device):
+    """Train from the first step or from where a run stopped; returns the exit status.
 
-    Each rank does the same, with its share of the rays; the main one writes.
+    All ranks run this; each processes its slice of every batch, and rank 0 writes.
     """
-    if config.scene is None and not config.continue_training:
-        print(f"No --scene given: training on {resolve_scene(config)!r}.")
     folder = run_folder(config)
-    start = continue_run(config, folder, argv) if config.continue_training else None
-    config = start.config if start else config
-    if not start:
-        check_typed_flags(config, argv)
+    resumed = resume(config, folder) if config.continue_training else None
+    if resumed:
+        config = resumed.config
+    else:
+        check_all_read(config)
         refuse_to_overwrite(folder)
     rows = rank_slice(config)
-    with distributed.first_on_each_machine():
-        dataset = load_dataset(config, "train", device)
-    if start:
-        dataset.check_same_scene(start.scene)
-    scenes = dataset.scenes()
-    # The pictures of these two are read one at a time, when they are looked at.
-    validation = test = None
-    if config.eval_every:
-        validation = load_dataset(config, "val", device, read_pixels=False)
-    if config.final_eval:
-        test = load_dataset(config, config.split, device, read_pixels=False)
-        make_lpips(config.lpips)  # What cannot be had is better said before the training.
-    # Another device may take other parts, when the run goes on there.
-    saved = argparse.Namespace(**vars(config))
-    config.micro_batch = config.micro_batch or default_micro_batch(config, device)
+    data = open_datasets(config, device)
+    if resumed:
+        data.train.check_same_scene(resumed.scene)
+    training = prepare(config, device, data, resumed)
 
-    model = start.model if start else build_model(config, device, dataset.scene.box)
-    distributed.copy_from_main(model.state_dict().values())
-    if config.compile:
-        compile_fields(model, device)
-    model.train()
-    optimizer = make_optimizer(model, config)
-    if start:
-        optimizer.load_state_dict(start.optimizer)
-    first_step = start.step if start else 0
-    schedule = make_scheduler(optimizer, config, first_step)
-
-    def save(step):
-        if distributed.is_main():
-            save_checkpoint(folder, model=model, optimizer=optimizer, step=step, config=saved,
-                            scene=scenes, keep=config.keep_checkpoints)
-
-    with StopSignals() as stop, locked_run_folder(folder, saved, start):
-        if not start:
-            save(0)  # From here on --continue_training works, whenever the run is killed.
-        print_summary(config, model, dataset, folder)
-        if device.type == "cpu" and first_step < config.max_steps:
-            print_time_estimate(model, dataset, validation, test, config, first_step)
-
-        with open_log(folder, first_step, config.max_steps, device) as log:
-            for step in range(first_step, config.max_steps):
-                pixels_seed, model_seed = step_seeds(config.seed, step)
-                batch = dataset.batch(
-                    config.batch_size, torch.Generator().manual_seed(pixels_seed), rows)
-                rng = BatchRandom(model_seed, config.batch_size, device)
-                model.set_train_frac(step / config.max_steps)
-                log.step(compute_gradients(model, batch, config, step / config.max_steps, rng))
-                optimizer.step()
-                schedule.step()
-
-                done, last = step + 1, step + 1 == config.max_steps
-                if done % config.log_every == 0 or last:
-                    log.write_means(done, config.batch_size, scheduled_rate(config, done))
-                stopped = distributed.largest(stop.received)
-                if validation and (done % config.eval_every == 0 or last) and not stopped:
-                    with log.paused():
-                        validate(log, done, model, validation)
-                if done % config.save_every == 0 or last or stopped:
-                    log.check_finite()
-                    save(done)
-                if stopped:
-                    distributed.wait_for_all()
-                    print(f"Stopped by {signal.Signals(stopped).name} after step {done}; saved. "
-                          "Go on with --continue_training.")
-                    return 128 + stopped
+    with StopSignals() as stop, locked_run_folder(folder, config, resumed):
+        if not resumed:
+            training.save(folder, 0)  # From here on --continue_training works.
+        print_time_estimate(training)
+        print_summary(training, folder)
+        with open_log(folder, training.first_step, config.max_steps, device) as log:
+            step = run_steps(training, rows, log, stop)
         stopped = distributed.largest(stop.received)
-        if stopped:
-            return 128 + stopped
-
-    if test:
-        print_scores(model.eval(), test, config, folder)
+    if stopped:
+        distributed.wait_for_all()
+        print(f"Stopped by {signal.Signals(stopped).name} after step {step}; saved. Resume with "
+              "--continue_training.")
+        return 128 + stopped
+    if data.test:
+        print_scores(training.model.eval(), data.test, config, folder)
     return 0
 
 
-def validate(log, step, model, dataset):
-    """Render one validation view beside its ground truth on rank 0; the views take turns."""
-    if not distributed.is_main():
-        return
-    config = dataset.config
-    index = (step // config.eval_every - 1) % len(dataset)
-    images = render_view(model.eval(), dataset, index, config.chunk)
-    model.train()
-    scores = score_image(images, dataset, index)
-    sheet = contact_sheet([list(images.values())])
-    (log.folder / "validation").mkdir(exist_ok=True)
-    write_image(log.folder / "validation" / f"{step:08d}.png", sheet)
-    log.image(step, "validation", sheet)
-    log.write_scalars(step, {f"validation/{name}": scores[name] for name in ("psnr", "ssim")})
+def run_steps(training, rows, log, stop):
+    """The training steps, until the last one or a signal; returns the number of steps done."""
+    config, model = training.config, training.model
+    schedule = make_scheduler(training.optimizer, config, training.first_step)
+    micro_batch = training.micro_batch
+    for step in range(training.first_step, config.max_steps):
+        pixels_seed, model_seed = step_seeds(config.seed, step)
+        batch = training.data.train.batch(
+            config.batch_size, torch.Generator().manual_seed(pixels_seed), rows)
+        rng = BatchRandom(model_seed, config.batch_size, training.device)
+        train_frac = step / config.max_steps
+        model.set_train_frac(train_frac)
+        scalars, micro_batch = compute_gradients(
+            model, batch, config, train_frac, micro_batch, rng)
+        log.step(scalars)
+        training.optimizer.step()
+        schedule.step()
+
+        done, is_last = step + 1, step + 1 == config.max_steps
+        if done % config.log_every == 0 or is_last:
+            log.write_means(done, config.batch_size, scheduled_rate(config, done))
+        stopped = distributed.largest(stop.received)
+        if training.data.validation and (done % config.eval_every == 0 or is_last) and not stopped:
+            validate(log, done, model, training.data.validation)
+        if done % config.save_every == 0 or is_last or stopped:
+            log.check_finite()
+            training.save(log.folder, done)
+        if stopped:
+            return done
+    return config.max_steps
 
 
-def default_micro_batch(config, device):
-    """How many rays of a batch go through the model at once, where nothing else is said.
+def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
+    """Accumulate the gradient of the batch's loss over micro-batches.
 
-    Each part costs a pass over all gradients, which of hash grids are too many for small parts.
-    """
-    return MICRO_BATCH_MLP_CPU if device.type == "cpu" and not has_grids(config) else MICRO_BATCH
-
-
-def rank_slice(config):
-    """The rays of each batch that are this rank's, as a `slice`."""
-    if config.batch_size < distributed.num_ranks():
-        raise UserError(f"--batch_size {config.batch_size} leaves some of "
-                        f"{distributed.num_ranks()} ranks without a ray; give a larger one, or "
-                        "start fewer by --nproc_per_node.")
-    return distributed.my_rows(config.batch_size)
-
-
-@contextmanager
-def locked_run_folder(folder, config, start):
-    """Keep the run folder to this training, tidy and with its config; only the main rank does."""
-    if not distributed.is_main():
-        yield
-        return
-    with sole_writer(folder, "training"):
-        if start:
-            clean_run_folder(folder, start.step)
-        else:
-            refuse_to_overwrite(folder)
-        write_config(folder, config)
-        yield
-
-
-def make_optimizer(model, config):
-    """Adam, whose rate the schedule sets; grids may have a multiple of it."""
-    grids = [p for name, p in model.named_parameters() if name.endswith("table")]
-    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
-    groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
-    return torch.optim.Adam([group for group in groups if group["params"]],
-                            betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
-
-
-def compute_gradients(model, batch, config, train_frac, rng=None):
-    """Leave the gradient of the batch's loss in the model; returns the scalars to log.
-
-    The batch goes through in parts whose losses add up, so memory depends on the part alone; it is
-    halved for good where that does not suffice. Ranks give their shares of the batch; the gradient
-    and the scalars are those of all of it. rng: `BatchRandom`; PyTorch's own numbers if None.
+    Returns the scalars to log and the micro-batch size, which on out-of-memory is halved for the
+    rest of the run. Gradients and scalars are summed over ranks. rng: `BatchRandom`; PyTorch's own
+    random numbers if None.
     """
     weight = distributed.sum_over_ranks(batch.loss_weights().sum())
     # All pixels of a batch may be masked; its loss is then 0.
     batch = replace(batch, lossmult_sum=weight.clamp(min=1e-9))
 
-    def add_up(micro_batch):
+    def accumulate(size):
         model.zero_grad(set_to_none=True)
         totals = {}
-        for part in batch.split(micro_batch):
+        for part in batch.split(size):
             outputs = model(part.rays, train_frac, rng and rng.for_rows(part.batch_index))
             loss, scalars = weighted_loss(config, model, outputs, part)
             loss.backward()
@@ -238,111 +163,257 @@ def compute_gradients(model, batch, config, train_frac, rng=None):
             totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
         return totals
 
-    totals, config.micro_batch = smaller_until_it_fits(config.micro_batch, add_up)
+    totals, micro_batch = smaller_until_it_fits(micro_batch, accumulate)
     totals = {name: distributed.sum_over_ranks(value) for name, value in totals.items()}
     distributed.sum_gradients(model.parameters())
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     if config.grad_max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(trained, config.grad_max_norm, norm)
-    return totals | {"gradient_norm": norm}
+    return totals | {"gradient_norm": norm}, micro_batch
 
 
-def refuse_to_overwrite(folder):
-    """Raise UserError where a run lies in `folder` already."""
-    if list_checkpoints(folder):
-        raise UserError(f"{folder} holds a run already; go on with it by --continue_training, or "
-                        "give this one another --exp_name.")
+def validate(log, step, model, dataset):
+    """Render one validation view beside its ground truth on rank 0; the views take turns."""
+    if not distributed.is_main():
+        return
+    with log.paused():
+        config = dataset.config
+        index = (step // config.eval_every - 1) % len(dataset)
+        images = render_view(model.eval(), dataset, index, config.chunk)
+        model.train()
+        scores = score_image(images, dataset, index)
+        sheet = contact_sheet([list(images.values())])
+        log.image(step, "validation", sheet)
+        (log.folder / "validation").mkdir(exist_ok=True)
+        write_image(log.folder / "validation" / f"{step:08d}.png", sheet)
+    log.write_scalars(step, {f"validation/{name}": scores[name] for name in ("psnr", "ssim")})
 
 
-def continue_run(flags, folder, argv):
-    """The run in `folder`, its config updated by the typed flags that a continuation may change.
+# Before the first step.
+
+
+class Data(NamedTuple):
+    """The datasets of a training; validation and test images are read one at a time."""
+
+    train: NeRFDataset
+    validation: NeRFDataset | None
+    test: NeRFDataset | None
+
+
+class Training(NamedTuple):
+    """What the steps need. micro_batch: rays per forward pass; first_step: steps done before."""
+
+    config: Config
+    device: torch.device
+    data: Data
+    scenes: dict
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    micro_batch: int
+    first_step: int
+
+    def save(self, folder, step):
+        """Write a checkpoint (rank 0 only)."""
+        if distributed.is_main():
+            save_checkpoint(folder, model=self.model, optimizer=self.optimizer, step=step,
+                            config=self.config, scene=self.scenes,
+                            keep=self.config.keep_checkpoints)
+
+
+def resume(command_line, folder):
+    """The run in `folder` with the typed flags that a continued training may change.
 
     Raises UserError for a typed flag that would make it another run, or take it back.
     """
-    start = load_checkpoint(folder, flags.device)
-    config, old_length = start.config, start.config.max_steps
-    apply_typed_flags(config, flags, argv, CONTINUABLE)
-    if config.max_steps < old_length:
+    run = load_checkpoint(folder, command_line.device)
+    config, old_steps = override(run.config, command_line, RESUMABLE), run.config.max_steps
+    if config.max_steps < old_steps:
         raise UserError(f"--max_steps {config.max_steps} was given, but the run in {folder} was "
-                        f"started with {old_length}; only a larger number can be given.")
-    stage = start.model.stage_at(start.step / old_length)
-    if start.model.stage_at(start.step / config.max_steps) < stage:
-        most = int(start.step / start.model.stages[stage][0])
+                        f"started with {old_steps}; only a larger number can be given.")
+    stage = run.model.stage_at(run.step / old_steps)
+    if run.model.stage_at(run.step / config.max_steps) < stage:
+        most = int(run.step / run.model.stages[stage][0])
         raise UserError(f"--max_steps {config.max_steps} would take the run in {folder} back to an "
-                        "earlier stage, as stages begin after shares of all steps; give at most "
-                        f"{most}.")
-    if config.max_steps > old_length:
-        print(f"--max_steps {old_length} becomes {config.max_steps}: the learning rate follows "
-              "the new length from here on.")
-    print(f"Continuing {start.path} after step {start.step}.")
-    return start
+                        f"earlier stage, as stages are fractions of all steps; give at most {most}.")
+    if config.max_steps > old_steps:
+        print(f"--max_steps {old_steps} becomes {config.max_steps}: from here on the learning rate "
+              "follows the new length.")
+    print(f"Resuming {run.path} after step {run.step}.")
+    return run.with_config(config)
 
 
-def print_summary(config, model, dataset, folder):
-    """Say what is trained, on what, where, and for how long."""
-    precision = str(model.compute_dtype).removeprefix("torch.")
-    print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
-          f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
-          f"{config.batch_size:,} rays on {device_name(dataset.device)}, into {folder}",
-          flush=True)
-    if len(model.stages) > 1:
-        steps = [f"{steps_before(begin, config.max_steps):,}" for begin, _ in model.stages]
-        print(f"Its stages begin after steps {', '.join(steps)}; colours begin anew with the last.",
-              flush=True)
+def refuse_to_overwrite(folder):
+    """Raise UserError if `folder` holds a run."""
+    if list_checkpoints(folder):
+        raise UserError(f"{folder} already holds a run; resume it with --continue_training, or "
+                        "choose another --exp_name.")
 
 
-def device_name(device):
-    """The device in words, or how many of its kind work together."""
-    count = distributed.num_ranks()
-    return str(device) if count == 1 else f"{count} ranks ({device.type})"
+@contextmanager
+def locked_run_folder(folder, config, resumed):
+    """Lock the run folder, remove partial files, and write config.json (rank 0 only)."""
+    if not distributed.is_main():
+        yield
+        return
+    with sole_writer(folder, "training"):
+        if resumed:
+            clean_run_folder(folder, resumed.step)
+        else:
+            refuse_to_overwrite(folder)
+        write_config(folder, config)
+        yield
 
 
-def print_time_estimate(model, dataset, validation, test, config, first_step):
-    """Time a few rays and say how long the training and its pictures will take."""
-    num_steps = config.max_steps - first_step
-    count = max(TIMING_RAYS, config.micro_batch) * distributed.num_ranks()
+def open_datasets(config, device):
+    """The `Data` of a config's scene. Raises UserError before training for what scoring lacks."""
+    with distributed.first_on_each_machine():
+        train_set = load_dataset(config, "train", device)
+    validation = test = None
+    if config.eval_every:
+        validation = load_dataset(config, "val", device, read_pixels=False)
+    if config.final_eval:
+        test = load_dataset(config, config.split, device, read_pixels=False)
+        make_lpips(config.lpips)
+    return Data(train_set, validation, test)
+
+
+def prepare(config, device, data, resumed):
+    """The `Training` of a new model, or of a resumed run (a `Checkpoint`)."""
+    model = resumed.model if resumed else build_model(config, device, data.train.scene.box)
+    distributed.copy_from_main(model.state_dict().values())
+    if config.compile:
+        compile_fields(model, device)
+    model.train()
+    optimizer = make_optimizer(model, config)
+    if resumed:
+        optimizer.load_state_dict(resumed.optimizer)
+    return Training(
+        config, device, data, data.train.scenes(), model, optimizer,
+        micro_batch=config.micro_batch or default_micro_batch(config, device),
+        first_step=resumed.step if resumed else 0)
+
+
+def make_optimizer(model, config):
+    """Adam, whose rate the schedule sets; hash grids have a multiple of it."""
+    grids = [p for name, p in model.named_parameters() if name.endswith("table")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
+    groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
+    return torch.optim.Adam([group for group in groups if group["params"]],
+                            betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
+
+
+def default_micro_batch(config, device):
+    """Default number of rays per micro-batch.
+
+    Every micro-batch touches all gradients, which makes small ones slow for hash grids.
+    """
+    is_mlp = config.geometry != "zipnerf"
+    return MICRO_BATCH_MLP_CPU if device.type == "cpu" and is_mlp else MICRO_BATCH
+
+
+def rank_slice(config):
+    """The rows of each batch that this rank processes, as a `slice`."""
+    if config.batch_size < distributed.num_ranks():
+        raise UserError(f"--batch_size {config.batch_size} leaves some of "
+                        f"{distributed.num_ranks()} ranks without a ray; raise it, or start fewer "
+                        "ranks with --nproc_per_node.")
+    return distributed.rank_rows(config.batch_size)
+
+
+# What is printed.
+
+
+def print_time_estimate(training):
+    """Time a few rays, and print the preset and how long training and its images will take."""
+    config, data = training.config, training.data
+    num_steps = config.max_steps - training.first_step
+    if not num_steps:
+        return
+    per_trained, per_rendered = times_per_ray(training)
+    num_pixels = int(data.test.scene.offsets[-1]) if data.test else 0
+    if data.validation:
+        num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
+    seconds_of_training = per_trained * config.batch_size * num_steps
+    print(f"{preset_words(training)}about {format_duration(seconds_of_training)} of training "
+          f"({1 / per_trained:,.0f} rays/s) and {format_duration(per_rendered * num_pixels)} for "
+          "images and scores.", flush=True)
+
+
+def preset_words(training):
+    """The preset, and why it was taken if none was given."""
+    config = training.config
+    if config.preset is None:
+        return "Expected: "
+    why = "" if "preset" in config.typed else f" (the default on {training.device.type})"
+    return f"--preset {config.preset}{why}: "
+
+
+def times_per_ray(training):
+    """Seconds per trained ray, averaged over the stages of training, and per rendered ray."""
+    config, device, model = training.config, training.device, training.model
+    count = max(TIMING_RAYS, training.micro_batch) * distributed.num_ranks()
     count = min(count, config.batch_size)
-    batch = dataset.batch(
-        count, torch.Generator().manual_seed(0), distributed.my_rows(count))
-    per_trained = sum(
-        share * time_per_ray(count, lambda begin=begin: compute_gradients(
-            model, batch, config, begin, BatchRandom(0, count)))
-        for begin, share in model.stages)
+    batch = training.data.train.batch(
+        count, torch.Generator().manual_seed(0), distributed.rank_rows(count))
+
+    def train_at(start):
+        compute_gradients(model, batch, config, start, training.micro_batch,
+                          BatchRandom(0, count, device))
+
+    per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
+                      for start, length in model.stages)
     model.zero_grad(set_to_none=True)
     model.eval()
-    per_rendered = time_per_ray(count, lambda: render_image(model, batch.rays, config.chunk))
+    per_rendered = time_per_ray(
+        count, device, lambda: render_image(model, batch.rays, config.chunk))
     model.train()
-    pictures = int(test.scene.offsets[-1]) if test else 0
-    if validation:
-        pictures += int(validation.scene.offsets[1]) * (num_steps // config.eval_every)
-    training, drawing = per_trained * config.batch_size * num_steps, per_rendered * pictures
-    print(f"Expected on this CPU: about {format_duration(training)} of training "
-          f"({1 / per_trained:,.0f} rays/s) and {format_duration(drawing)} for images and scores. "
-          "`--preset demozip` is made for CPUs; --factor makes images smaller.", flush=True)
+    return per_trained, per_rendered
 
 
-def time_per_ray(count, call):
-    """The time of the second of two calls: the first also pays for memory that later ones reuse."""
+def time_per_ray(count, device, call):
+    """Seconds of the second of two calls: the first also allocates the memory that both use."""
     call()
+    synchronize(device)
     begin = time.perf_counter()
     call()
+    synchronize(device)
     return (time.perf_counter() - begin) / count
 
 
 def format_duration(seconds):
-    """A time in words."""
+    """Minutes or hours, in words."""
     return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
 
 
+def print_summary(training, folder):
+    """Print what is trained, on what, for how long, and where the run lies."""
+    config, model, dataset = training.config, training.model, training.data.train
+    precision = str(model.compute_dtype).removeprefix("torch.")
+    print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
+          f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
+          f"{config.batch_size:,} rays on {device_name(training.device)}, into {folder}",
+          flush=True)
+    if len(model.stages) > 1:
+        steps = [f"{steps_before(start, config.max_steps):,}" for start, _ in model.stages]
+        print(f"Stages begin after steps {', '.join(steps)}; colours start anew in the last.",
+              flush=True)
+
+
+def device_name(device):
+    """The device, or the number of ranks and their kind of device."""
+    count = distributed.num_ranks()
+    return str(device) if count == 1 else f"{count} ranks ({device.type})"
+
+
 def print_scores(model, test, config, folder):
-    """Score the trained model, and say how well it did and where its pictures lie."""
+    """Score the trained model; print the scores and where they lie."""
     results = evaluation_folder(folder, test, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
-    print(report(scores))
-    print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
-    what = "Scores and pictures, all at a glance in sheet.png" if config.save_images else "Scores"
-    print(f"{what}: {results}")
+    print(format_table(scores))
+    print(f"PSNR {scores['psnr']:.2f} dB; background-only baseline {scores['blank_psnr']:.2f} dB.")
+    contents = "Scores and images (overview: sheet.png)" if config.save_images else "Scores"
+    print(f"{contents}: {results}")
 
 
 if __name__ == "__main__":

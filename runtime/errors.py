@@ -1,47 +1,67 @@
-"""Errors that users can mend, and how a script ends."""
+"""`UserError`, the error that a user can mend, and how scripts report it."""
 
 import errno
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-# A full disk, a spent quota, a file grown beyond its limit.
+# A full disk, an exceeded quota, a file above its size limit.
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class UserError(Exception):
-    """Input that cannot be used: one sentence saying what was found, wanted, and what to change."""
+    """Unusable input. The message is a sentence: what was found, what is expected, what to change.
+    """
 
 
-def first_line(error):
-    """The first line of an exception's message, or its type where it has none."""
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def run_script(main):
-    """Exit with what `main()` returns; what a user can mend is one sentence and status 2."""
-    # A terminal that cannot show a letter of a path shows a question mark.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. On the CPU, PyTorch raises a plain RuntimeError for that."""
+    text = str(error).lower()
+    return (isinstance(error, MemoryError) or "out of memory" in text
+            or "can't allocate memory" in text)
+
+
+def run_script(main: Callable[..., Any], *args: Any) -> NoReturn:
+    """Exit with the status that `main(*args)` returns, or with 2 after printing a user's error."""
+    with exit_on_user_error():
+        sys.exit(main(*args))
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Print errors that a user can mend as one line and exit with status 2; Ctrl-C exits with 130.
+
+    Other exceptions are bugs and keep their traceback.
+    """
+    # A character that the terminal cannot encode becomes a question mark.
     sys.stdout.reconfigure(errors="replace")
     sys.stderr.reconfigure(errors="replace")
     try:
-        sys.exit(main())
-    except UserError as error:
-        sentence = str(error)
-    except OSError as error:
-        if error.errno not in NO_SPACE and error.filename is None:
-            raise
-        advice = "free some space" if error.errno in NO_SPACE else "choose another place"
-        sentence = f"{error.filename or 'a file'}: {error.strerror}; {advice}."
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sentence = (f"there is not enough memory ({first_line(error)}); take a smaller --chunk, "
-                    "--micro_batch, --width and --height, or --grid_size.")
+        yield
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
-def is_out_of_memory(error):
-    """Whether memory did not suffice; PyTorch has no type of its own for the CPU's."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user about an exception; None if it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and (error.errno in NO_SPACE or error.filename is not None):
+        advice = "free some space" if error.errno in NO_SPACE else "choose another place"
+        return f"{error.filename or 'a file'}: {error.strerror}; {advice}."
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
+        return (f"there is not enough memory ({first_line(error)}); reduce --chunk, "
+                "--micro_batch, --width and --height, or --grid_size.")
+    return None

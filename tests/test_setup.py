@@ -1,7 +1,8 @@
-"""Set-up files, layers and documents that must stay in step with the code."""
+"""The house: who imports whom, how long files and functions are, set-up files, documents."""
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,32 +10,44 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from config import _build_parser
+from config import BY_NAME
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {
-    "config": 0, "hash_kernels": 0, "stepfun": 0, "coord": 0, "pose_utils": 0, "file_utils": 0,
-    "image_utils": 0, "scheduler": 0, "video_utils": 0, "randomness": 0, "distributed": 0,
-    "memory": 0, "mesh_utils": 0, "records": 0, "hash_grid": 1, "occupancy": 1, "ray_utils": 1,
-    "lights": 1, "demo_scene": 1, "camera_paths": 2, "fields": 2, "loss": 2, "nerv": 2,
-    "scene_files": 2, "lit_files": 2, "demo_lights": 2, "light_paths": 3, "datasets": 3,
-    "model": 4, "scene_report": 4, "checkpoint": 5, "evaluate": 6, "train": 7, "visualize": 7,
-    "extract_mesh": 7,
-}
-# Files of one layer that others of it may use: the error type, and writing.
-SHARED_IN_LAYER_0 = {"config", "file_utils"}
+
+# Rooms and root files, lowest first: each imports only from those before it.
+ORDER = [
+    "runtime", "structures", "stepfun", "coord", "pose_utils", "presets", "config", "scheduler",
+    "image_utils", "ray_utils", "loss", "fields", "models", "cameras", "procedural", "relighting",
+    "model", "rendering", "loaders", "datasets", "checkpoint", "capture", "exporters", "evaluate",
+    "train", "visualize", "extract_mesh",
+]
+COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
+# Longer than 450 lines, and why.
+LONG_FILES = {}
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image",
             "imageio_ffmpeg": "imageio-ffmpeg", "mcubes": "PyMCubes"}
 
 
-def imported(path):
+def source_files():
+    """The project's Python files by module name, without tests and scripts."""
+    paths = [*ROOT.glob("*.py"), *(p for room in ORDER for p in (ROOT / room).glob("*.py"))]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+
+
+def modules_imported(path):
+    """The modules that a file imports, also inside functions; `from a import b` counts as a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def packages_imported(path):
+    return {name.split(".")[0] for name in modules_imported(path)}
 
 
 def requirements(path):
@@ -47,44 +60,98 @@ def toml_section(name):
     return re.findall(r'"([a-zA-Z0-9-]+)>=', re.search(rf"\n{name} = \[(.*?)\]", text, re.S)[1])
 
 
-def test_every_file_has_its_layer_and_imports_go_strictly_downward():
-    files = {path.stem: path for path in ROOT.glob("*.py")}
-    assert set(files) == set(LAYERS)
-    for name, path in files.items():
-        for other in imported(path) & set(files):
-            downward = LAYERS[other] < LAYERS[name]
-            shared = LAYERS[name] == 0 and other in SHARED_IN_LAYER_0
-            assert downward or shared, f"{name} imports {other}"
+def functions(path):
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+# The house.
+
+
+def test_every_file_has_its_place():
+    found = {path.stem for path in ROOT.glob("*.py")}
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert found | rooms == set(ORDER) and not found & rooms
+    assert len(found) <= 22
+
+
+@pytest.mark.parametrize("name", sorted(source_files()))
+def test_imports_go_strictly_downward_between_rooms(name):
+    room = name.split(".")[0]
+    for other in packages_imported(source_files()[name]) & set(ORDER) - {room}:
+        assert ORDER.index(other) < ORDER.index(room), f"{name} imports {other}"
+
+
+def test_no_file_imports_itself_through_others():
+    files = source_files()
+    graph = {name: modules_imported(path) & set(files) for name, path in files.items()}
+    while graph:
+        leaves = {name for name, others in graph.items() if not others & set(graph)}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: others for name, others in graph.items() if name not in leaves}
 
 
 def test_pure_maths_knows_no_config_and_no_file():
     for name in ("stepfun", "coord", "ray_utils"):
-        assert imported(ROOT / f"{name}.py") <= {"math", "dataclasses", "typing", "collections",
-                                                 "torch", "coord", "stepfun", "records"}
+        assert packages_imported(ROOT / f"{name}.py") <= {
+            "math", "dataclasses", "typing", "collections", "torch", "coord", "stepfun",
+            "structures"}
+
+
+def test_what_parses_flags_imports_the_standard_library_only():
+    files = source_files()
+    pending, seen = ["config"], set()
+    while pending:
+        name = pending.pop()
+        seen.add(name)
+        imported = modules_imported(files[name])
+        pending += [other for other in imported & set(files) if other not in seen]
+        packages = {other.split(".")[0] for other in imported}
+        assert packages <= set(sys.stdlib_module_names) | {"presets", "runtime"}, name
+
+
+def test_scripts_are_imported_by_nothing():
+    for name, path in source_files().items():
+        assert "scripts" not in packages_imported(path), name
 
 
 def test_importing_the_files_prints_and_parses_nothing():
-    code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(sorted(LAYERS))}"
+    code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(sorted(source_files()))}"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "visualize.py", "extract_mesh.py"])
+def test_files_and_functions_are_short():
+    lengths = {}
+    for path in [*source_files().values(), *ROOT.glob("scripts/*.py")]:
+        num_lines = len(path.read_text().splitlines())
+        assert num_lines <= 450 or path.name in LONG_FILES, (path.name, num_lines)
+        lengths |= {(path.name, node.name): node.end_lineno - node.lineno + 1
+                    for node in functions(path)}
+    longest = max(lengths, key=lengths.get)
+    assert lengths[longest] <= 60, (longest, lengths[longest])
+    assert statistics.median(lengths.values()) <= 10
+
+
+@pytest.mark.parametrize("script", COMMANDS)
 @pytest.mark.parametrize("flags,status", [(["--help"], 0), (["--no_such_flag"], 2)])
 def test_help_and_wrong_flags_are_answered_without_importing_torch(script, flags, status):
-    result = subprocess.run([sys.executable, "-X", "importtime", script, *flags], cwd=ROOT,
+    result = subprocess.run([sys.executable, "-X", "importtime", f"{script}.py", *flags], cwd=ROOT,
                             capture_output=True, text=True)
     assert result.returncode == status
     assert "usage:" in result.stdout + result.stderr
     assert not re.search(r"\| +torch$", result.stderr, re.M)
 
 
+# Set-up files and documents.
+
+
 def test_every_imported_package_is_required_and_pinned():
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")]
-    standard, own = set(sys.stdlib_module_names), {*LAYERS, "scripts"}
-    used = {PACKAGES.get(n, n) for path in paths for n in imported(path) - standard - own}
+    paths = [*source_files().values(), *ROOT.glob("scripts/*.py")]
+    known = set(sys.stdlib_module_names) | {*ORDER, "scripts"}
+    used = {PACKAGES.get(n, n) for path in paths for n in packages_imported(path) - known}
     pins = set(requirements(ROOT / "requirements.txt"))
-    # Imported where they are needed, and done without where they are not there.
+    # Imported inside the functions that can do without them.
     optional = {"lpips", "certifi"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
@@ -113,20 +180,28 @@ def test_ci_and_readme_run_the_same_tests():
     assert "-m pytest" in makefile and "make test" in readme and "make demo" in readme
 
 
-@pytest.mark.parametrize("document", ["README.md", "README_zh.md", "misc/Code.md",
-                                      "misc/Code_zh.md", "misc/Summary.md", "misc/Summary_zh.md",
-                                      "misc/Conventions.md", "misc/Data.md",
-                                      "misc/Performance.md", "misc/NeRV.md"])
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"),
+                                                           *ROOT.glob("misc/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_only_flags_and_files_that_exist(document):
     text = (ROOT / document).read_text()
-    flags = {option for action in _build_parser()._actions for option in action.option_strings}
     scripts = "".join(path.read_text() for path in ROOT.glob("scripts/*.py"))
     foreign = {"--upgrade", "--logdir", "--nodes", "--ntasks-per-node", "--gpus-per-node",
-               "--cpus-per-task"}
+               "--cpus-per-task", "--help"}
     foreign |= {option for action in get_args_parser()._actions for option in action.option_strings}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
-        assert flag in flags or f'"{flag}"' in scripts or flag == "--", flag
-    for name in set(re.findall(r"`((?:scripts/|misc/|tests/)?\w+\.(?:py|sh|yml|md|txt))", text)):
-        assert (ROOT / name).exists(), name
+        name = flag.removeprefix("--").removeprefix("no-")
+        assert name in BY_NAME or f'"{flag}"' in scripts, flag
+    names = r"`((?:[a-z]+/)?\w+\.(?:py|sh|yml|md|txt|toml))"
+    for name in set(re.findall(names, text)):
+        assert (ROOT / name).exists() or list(ROOT.glob(f"*/{name}")), name
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert ((ROOT / document).parent / link).exists(), link
+
+
+def test_the_index_of_documents_lists_them_all():
+    readme = (ROOT / "README.md").read_text()
+    for document in DOCUMENTS:
+        assert document == "README.md" or document in readme, document

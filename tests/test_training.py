@@ -23,6 +23,7 @@ from datasets import load_dataset
 from model import build_model, compile_fields
 from runtime.errors import UserError
 from runtime.randomness import BatchRandom, step_seeds
+from runtime.run_log import read_metrics
 from tests.scenes import write_blender, write_multicam
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def weights(folder):
     return load_checkpoint(folder).model.state_dict()
 
 
-def assert_equal_to_the_bit(a, b):
+def assert_bit_equal(a, b):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -71,7 +72,7 @@ def metrics(folder):
 
 
 def test_training_learns_and_leaves_a_complete_run_folder(tmp_path):
-    """A single grey-on-white picture is learnt within 60 steps."""
+    """A single grey-on-white image is learnt within 60 steps."""
     image = torch.full((8, 12, 4), 255, dtype=torch.uint8).numpy().copy()
     image[2:6, 3:9, :3] = 60
     write_blender(tmp_path / "scene", images=[image])
@@ -91,7 +92,7 @@ def test_training_learns_and_leaves_a_complete_run_folder(tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "checkpoint_00000120.pt", "metrics.jsonl", "validation"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    # truth | rgb | depth | normals, with gaps of 2 pixels.
+    # ground truth | rgb | depth | normals, with gaps of 2 pixels.
     assert imread(folder / "validation" / "00000120.png").shape == (8, 4 * 12 + 6, 3)
 
 
@@ -136,7 +137,7 @@ def test_bf16_learns_as_well_as_fp32(tmp_path):
 @pytest.mark.parametrize("model,device,wanted", [
     ("mipnerf", "cpu", 64), ("mipnerf360", "cpu", 64), ("zipnerf", "cpu", 2048),
     ("mipnerf", "cuda", 2048)])
-def test_a_batch_goes_in_small_parts_only_through_networks_on_a_cpu(model, device, wanted):
+def test_micro_batches_are_small_only_for_mlps_on_a_cpu(model, device, wanted):
     config = default_config(model=model)
     assert train.default_micro_batch(config, torch.device(device)) == wanted
 
@@ -151,8 +152,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
     model = build_model(config).train()
     found = []
     for size in (37, 5):
-        config.micro_batch = size
-        scalars = train.compute_gradients(model, batch, config, 0.0, BatchRandom(3, 37))
+        scalars, _ = train.compute_gradients(
+            model, batch, config, 0.0, size, BatchRandom(3, 37))
         found.append((scalars, [p.grad.clone() for p in model.parameters()]))
     (whole, gradients), (parts, others) = found
     for name in whole:
@@ -162,8 +163,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
 
 
 def test_compiled_fields_give_the_same_gradients(scene):
-    config = default_config(scene=str(scene), hidden=16, depth=2, num_samples=5, precision="fp32",
-                            micro_batch=100)
+    config = default_config(scene=str(scene), hidden=16, depth=2, num_samples=5, precision="fp32")
     batch = load_dataset(config, "train").batch(10, torch.Generator().manual_seed(0))
     found = []
     for compiled in (False, True):
@@ -172,26 +172,25 @@ def test_compiled_fields_give_the_same_gradients(scene):
         if compiled:
             compile_fields(model, torch.device("cpu"))
         assert list(model.state_dict()) == names
-        train.compute_gradients(model, batch, config, 0.0, BatchRandom(0, 10))
+        train.compute_gradients(model, batch, config, 0.0, 100, BatchRandom(0, 10))
         found.append([p.grad for p in model.parameters()])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_a_mask_takes_rays_out_of_the_loss(scene):
-    config = default_config(scene=str(scene), hidden=16, num_samples=5, precision="fp32",
-                            micro_batch=100)
+def test_masked_rays_do_not_count_in_the_loss(scene):
+    config = default_config(scene=str(scene), hidden=16, num_samples=5, precision="fp32")
     batch = load_dataset(config, "train").batch(10, torch.Generator().manual_seed(0))
     model = build_model(config).eval()
     mask = torch.zeros(10, 1)
     mask[:4] = 1
-    masked = train.compute_gradients(model, replace(batch, mask=mask), config, 0.0)
-    alone = train.compute_gradients(model, batch[:4], config, 0.0)
+    masked, _ = train.compute_gradients(model, replace(batch, mask=mask), config, 0.0, 100)
+    alone, _ = train.compute_gradients(model, batch[:4], config, 0.0, 100)
     torch.testing.assert_close(masked["loss/total"], alone["loss/total"])
 
 
-def test_seeds_of_steps_differ_between_steps_and_runs():
+def test_seeds_differ_between_steps_and_between_runs():
     seeds = {tuple(step_seeds(seed, step)) for seed in range(4) for step in range(500)}
     assert len(seeds) == 2000
     assert step_seeds(1, 2) == step_seeds(1, 2)
@@ -224,7 +223,7 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted_to_the_bit(tm
     assert steps == sorted(steps) and 0 < steps[-1] < 400, steps
     end = run_script(*words, "--continue_training")
     assert end.returncode == 0, end.stderr
-    assert_equal_to_the_bit(weights(tmp_path / "whole" / "run"), weights(folder))
+    assert_bit_equal(weights(tmp_path / "whole" / "run"), weights(folder))
     a, b = (load_checkpoint(p).optimizer["state"] for p in (tmp_path / "whole" / "run", folder))
     assert all(torch.equal(a[i]["exp_avg_sq"], b[i]["exp_avg_sq"]) for i in a)
     losses = [[(line["step"], line["loss/total"]) for line in metrics(path / "run")]
@@ -255,7 +254,7 @@ def test_a_broken_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, scene
 
 @pytest.mark.parametrize("number,times", [
     (signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
-def test_signals_save_first_and_say_how_to_go_on(number, times, tmp_path, scene):
+def test_signals_save_first_and_print_how_to_resume(number, times, tmp_path, scene):
     """SIGTERM comes twice where a system stops a job and its launcher passes that on."""
     words = flags(scene, tmp_path, "--max_steps", "100000", "--save_every", "100000")
     process = start_script("train.py", *words)
@@ -272,7 +271,7 @@ def test_signals_save_first_and_say_how_to_go_on(number, times, tmp_path, scene)
     assert "Traceback" not in output
 
 
-def test_a_run_keeps_what_was_asked_for_and_not_what_a_device_made_of_it(tmp_path, scene):
+def test_a_run_saves_the_flags_as_given_not_as_a_device_resolved_them(tmp_path, scene):
     words = flags(scene, tmp_path, "--max_steps", "4")
     train.main(words)
     folder = tmp_path / "run"
@@ -282,13 +281,13 @@ def test_a_run_keeps_what_was_asked_for_and_not_what_a_device_made_of_it(tmp_pat
     assert load_checkpoint(folder).step == 6
 
 
-def test_a_line_that_a_kill_left_half_written_is_passed_over(tmp_path):
+def test_half_written_lines_of_metrics_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "seconds": 2.0}\n{"step": 2}\n3\n{"step": 4, "sec')
-    assert train.read_metrics(path) == [{"step": 1, "seconds": 2.0}]
+    assert read_metrics(path) == [{"step": 1, "seconds": 2.0}]
 
 
-def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, scene, capsys):
+def test_a_truncated_checkpoint_is_reported_and_the_previous_one_used(tmp_path, scene, caplog):
     more = ["--max_steps", "30", "--save_every", "10", "--keep_checkpoints", "3"]
     train.main(flags(scene, tmp_path / "whole", *more))
     train.main(flags(scene, tmp_path / "broken", *more))
@@ -301,9 +300,9 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path,
     for damage in (whole[:middle], b"", b"\0" * 999, flipped):
         newest.write_bytes(damage)
         assert load_checkpoint(folder).step == 20
-        assert newest.name in capsys.readouterr().out
+        assert newest.name in caplog.text
     train.main(flags(scene, tmp_path / "broken", *more, "--continue_training"))
-    assert_equal_to_the_bit(weights(tmp_path / "whole" / "run"), weights(folder))
+    assert_bit_equal(weights(tmp_path / "whole" / "run"), weights(folder))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
@@ -335,7 +334,7 @@ def test_continuing_keeps_the_runs_config_and_refuses_what_would_make_it_another
         train.main([*base, "--max_steps", "5"])
 
 
-def test_a_longer_schedule_is_said(tmp_path, scene, capsys):
+def test_a_longer_schedule_is_reported(tmp_path, scene, capsys):
     train.main(flags(scene, tmp_path, "--max_steps", "2"))
     train.main(flags(scene, tmp_path, "--max_steps", "3", "--continue_training"))
     assert "--max_steps 2 becomes 3" in capsys.readouterr().out
@@ -381,7 +380,7 @@ def test_a_runs_config_file_starts_the_same_run_under_another_name(tmp_path, sce
     train.main(["--log_dir", str(tmp_path), "--exp_name", "run", "--continue_training"])
     train.main(["--config", str(tmp_path / "run" / "config.json"), "--log_dir", str(tmp_path),
                 "--exp_name", "again"])
-    assert_equal_to_the_bit(weights(tmp_path / "run"), weights(tmp_path / "again"))
+    assert_bit_equal(weights(tmp_path / "run"), weights(tmp_path / "again"))
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path, scene):
@@ -393,7 +392,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, scene):
     loser = next(process for process in both if process.poll() is not None)
     winner = next(process for process in both if process is not loser)
     assert loser.returncode == 2
-    assert re.search("another process is training|holds a run already", loser.communicate()[0])
+    assert re.search("another process is training|already holds a run", loser.communicate()[0])
     third = run_script(*words, "--continue_training")
     assert third.returncode == 2 and "another process is training" in third.stderr
     winner.kill()
@@ -480,7 +479,7 @@ def test_bad_input_is_one_sentence_and_status_2(words, sentence, scene):
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     path = tmp_path / "checkpoint_00000001.pt"
     torch.save({"weights": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match="no checkpoint of this project"):
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
         load_checkpoint(path)
     with pytest.raises(UserError, match="holds no valid checkpoint"):
         load_checkpoint(tmp_path)

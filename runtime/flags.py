@@ -1,0 +1,268 @@
+"""Command-line flags: declared once, parsed once, resolved into an immutable `Config`.
+
+Nothing here knows NeRF. A `Flag` holds every fact about one flag. A condition is a `dict` of names
+and allowed values, such as `{"model": "nerv", "dataset_name": ("llff", "colmap")}`; conditional
+defaults and "only read when" share that form.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runtime.errors import UserError
+
+Condition = Mapping[str, Any]
+ConfigType = TypeVar("ConfigType", bound="Config")
+
+# Scopes: who may change a flag once a run has begun.
+FIXED = "fixed"  # Nobody: it is part of what was trained.
+START = "start"  # Nobody. It only chose defaults, so tools that render a run ignore it.
+RESUME = "resume"  # A continued training.
+RENDER = "render"  # A continued training, and tools that render the run.
+SHADE = "shade"  # Only tools that render the run: training depends on it.
+PLACE = "place"  # Anybody: it says where the run lies, and is not saved with it.
+
+RESUMABLE = frozenset({RESUME, RENDER, PLACE})
+RENDERABLE = frozenset({RENDER, SHADE, PLACE, START})
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag. Its help names what it sets in a few words; help pages add choices and defaults.
+
+    kind: `bool`, `str`, a parser of one value (`integer`, `number`), or the tuple of choices.
+    nargs: None, a count, or "+" for several values, which become a tuple.
+    only: the condition under which something reads the flag, and that condition in words.
+    scope: who may change it once a run has begun.
+    before: the value of runs that are older than the flag, if not what their defaults imply.
+    unset: what None stands for, in words.
+    shown: whether the short help lists it: True, False (for experts), or a condition.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    nargs: int | str | None = None
+    metavar: str | tuple[str, ...] | None = None
+    only: tuple[Condition, str] | None = None
+    scope: str = FIXED
+    before: Any = ...
+    unset: str = ""
+    shown: bool | Condition = True
+
+    def is_read(self, config: "Config") -> bool:
+        """Whether something reads the flag under `config`."""
+        return self.only is None or holds(self.only[0], config)
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flag to an argparse parser, without a default: what it returns was typed."""
+        facts: dict[str, Any] = {"default": argparse.SUPPRESS}
+        if self.kind is bool:
+            facts["action"] = argparse.BooleanOptionalAction
+        elif isinstance(self.kind, tuple):
+            facts |= {"choices": self.kind, "type": type(self.kind[0])}
+        else:
+            facts |= {"type": self.kind, "nargs": self.nargs, "metavar": self.metavar}
+        parser.add_argument(f"--{self.name}", **facts)
+
+    def from_json(self, value: Any) -> Any:
+        """A value from a JSON file, held to the rules of the command line; raises ValueError."""
+        if value is None and self.default is None:
+            return None
+        if self.nargs is None:
+            return self._item_from_json(value)
+        count = len(value) if isinstance(value, list) else 0
+        if count != self.nargs and not (self.nargs == "+" and count):
+            wanted = "several" if self.nargs == "+" else self.nargs
+            raise ValueError(f"expected a list of {wanted} numbers")
+        return tuple(self._item_from_json(item) for item in value)
+
+    def _item_from_json(self, value: Any) -> Any:
+        if isinstance(value, bool) != (self.kind is bool):
+            raise ValueError("true and false are for on/off flags, which take nothing else")
+        if self.kind is bool:
+            return value
+        if self.kind is str and not isinstance(value, str):
+            raise ValueError("expected a text")
+        if self.nargs and not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is not a number")
+        if not isinstance(self.kind, tuple):
+            return self.kind(str(value))
+        choice = type(self.kind[0])(value)
+        if choice not in self.kind:
+            raise ValueError(f"expected one of {', '.join(map(str, self.kind))}")
+        return choice
+
+
+class Config:
+    """Resolved flags, one read-only attribute each.
+
+    given: the values that were given, by a file or on the command line; all others are defaults.
+    typed: the names of those that stood on the command line itself.
+    """
+
+    __slots__ = ("__dict__", "given", "typed")
+
+    def __init__(self, values: Mapping[str, Any], given: Mapping[str, Any] = {},
+                 typed: Iterable[str] = ()):
+        self.__dict__.update(values)
+        object.__setattr__(self, "given", dict(given))
+        object.__setattr__(self, "typed", frozenset(typed))
+
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"config.{name} cannot be set; use config.replace({name}=...)")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (vars(self), self.given, self.typed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and vars(self) == vars(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def replace(self: "ConfigType", **changes: Any) -> "ConfigType":
+        """A copy with some values changed, and the others as they are.
+
+        Raises UserError for a name that is no flag.
+        """
+        changes = {name: freeze(value) for name, value in changes.items()}
+        check_names(changes, vars(self))
+        return type(self)(vars(self) | changes, self.given | changes, self.typed)
+
+
+def freeze(value: Any) -> Any:
+    """A value of a flag, with a tuple in place of a list."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UserError if one of `names` is no flag."""
+    for name in sorted(set(names) - set(known)):
+        raise UserError(f"there is no flag --{name}{similar(name, known)}; "
+                        "`python train.py --help all` lists them.")
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """A question that names the flag most like `name`, or an empty text."""
+    import difflib  # Takes time to import, and only errors need it.
+
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean --{found[0]}?)" if found else ""
+
+
+def holds(condition: Condition, config: Config) -> bool:
+    """Whether each flag of a condition has the value given there, or one of a tuple of values."""
+    return all(getattr(config, name) in (allowed if isinstance(allowed, tuple) else (allowed,))
+               for name, allowed in condition.items())
+
+
+def resolve(flags: Mapping[str, Flag], rows: Iterable[tuple[Condition, Mapping[str, Any]]],
+            given: Mapping[str, Any], config_type: type[Config] = Config) -> dict[str, Any]:
+    """The values of all flags: the default, then the rows whose condition holds, then `given`.
+
+    Rows apply in order: later ones override earlier ones, and a row's condition sees the values
+    that the rows before it left.
+    """
+    values = {name: flag.default for name, flag in flags.items()} | given
+    for condition, row in rows:
+        if holds(condition, config_type(values)):
+            values |= row | given
+    return values
+
+
+def parse(flags: Mapping[str, Flag], argv: Sequence[str] | None
+          ) -> tuple[argparse.ArgumentParser, dict[str, Any], str | None]:
+    """The parser, the flags that were typed (`sys.argv[1:]` if None), and the kind of help wanted.
+
+    Help is None, "short" or "all". Exits with status 2 for a wrong command line.
+    """
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--flag value ...]; --help lists the flags", add_help=False,
+        allow_abbrev=False)
+    # argparse takes -1. and -1e3 for flags, not for numbers.
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+    parser.add_argument("-h", "--help", nargs="?", const="short", choices=("short", "all"))
+    for flag in flags.values():
+        flag.add_to(parser)
+    typed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0].lstrip("-")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{similar(name, flags)}")
+    values = {name: freeze(value) for name, value in vars(typed).items()}
+    return parser, values, values.pop("help")
+
+
+def read_json(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """Flags from a JSON file, such as a run's config.json.
+
+    Raises UserError for a file that cannot be read, an unknown flag and an impossible value.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error}); give a JSON file.") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} holds a {type(values).__name__}; an object of flags and "
+                        "their values is expected.")
+    unknown = sorted(values.keys() - flags.keys())
+    if unknown:
+        raise UserError(f"--config {path} holds {', '.join(unknown)}, which is not a flag"
+                        f"{similar(unknown[0], flags)}; `python train.py --help all` lists them.")
+    return {name: _value_of(path, flags[name], value) for name, value in values.items()}
+
+
+def _value_of(path: str, flag: Flag, value: Any) -> Any:
+    try:
+        return flag.from_json(value)
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"--config {path} has {flag.name} = {value!r}: {error}.") from None
+
+
+def integer(low: float, high: float = math.inf) -> Callable[[str], int]:
+    """A parser of whole numbers in [low, high]."""
+    return _number_parser(int, low, high, -math.inf)
+
+
+def number(low: float = -math.inf, high: float = math.inf, *,
+           above: float = -math.inf) -> Callable[[str], float]:
+    """A parser of finite numbers in [low, high], greater than `above`."""
+    return _number_parser(float, low, high, above)
+
+
+def _number_parser(kind: type, low: float, high: float, above: float) -> Callable[[str], Any]:
+    wanted = _range_in_words(kind, low, high, above)
+
+    def parse_number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and value > above and abs(value) < math.inf):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, not {text}")
+        return value
+
+    parse_number.metavar = "N" if kind is int else "X"
+    return parse_number
+
+
+def _range_in_words(kind: type, low: float, high: float, above: float) -> str:
+    words = "a whole number" if kind is int else "a number"
+    if above > -math.inf:
+        return f"{words} above {above:g}"
+    if high < math.inf:
+        return f"{words} from {low:,} to {high:,}"
+    return f"{words} of at least {low:,}" if low > -math.inf else f"a finite {words[2:]}"
