@@ -1,47 +1,50 @@
 """Random ray batches and whole images of a scene. Formats are in loaders/."""
 
-import json
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import image_utils
 import pose_utils
 from loaders.base import SPLITS, Loader
 from loaders.bounds import cube
 from loaders.checks import (
+    check_array,
     check_forward_facing,
-    checked_array,
-    checked_poses,
+    check_poses,
     near_far,
     read_json,
 )
 from loaders.colmap import Colmap
-from loaders.folders import every_nth, find_scene, fits, image_folder, png_file
+from loaders.folders import every_nth, find_scene, has_size, image_folder, png_file
 from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
+from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
 from loaders.pixels import memory_mapped, read_masks_of
-from loaders.transforms import blender_views, checked_angle, read_frames
-from procedural.scene import write_blender, write_llff
+from loaders.transforms import blender_views
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
-from runtime.files import new_folder
-from structures import Batch
+from structures import Batch, Scene
 
 
-def load_dataset(config, split, device="cpu", read_pixels=True):
+def load_dataset(config, split: str, device: str | torch.device = "cpu",
+                 read_pixels: bool = True) -> "NeRFDataset":
     """The `NeRFDataset` of a config's scene at `split` ("train", "val", "test").
 
     Falls back to "test" if there is no "val" split; `dataset.split` is the one in use. Rays and
     colours arrive on `device`; pixels stay on the CPU. With `read_pixels=False` images are read
-    lazily, and `batch` is unavailable. Raises UserError for files that do not fit.
+    lazily, and `batch` is unavailable. Raises UserError for missing or inconsistent files.
     """
     return NeRFDataset(DATASETS[config.dataset_name](config), split, device, read_pixels)
+
+
+# Pixels.
 
 
 class NeRFDataset:
@@ -50,7 +53,8 @@ class NeRFDataset:
     loader: the scene's format (`loaders.base.Loader`).
     """
 
-    def __init__(self, loader, split, device="cpu", read_pixels=True):
+    def __init__(self, loader: Loader, split: str, device: str | torch.device = "cpu",
+                 read_pixels: bool = True):
         self.loader, self.config, self.device = loader, loader.config, torch.device(device)
         self.split = loader.existing_split(split)
         self.scene = loader.load(self.split)
@@ -60,16 +64,16 @@ class NeRFDataset:
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
 
     @property
-    def split_name(self):
+    def split_name(self) -> str:
         """The split in use as part of a file name."""
         return self.loader.split_name(self.split)
 
-    def scenes(self):
-        """All splits' scenes without pixels: a `dict` of `Scene`."""
+    def scenes(self) -> dict[str, Scene]:
+        """The scenes of all splits, without pixels."""
         return self.loader.scenes()
 
-    def check_same_scene(self, scenes):
-        """Raise UserError unless a run's `scenes` (a `dict` of `Scene`) are this very scene."""
+    def check_same_scene(self, scenes: dict[str, Scene]) -> None:
+        """Raise UserError unless a run's `scenes` have this scene's cameras and lights."""
         known, found = scenes.get(self.split), self.scene.cameras
         if known is None or len(known.cameras) != len(found) or any(
             not torch.allclose(getattr(known.cameras, name), getattr(found, name), atol=1e-5)
@@ -82,13 +86,14 @@ class NeRFDataset:
                             "run; set --data_dir or --scene to where its scene lies now, or "
                             "restore its files.")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.scene.names)
 
-    def batch(self, batch_size, generator=None, rows=slice(None)):
+    def batch(self, batch_size: int, generator: torch.Generator | None = None,
+              rows: slice = slice(None)) -> Batch:
         """Sample `batch_size` pixels with the CPU `generator`; a flat `Batch`.
 
-        rows: a `slice` of that batch to return (a rank's).
+        rows: the slice of that batch to return (a rank's).
         """
         index = self._sample_pixels(batch_size, generator)[rows]
         cam_idx = torch.searchsorted(self.scene.offsets, index, right=True) - 1
@@ -105,7 +110,7 @@ class NeRFDataset:
             batch_index=batch_index,
         )
 
-    def image(self, index):
+    def image(self, index: int) -> Batch:
         """All pixels of one image, row by row: a `Batch` of shape `[h, w]`."""
         width, height = self.scene.cameras.sizes[index].tolist()
         pixels = self._on_device(self._pixels_of(index)).reshape(height, width, -1)
@@ -114,14 +119,14 @@ class NeRFDataset:
         return Batch(rays=rays, rgb=self.loader.to_rgb(pixels, self.scene.background),
                      mask=self.mask(index))
 
-    def mask(self, index):
+    def mask(self, index: int) -> Tensor | None:
         """The valid pixels of one image: `[h, w, 1]`, 1 or 0; None if all are."""
         if not self.scene.mask_files:
             return None
         width, height = self.scene.cameras.sizes[index].tolist()
         return self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
 
-    def ground_truth(self, index):
+    def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
         return self.loader.ground_truth(self.scene, index)
 
@@ -143,7 +148,7 @@ class NeRFDataset:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
         return replace(scene, pixels=pixels, masks=masks)
 
-    def _read_or_map(self, files, num_bytes, read):
+    def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:
         """Bytes `[P, num_bytes]` of all pixels, memory-mapped above `--pixel_memory`."""
         sizes = self.scene.cameras.sizes
         budget = self.config.pixel_memory * 1e9 / distributed.ranks_of_machine()
@@ -167,18 +172,22 @@ class NeRFDataset:
                              self.scene.cameras.sizes[index : index + 1])
 
     def _on_device(self, tensor):
-        """Copy without blocking, which CUDA does for pinned memory alone."""
+        """Copy to the device; on CUDA from pinned memory, so that the copy does not block."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
 
+# Formats. COLMAP, nerfstudio and NeRV are in loaders/.
+
+
 class Blender(Loader):
-    """`transforms_{train,val,test}.json` and RGBA PNGs: NeRF's synthetic scenes."""
+    """NeRF's synthetic scenes: `transforms_{train,val,test}.json` and RGBA PNGs."""
 
     folders = ("nerf_synthetic",)
+    marker = "transforms_train.json"
 
-    def load(self, split):
+    def load(self, split: str) -> Scene:
         path = self._path_of(split)
         meta = read_json(path)
         views = blender_views(meta, path, self.config.factor, png_file, image_utils.image_size)
@@ -188,10 +197,12 @@ class Blender(Loader):
             world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
         )
 
-    def splits(self):
+    def splits(self) -> tuple[str, ...]:
         return tuple(split for split in SPLITS if self._path_of(split).exists())
 
-    def write_demo(self, folder):
+    def write_demo(self, folder: Path) -> None:
+        from procedural.scene import write_blender
+
         write_blender(folder)
 
     def _path_of(self, split):
@@ -199,17 +210,16 @@ class Blender(Loader):
 
 
 class Multicam(Loader):
-    """`metadata.json` and RGBA PNGs of several sizes, as mip-NeRF's multiscale scenes have them."""
+    """mip-NeRF's multiscale scenes: `metadata.json` and RGBA PNGs of several sizes."""
 
     folders = ("nerf_multiscale",)
-    KEYS = ("file_path", "cam2world", "pix2cam", "width", "height", "near", "far", "lossmult",
-            "label")
+    marker = "metadata.json"
     SHAPES = {"pix2cam": (3, 3), "width": (), "height": (), "near": (), "far": (),
-               "lossmult": (), "label": ()}
+              "lossmult": (), "label": ()}
 
-    def load(self, split):
+    def load(self, split: str) -> Scene:
         path = self.root / "metadata.json"
-        meta = self._split(read_json(path), split, path)
+        meta = self._split_metadata(read_json(path), split, path)
         names = [str(name) for name in meta["file_path"]]
         files = [self.root / name for name in names]
         sizes = np.stack([meta["width"], meta["height"]], axis=-1)
@@ -223,7 +233,7 @@ class Multicam(Loader):
                             "own scales, so only --factor 1 fits.")
         near, far = near_far(self.config, meta["near"], meta["far"])
         cameras = make_cameras(
-            checked_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
+            check_poses(meta["cam2world"], path, names), meta["pix2cam"], sizes,
             near=near, far=far, lossmult=meta["lossmult"],
         )
         return self.make_scene(
@@ -232,38 +242,42 @@ class Multicam(Loader):
             world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
         )
 
-    def splits(self):
+    def splits(self) -> tuple[str, ...]:
         meta = read_json(self.root / "metadata.json")
         return tuple(split for split in SPLITS if split in meta)
 
-    def write_demo(self, folder):
+    def write_demo(self, folder: Path) -> None:
+        from procedural.scene import write_blender
+
         blender = find_scene(self.config, Blender.folders, write_blender)
-        # 100 pixels halve evenly only twice.
+        # 100 pixels can be halved evenly only twice.
         convert_to_multiscale(blender, folder, num_scales=3)
 
-    def _split(self, meta, split, path):
+    def _split_metadata(self, meta, split, path):
+        """The lists of a split as arrays, by key. Raises UserError if they are inconsistent."""
         if not isinstance(meta.get(split), dict):
             raise UserError(f"{path} has no split {split!r}; it holds {', '.join(meta) or 'none'}.")
         meta = meta[split]
-        missing = [key for key in self.KEYS if not isinstance(meta.get(key), list)]
+        missing = [key for key in METADATA_KEYS if not isinstance(meta.get(key), list)]
         if missing:
             raise UserError(f"the split {split!r} in {path} has no list {', '.join(missing)}.")
-        counts = {key: len(meta[key]) for key in self.KEYS}
+        counts = {key: len(meta[key]) for key in METADATA_KEYS}
         if len(set(counts.values())) != 1 or not meta["file_path"]:
             raise UserError(f"the lists of {split!r} in {path} have {counts} entries; equal counts "
-                            "of at least 1 are wanted.")
+                            "of at least 1 are expected.")
         for key, shape in self.SHAPES.items():
-            meta[key] = checked_array(meta[key], shape, path, key)
+            meta[key] = check_array(meta[key], shape, path, key)
         return meta
 
 
 class LLFF(Loader):
-    """`poses_bounds.npy` and `images[_factor]/`, as LLFF's forward-facing captures have them."""
+    """LLFF's forward-facing captures: `poses_bounds.npy` and `images[_factor]/`."""
 
     folders = ("nerf_llff_data",)
+    marker = "poses_bounds.npy"
     num_channels = 3
 
-    def load(self, split):
+    def load(self, split: str) -> Scene:
         config = self.config
         folder = image_folder(self.root, config.factor)
         files = image_utils.list_images(folder)
@@ -287,12 +301,31 @@ class LLFF(Loader):
             world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
         )
 
-    def write_demo(self, folder):
+    def write_demo(self, folder: Path) -> None:
+        from procedural.scene import write_llff
+
         write_llff(folder)
 
     def _poses_bounds(self, num_images, folder):
         """Poses, bounds `[N, 2]`, full sizes `[N, 2]` and focal lengths `[N]` as in the file."""
         path = self.root / "poses_bounds.npy"
+        table = self._read_table(path)
+        if len(table) != num_images:
+            raise UserError(f"{path} has {len(table)} poses but {folder} has {num_images} images.")
+        table = table.astype(np.float64)
+        matrices = table[:, :15].reshape(-1, 3, 5)
+        down, right, rest = np.split(matrices[:, :, :4], [1, 2], axis=2)
+        names = [f"row {i}" for i in range(len(table))]
+        poses = check_poses(np.concatenate([right, -down, rest], axis=2), path, names)
+        bounds, hwf = table[:, 15:], matrices[:, :, 4]
+        if not np.isfinite(table).all() or (hwf <= 0).any():
+            raise UserError(f"{path} has a size or focal length that is not above 0.")
+        if (bounds[:, 0] <= 0).any() or (bounds[:, 0] >= bounds[:, 1]).any():
+            raise UserError(f"{path} has bounds that are not 0 < near < far.")
+        return poses, bounds, hwf[:, [1, 0]], hwf[:, 2]
+
+    def _read_table(self, path):
+        """The array `[N, 17]` of `poses_bounds.npy`. Raises UserError if the file is damaged."""
         try:
             with open(path, "rb") as file:
                 table = np.lib.format.read_array(file, allow_pickle=False)
@@ -303,23 +336,11 @@ class LLFF(Loader):
         rows_fit = table.ndim == 2 and table.shape[1] == 17 and len(table) > 0
         if not rows_fit or table.dtype.kind not in "fiu":
             raise UserError(f"{path} has {table.dtype} numbers of shape {table.shape}; real ones "
-                            "of shape [N, 17] are wanted.")
-        if len(table) != num_images:
-            raise UserError(f"{path} has {len(table)} poses but {folder} has {num_images} images.")
-        table = table.astype(np.float64)
-        matrices = table[:, :15].reshape(-1, 3, 5)
-        down, right, rest = np.split(matrices[:, :, :4], [1, 2], axis=2)
-        names = [f"row {i}" for i in range(len(table))]
-        poses = checked_poses(np.concatenate([right, -down, rest], axis=2), path, names)
-        bounds, hwf = table[:, 15:], matrices[:, :, 4]
-        if not np.isfinite(table).all() or (hwf <= 0).any():
-            raise UserError(f"{path} has a size or focal length that is no number above 0.")
-        if (bounds[:, 0] <= 0).any() or (bounds[:, 0] >= bounds[:, 1]).any():
-            raise UserError(f"{path} has bounds that are not 0 < near < far.")
-        return poses, bounds, hwf[:, [1, 0]], hwf[:, 2]
+                            "of shape [N, 17] are expected.")
+        return table
 
     def _align_poses(self, poses, scaling):
-        """The scaled world, recentred over all views, and spherified when asked."""
+        """Poses scaled and recentred (with `--spherify` also spherified), and the similarity."""
         with np.errstate(all="ignore"):
             poses = pose_utils.transform_poses(poses, scaling)
             poses, transform = pose_utils.recentre(poses)
@@ -333,6 +354,7 @@ class LLFF(Loader):
         return poses, transform
 
     def _near_far(self, bounds):
+        """The range of t: [0, 1] in NDC, else from the bounds of all views."""
         if self.config.ndc:
             near, far = 0.0, 1.0
         else:
@@ -340,15 +362,15 @@ class LLFF(Loader):
         return near_far(self.config, near, far)
 
     def _intrinsics(self, files, full_sizes, focals):
-        """Sizes, pixel-to-camera matrices, and the focal length that NDC uses."""
+        """Sizes and pixel-to-camera matrices per image, and the focal length for NDC."""
         sizes, pixtocams, factor = [], [], self.config.factor
         for file, full, focal in zip(files, full_sizes, focals, strict=True):
             size = np.array(image_utils.image_size(file))
-            wanted = full / factor
-            if not fits(size, wanted):
+            expected = full / factor
+            if not has_size(size, expected):
                 raise UserError(
                     f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy says {full[0]:.0f}x"
-                    f"{full[1]:.0f} in full, so {wanted[0]:.0f}x{wanted[1]:.0f} at --factor "
+                    f"{full[1]:.0f} in full, so {expected[0]:.0f}x{expected[1]:.0f} at --factor "
                     f"{factor}."
                 )
             focal_x, focal_y = focal * size / full
@@ -357,59 +379,7 @@ class LLFF(Loader):
         return sizes, pixtocams, float(focals[0] * sizes[0][0] / full_sizes[0][0])
 
 
-DATASETS = {"blender": Blender, "colmap": Colmap, "llff": LLFF, "multicam": Multicam,
-            "nerfstudio": Nerfstudio, "nerv": LitBlender}
-
-
-def convert_to_multiscale(blender_dir, out_dir, num_scales=4):
-    """Write a Blender scene as the multiscale scene of mip-NeRF's official code, to the byte.
-
-    Each image is halved `num_scales` - 1 times by the mean of 2x2 straight RGBA values in
-    float32, and each is saved by truncation; level j weighs 4^j. Splits that the source lacks are
-    left out. Raises UserError where a side is odd before the last level.
-    """
-    blender_dir, out_dir = Path(blender_dir), Path(out_dir)
-    splits = [s for s in SPLITS if (blender_dir / f"transforms_{s}.json").exists()]
-    if not splits:
-        raise UserError(f"{blender_dir} has no transforms_*.json; a Blender scene is wanted.")
-    if out_dir.exists():
-        raise UserError(f"{out_dir} is there already; remove it or choose another folder.")
-    with new_folder(out_dir) as folder:
-        meta = {s: _convert_split(blender_dir, folder, s, num_scales) for s in splits}
-        (folder / "metadata.json").write_text(json.dumps(meta, indent=1))
-
-
-def _convert_split(blender_dir, folder, split, num_scales):
-    path = blender_dir / f"transforms_{split}.json"
-    transforms = read_json(path)
-    angle = checked_angle(transforms, path)
-    meta = {key: [] for key in (*Multicam.KEYS, "focal")}
-    (folder / f"images_{split}").mkdir()
-    for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
-        file = png_file(blender_dir, source)
-        image = image_utils.read_image(file, 4).astype(np.float32) / 255
-        focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
-        for level in range(num_scales):
-            height, width = image.shape[:2]
-            name = f"images_{split}/{i:03d}_d{level}.png"
-            image_utils.write_image(folder / name, np.uint8(image * 255))
-            scaled = focal / 2**level
-            row = {
-                "file_path": name, "cam2world": matrix, "width": width,
-                "height": height, "focal": scaled, "label": level, "near": 2.0, "far": 6.0,
-                "lossmult": 4.0**level,
-                "pix2cam": pixtocam(scaled, scaled, width, height).tolist(),
-            }
-            for key, value in row.items():
-                meta[key].append(value)
-            if level < num_scales - 1:
-                image = _downsample_by_two(image, file, num_scales)
-    return meta
-
-
-def _downsample_by_two(image, file, num_scales):
-    height, width = image.shape[:2]
-    if height % 2 or width % 2:
-        raise UserError(f"{file} comes to {width}x{height}, which cannot be halved for "
-                        f"--num_scales {num_scales}; use fewer scales.")
-    return image.reshape(height // 2, 2, width // 2, 2, -1).mean(axis=(1, 3))
+# In the order in which the format of a folder is detected: a multiscale or COLMAP scene may also
+# hold the marker of a later format.
+DATASETS = {"multicam": Multicam, "blender": Blender, "nerv": LitBlender, "colmap": Colmap,
+            "nerfstudio": Nerfstudio, "llff": LLFF}

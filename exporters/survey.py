@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import coord
-from cameras.paths import look
+from cameras.paths import summarize_cameras
 from ray_utils import pixels_to_rays, points_to_pixels
 from rendering import render_image, world_distance
 from runtime.errors import UserError
@@ -54,7 +54,7 @@ def survey_scene(model, scene, chunk=None, occupancy=None):
     surroundings of an unbounded capture would leave few points of the grid for its middle.
     """
     cameras = scene.cameras
-    view = look(cameras)
+    view = summarize_cameras(cameras)
     pixels = cameras.sizes.prod(dim=-1)
     # Of a Multicam scene, the finest scale alone.
     large = torch.nonzero(2 * pixels > pixels.max())[:, 0]

@@ -1,86 +1,94 @@
 """Base class of the loaders: a format's files to a `Scene` without its pixels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loaders.folders import find_scene
 from loaders.pixels import composite, read_pixels_of
-from structures import Scene
+from structures import Cameras, Scene
 
 SPLITS = ("train", "val", "test")
 
-# Which split stands in for one that the files do not list.
+# The splits to try, in order, for each requested split. The only place with this rule.
 FALLBACKS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
 
 
 class Loader(ABC):
-    """One format: reads what a scene's files say, and leaves the pixels to `NeRFDataset`.
+    """One format: reads the metadata of a scene's files and leaves the pixels to `NeRFDataset`.
 
-    A subclass names the `folders` inside `--data_dir` where its scenes lie and the `num_channels`
-    of their images, and defines `load`, `write_demo` and, where not all three exist, `splits`.
-    pixel_type: of stored pixels. reprojection_error: mean over the known points, in pixels of the
-    full size; None if the files do not say.
+    A subclass sets the class attributes below and defines `load`, `write_demo` and, if a scene
+    may lack a split, `splits`.
+
+    folders: folders inside `--data_dir` that are searched for a scene of this format.
+    marker: a file or folder that identifies a scene folder of this format.
+    num_channels: channels of the stored pixels; pixel_type: their dtype.
+    reprojection_error: mean over the known points, in pixels of the full size; None if unknown.
     """
 
-    folders = ()
-    num_channels = 4
-    pixel_type = torch.uint8
-    reprojection_error = None
+    folders: tuple[str, ...] = ()
+    marker: str = ""
+    num_channels: int = 4
+    pixel_type: torch.dtype = torch.uint8
+    reprojection_error: float | None = None
 
     def __init__(self, config):
         self.config = config
         self.root = find_scene(config, self.folders, self.write_demo)
 
     @abstractmethod
-    def load(self, split):
-        """The `Scene` of a split, its pixels None. Raises UserError for files that do not fit."""
+    def load(self, split: str) -> Scene:
+        """The `Scene` of a split without its pixels. Raises UserError for inconsistent files."""
 
     @abstractmethod
-    def write_demo(self, folder):
-        """Write the procedural scene into `folder` in this format."""
+    def write_demo(self, folder: Path) -> None:
+        """Write the procedural demo scene into `folder` in this format."""
 
-    def splits(self):
-        """The splits that the files hold."""
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the files define."""
         return SPLITS
 
-    def existing_split(self, split):
-        """`split`, or the one that stands in for it where the files do not hold it."""
-        there = self.splits()
-        return next((name for name in FALLBACKS[split] if name in there), split)
+    def existing_split(self, split: str) -> str:
+        """`split`, or its fallback (`FALLBACKS`) if the files do not define it."""
+        existing = self.splits()
+        return next((name for name in FALLBACKS[split] if name in existing), split)
 
-    def scenes(self):
-        """All splits' scenes without the places of their files, as a checkpoint keeps them."""
+    def scenes(self) -> dict[str, Scene]:
+        """The scenes of all splits without file paths, as a checkpoint stores them."""
         return {split: replace(self.load(split), files=(), mask_files=())
                 for split in self.splits()}
 
-    def split_name(self, split):
+    def split_name(self, split: str) -> str:
         """The split as part of a file name."""
         return split
 
-    def read(self, files, sizes):
-        """The stored pixels of images as bytes `[P, B]`, resized to `sizes [N, 2]`."""
+    def read(self, files: Sequence[str], sizes: Tensor) -> Tensor:
+        """The stored pixels of images as uint8 `[P, B]`, resized to `sizes [N, 2]`."""
         return read_pixels_of(files, sizes, self.num_channels)
 
-    def to_rgb(self, pixels, background):
+    def to_rgb(self, pixels: Tensor, background: float) -> Tensor:
         """Stored pixels `[..., C]` as float RGB `[..., 3]` in [0, 1] on a background."""
         return composite(pixels, background)
 
-    def points(self):
+    def points(self) -> np.ndarray:
         """Known surface points `[M, 3]` in the cameras' world; M is 0 if the files have none."""
         return np.empty((0, 3))
 
-    def ground_truth(self, scene, index):
+    def ground_truth(self, scene: Scene, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
         return {}
 
-    def make_scene(self, *, files, cameras, names, mask_files=(), **facts):
-        """A `Scene` whose image sizes are those of its cameras."""
+    def make_scene(self, *, files: Sequence, cameras: Cameras, names: Sequence[str],
+                   mask_files: Sequence = (), **fields) -> Scene:
+        """A `Scene` whose image sizes are those of its cameras; `fields` are its other fields."""
         ends = cameras.sizes.prod(dim=-1).cumsum(0)
         return Scene(
             pixels=None, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
             names=tuple(names), files=tuple(map(str, files)), mask_files=tuple(mask_files),
-            background=float(self.config.white_bkgd), **facts,
+            background=float(self.config.white_bkgd), **fields,
         )

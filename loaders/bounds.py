@@ -1,47 +1,49 @@
-"""Range and bounding box of captures."""
+"""Ray range (near, far) and bounding box of captures, from sparse points or cameras alone."""
 
 import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import pose_utils
 from ray_utils import points_to_pixels
+from structures import Cameras
 
-# What lies nearer or farther than all but this share of what the views see of the sparse points
-# is taken for an error; the range is then widened by a tenth.
-STRAY_PERCENT = 0.1
+# This percentage of the visible points is treated as outliers at each end of the depth range; the
+# remaining range is then widened by a tenth.
+OUTLIER_PERCENT = 0.1
 
-# As many points suffice to tell the range and the box.
-MOST_POINTS = 20_000
+# This many points suffice to estimate the range.
+MAX_POINTS = 20_000
 
-# Without points: near and far as multiples of the cameras' distance to what they look at.
-# In four captures, features lie between 0.43 and 6.6 of it.
-NEAR_SHARE, FAR_SHARE = 0.2, 10.0
+# Without points: near and far as multiples of the cameras' distance to their focus point. In four
+# captures, features lay between 0.43 and 6.6 times that distance.
+NEAR_RATIO, FAR_RATIO = 0.2, 10.0
 
 
-def cube(half_width):
+def cube(half_width: float) -> Tensor:
     """The corners `[2, 3]` of a cube about the origin."""
     return torch.tensor([[-half_width] * 3, [half_width] * 3])
 
 
-def seen_range(cameras, points):
-    """The range of t in which cameras see points `[M, 3]`, widened a little; None if none is seen.
+def visible_range(cameras: Cameras, points: np.ndarray) -> tuple[float, float] | None:
+    """The range of t in which cameras see points `[M, 3]`, slightly widened; None if they see none.
 
-    A tenth of a percent of what is seen is left out at each end.
+    A tenth of a percent of the visible points is ignored at each end.
     """
     points = torch.as_tensor(points, dtype=torch.float32)
-    points = points[:: max(1, math.ceil(len(points) / MOST_POINTS))]
-    seen = [_seen_distances(cameras, i, points) for i in range(len(cameras))]
-    seen = np.concatenate([np.zeros(0), *seen])
-    if not seen.size:
+    points = points[:: max(1, math.ceil(len(points) / MAX_POINTS))]
+    distances = [_visible_distances(cameras, i, points) for i in range(len(cameras))]
+    distances = np.concatenate([np.zeros(0), *distances])
+    if not distances.size:
         return None
-    near, far = np.percentile(seen, [STRAY_PERCENT, 100 - STRAY_PERCENT])
+    near, far = np.percentile(distances, [OUTLIER_PERCENT, 100 - OUTLIER_PERCENT])
     return 0.9 * near, 1.1 * far
 
 
-def _seen_distances(cameras, index, points):
-    """The t of those `points` that lie in one camera's picture."""
+def _visible_distances(cameras, index, points):
+    """The t of those `points` that project into one camera's image."""
     pixels, depth = points_to_pixels(cameras, torch.full((len(points),), index), points)
     inside = ((pixels >= 0) & (pixels <= cameras.sizes[index])).all(dim=-1)
     fisheye = cameras.fisheye is not None and bool(cameras.fisheye[index])
@@ -49,21 +51,23 @@ def _seen_distances(cameras, index, points):
     return t[inside & (t > 0)].numpy()
 
 
-def cameras_range(camtoworlds):
-    """A range of t where there are no points: shares of the distance to what cameras look at."""
+def range_from_cameras(camtoworlds: np.ndarray) -> tuple[float, float]:
+    """The range of t if there are no points: multiples of the cameras' distance to their focus."""
     distance = _distance_to_focus(camtoworlds)
-    return NEAR_SHARE * distance, FAR_SHARE * distance
+    return NEAR_RATIO * distance, FAR_RATIO * distance
 
 
 def _distance_to_focus(camtoworlds):
+    """The median distance of the cameras to the point that they look at."""
     offset = camtoworlds[:, :, 3] - pose_utils.focus_point(camtoworlds)
     return float(np.median(np.linalg.norm(offset, axis=-1)))
 
 
-def content_box(camtoworlds, points):
+def bounding_box(camtoworlds: np.ndarray, points: np.ndarray) -> Tensor:
     """The corners `[2, 3]` of a box around the cameras and nearly all points `[M, 3]`.
 
-    Without points it holds the cameras and what lies as near to their focus as they do.
+    Without points, the box holds the cameras and a cube about their focus point whose half width
+    is their distance to it.
     """
     if not len(points):
         focus, distance = pose_utils.focus_point(camtoworlds), _distance_to_focus(camtoworlds)

@@ -1,42 +1,47 @@
-"""What COLMAP and nerfstudio captures share."""
+"""Base class of COLMAP and nerfstudio captures: alignment, ray range and bounding box."""
 
 from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import pose_utils
 from loaders.base import Loader
-from loaders.bounds import cameras_range, content_box, seen_range
+from loaders.bounds import bounding_box, range_from_cameras, visible_range
 from loaders.checks import near_far
-from loaders.lenses import make_cameras
+from loaders.lenses import Lens, make_cameras
 from runtime.errors import UserError
+from structures import Cameras, Scene
 
 
 class Views(NamedTuple):
-    """What is known of N photographs, sorted by name, in the coordinates of their files.
+    """N photographs and their cameras, sorted by name, in the coordinates of the files.
 
-    names; files: as used at `--factor`; camtoworlds: `[N, 3, 4]`, OpenGL axes; lenses: N `Lens`;
-    sizes: (width, height) of the pictures to be made of the files; points: `[M, 3]` on surfaces,
-    M may be 0; mask_files: N files or None each, empty if no view has a mask; reprojection_error:
-    the points' mean, in pixels of the full size, None where the files do not tell.
+    names: of the photographs; files: their image files at `--factor`.
+    camtoworlds: `[N, 3, 4]`, OpenGL axes; lenses: N `Lens`.
+    sizes: (width, height) to which each image file is resized.
+    points: `[M, 3]` on surfaces; M may be 0.
+    mask_files: a file or None for each view; empty if no view has a mask.
+    reprojection_error: mean over the points, in pixels of the full size; None if unknown.
     """
 
-    names: list
-    files: list
+    names: list[str]
+    files: list[Path]
     camtoworlds: np.ndarray
-    lenses: list
-    sizes: list
+    lenses: list[Lens]
+    sizes: list[tuple[int, int]]
     points: np.ndarray
-    mask_files: list
+    mask_files: list[str | None]
     reprojection_error: float | None = None
 
 
-def view_cameras(views, camtoworlds):
-    """The `Cameras` of views whose poses were moved to `camtoworlds`, with t from 0 to 1."""
+def view_cameras(views: Views, camtoworlds: np.ndarray) -> Cameras:
+    """The `Cameras` of views whose poses were moved to `camtoworlds`; t runs from 0 to 1."""
     lenses = views.lenses
     distortion = torch.tensor([lens.distortion for lens in lenses], dtype=torch.float32)
     fisheye = torch.tensor([lens.fisheye for lens in lenses])
@@ -50,20 +55,20 @@ def view_cameras(views, camtoworlds):
 
 
 class Capture(Loader):
-    """Own photographs, with the cameras that structure from motion found for them.
+    """The user's own photographs with cameras from structure from motion.
 
     A subclass defines `read_views() -> Views` and `split_index(split)`.
     """
 
     @abstractmethod
-    def read_views(self):
+    def read_views(self) -> Views:
         """The `Views` of all splits."""
 
     @abstractmethod
-    def split_index(self, split):
+    def split_index(self, split: str) -> list[int]:
         """The indices of a split's views."""
 
-    def load(self, split):
+    def load(self, split: str) -> Scene:
         views, index = self.views, self.split_index(split)
         cameras, transform, box = self.aligned
         return self.make_scene(
@@ -75,28 +80,28 @@ class Capture(Loader):
         )
 
     @cached_property
-    def views(self):
-        """What `read_views` tells, read once."""
+    def views(self) -> Views:
+        """The result of `read_views`, read once."""
         return self.read_views()
 
-    def points(self):
+    def points(self) -> np.ndarray:
         _, transform, _ = self.aligned
         return pose_utils.transform_points(self.views.points, transform)
 
     @property
-    def reprojection_error(self):
+    def reprojection_error(self) -> float | None:
         return self.views.reprojection_error
 
     @cached_property
-    def aligned(self):
-        """All views' aligned `Cameras`, the similarity that aligned them, and the scene's box."""
+    def aligned(self) -> tuple[Cameras, np.ndarray, Tensor]:
+        """All views' aligned `Cameras`, the similarity `[4, 4]` that aligned them, and the box."""
         views = self.views
         if np.ptp(views.camtoworlds[:, :, 3], axis=0).max() == 0:
             raise UserError(f"{self.root} has {len(views.names)} camera(s) in one place, which "
-                            "tells no scale; views from several places are wanted.")
+                            "leaves the scale open; views from several places are expected.")
         camtoworlds, transform = pose_utils.align_pca(views.camtoworlds)
         points = pose_utils.transform_points(views.points, transform)
         cameras = view_cameras(views, camtoworlds)
-        near, far = seen_range(cameras, points) or cameras_range(camtoworlds)
+        near, far = visible_range(cameras, points) or range_from_cameras(camtoworlds)
         near, far = near_far(self.config, near, far)
-        return replace(cameras, near=near, far=far), transform, content_box(camtoworlds, points)
+        return replace(cameras, near=near, far=far), transform, bounding_box(camtoworlds, points)

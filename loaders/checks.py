@@ -1,16 +1,19 @@
-"""Reading and checking a scene's files; whatever is wrong becomes a UserError."""
+"""Read and validate values of a scene's files; every defect becomes a UserError."""
 
 import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 import pose_utils
 from ray_utils import corner_rays
 from runtime.errors import UserError, first_line
+from structures import Cameras
 
 
-def read_json(path):
+def read_json(path: Path) -> dict:
     """A JSON object from a file of the scene."""
     try:
         value = json.loads(path.read_text())
@@ -19,12 +22,12 @@ def read_json(path):
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is wanted.")
+        raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is expected.")
     return value
 
 
-def checked_poses(poses, path, names):
-    """Poses as float64 `[N, 3, 4]`; raises UserError naming the first that is no rigid motion."""
+def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
+    """Poses as float64 `[N, 3, 4]`. Raises UserError naming the first that is not rigid."""
     try:
         poses = np.asarray(poses, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -38,35 +41,35 @@ def checked_poses(poses, path, names):
     return poses[:, :3]
 
 
-def checked_range(near, far, lindisp):
-    """near and far, numbers or one per camera, as float64.
+def check_range(near, far, lindisp: bool) -> tuple[np.ndarray, np.ndarray]:
+    """near and far as float64; each is a number, or one per camera.
 
-    Raises UserError unless 0 <= near < far; for samples linear in disparity, 0 < near.
+    Raises UserError unless 0 <= near < far (0 < near if samples are linear in disparity).
     """
     near, far = np.asarray(near, dtype=np.float64), np.asarray(far, dtype=np.float64)
     if lindisp and (near <= 0).any():
         raise UserError("--lindisp divides by near, which is 0 here; set --near or --no-lindisp.")
     if not ((near >= 0) & (near < far) & np.isfinite(far)).all():
-        raise UserError(f"near {near.max():g} and far {far.min():g} do not make a range; set "
-                        "--near and --far.")
+        raise UserError(f"near {near.max():g} and far {far.min():g} are not a range; set --near "
+                        "and --far.")
     return near, far
 
 
-def checked_array(values, shape, path, key):
-    """A list of finite `shape`d numbers from a file, lossmult above 0, as float64 `[N, *shape]`."""
+def check_array(values: Sequence, shape: tuple[int, ...], path: Path, key: str) -> np.ndarray:
+    """A list of finite values of one `shape` as float64 `[N, *shape]`; lossmult is above 0."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         array = np.empty(0)
     if array.shape[1:] != shape or len(array) != len(values) or not np.isfinite(array).all():
-        raise UserError(f"{path} has entries of {key} that are no finite numbers of shape {shape}.")
+        raise UserError(f"{path} has entries of {key} that are not finite or not of shape {shape}.")
     if key == "lossmult" and (array <= 0).any():
         raise UserError(f"{path} has a lossmult that is not above 0.")
     return array
 
 
-def check_forward_facing(cameras, files):
-    """Raise UserError for a camera with rays that do not go towards -z: NDC has none for them."""
+def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:
+    """Raise UserError if a camera has a ray with z >= 0, which NDC cannot represent."""
     steepest = corner_rays(cameras).viewdirs[..., 2].amax(dim=-1)
     worst = int(steepest.argmax())
     if steepest[worst] >= 0:
@@ -77,11 +80,11 @@ def check_forward_facing(cameras, files):
         )
 
 
-def near_far(config, near=None, far=None):
-    """The range of t: `--near` and `--far` where given, else the scene's; numbers, one per camera.
+def near_far(config, near=None, far=None) -> tuple[np.ndarray, np.ndarray]:
+    """The range of t: `--near` and `--far` if given, else the scene's (numbers, or one per camera).
 
-    Raises UserError as `checked_range` does.
+    The only place where these flags override a scene. Raises UserError as `check_range` does.
     """
     near = near if config.near is None else config.near
     far = far if config.far is None else config.far
-    return checked_range(near, far, config.lindisp)
+    return check_range(near, far, config.lindisp)

@@ -1,6 +1,8 @@
-"""Where scenes and their images lie, and which views are for tests."""
+"""Locate scenes and image folders, and choose the test views."""
 
 import hashlib
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,37 +11,52 @@ import image_utils
 from runtime.errors import UserError
 from runtime.files import new_folder, writable_folder
 
+logger = logging.getLogger(__name__)
+
 DEMO = "demo"
 
+# Above this relative difference an image does not have the size that a file states.
+SIZE_TOLERANCE = 0.01
 
-def find_scene(config, folders, write_demo):
-    """The folder of `--scene`; the demo scene is made by `write_demo(folder)` on first use."""
+
+# Scenes.
+
+
+def find_scene(config, folders: Sequence[str], write_demo: Callable[[Path], None]) -> Path:
+    """The folder of `--scene`. The demo scene is created by `write_demo(folder)` on first use.
+
+    A path is used as it is; a name is searched in `folders` of `--data_dir`, then in `--data_dir`.
+    Raises UserError if no such folder exists.
+    """
     data_dir = Path(config.data_dir)
     if Path(config.scene).is_absolute():
-        places = [Path(config.scene)]
+        candidates = [Path(config.scene)]
     else:
-        places = [data_dir / folder / config.scene for folder in folders]
-        places.append(data_dir / config.scene)
-    for place in places:
-        if place.is_dir():
-            return place
+        candidates = [data_dir / folder / config.scene for folder in folders]
+        candidates.append(data_dir / config.scene)
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
     if config.scene == DEMO:
         folder = writable_folder(data_dir / folders[0], folders[0]) / DEMO
         if not folder.is_dir():
-            print(f"Making the demo scene in {folder} ...", flush=True)
+            logger.info("Creating the demo scene in %s ...", folder)
             write_demo(folder)
         return folder
-    looked = " or ".join(str(place) for place in places)
+    searched = " or ".join(str(folder) for folder in candidates)
     raise UserError(
-        f"the scene {config.scene!r} is not at {looked}; download it (scripts/download_*.sh) or "
+        f"the scene {config.scene!r} is not at {searched}; download it (scripts/download_*.sh) or "
         "set --data_dir and --scene (a name or a path)."
     )
 
 
-def image_folder(root, factor):
-    """The folder of images at `factor`: the shipped one, or one made from the next finer one.
+# Image folders.
 
-    Raises UserError where the scene ships nothing as fine as `factor`.
+
+def image_folder(root: Path, factor: int) -> Path:
+    """The folder of images at `factor`: shipped with the scene, or made from the next finer one.
+
+    Raises UserError if the scene ships no images at `factor` or finer.
     """
     name = "images" if factor == 1 else f"images_{factor}"
     if (root / name).is_dir():
@@ -47,20 +64,20 @@ def image_folder(root, factor):
     shipped = shipped_folders(root)
     finer = [f for f in shipped if f < factor]
     if not finer:
-        there = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
+        available = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
         raise UserError(f"{root} has no images at --factor {factor} or finer; it ships: "
-                        f"{there}. Set --factor to one of these or a coarser one.")
+                        f"{available}. Set --factor to one of these or a coarser one.")
     source = max(finer)
-    # Scenes of the same name must not share a folder in the cache.
+    # The digest keeps scenes of the same name apart in the cache.
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     target = writable_folder(root, f"{root.name}_{digest}") / name
     if not target.is_dir():
-        _make_smaller(shipped[source], target, factor, factor / source)
+        _downsample_folder(shipped[source], target, factor, factor / source)
     return target
 
 
-def shipped_folders(root):
-    """The folders of images that a scene ships: a `dict` from factors."""
+def shipped_folders(root: Path) -> dict[int, Path]:
+    """The image folders that a scene ships, by factor."""
     shipped = {1: root / "images"} if (root / "images").is_dir() else {}
     for folder in root.glob("images_*"):
         if folder.name[7:].isdigit() and folder.is_dir():
@@ -68,9 +85,10 @@ def shipped_folders(root):
     return shipped
 
 
-def _make_smaller(source, target, factor, ratio):
+def _downsample_folder(source, target, factor, ratio):
+    """Write all images of `source` to `target`, smaller by `ratio`, by area averages."""
     files = image_utils.list_images(source)
-    print(f"Making {len(files)} images at --factor {factor} in {target} ...")
+    logger.info("Making %d images at --factor %d in %s ...", len(files), factor, target)
     with new_folder(target) as folder:
         for file in files:
             image = image_utils.read_image(file, 3)
@@ -81,8 +99,38 @@ def _make_smaller(source, target, factor, ratio):
             image_utils.write_image(made, small)
 
 
-def every_nth(split, count, hold, source):
-    """Indices of a split of `count` views: every `hold`-th is a test view, and validates too."""
+# Image files.
+
+
+def find_image(path: Path) -> Path | None:
+    """The image file `path`, whose suffix may be missing or differ; None if there is no file."""
+    if path.suffix.lower() in image_utils.IMAGE_SUFFIXES:
+        if path.is_file():
+            return path
+        path = path.with_suffix("")
+    suffixes = sorted(image_utils.IMAGE_SUFFIXES)
+    candidates = (Path(f"{path}{s}") for s in (*suffixes, *map(str.upper, suffixes)))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def png_file(folder: Path, name: str) -> Path:
+    """The image file of a Blender frame, whose name may lack its suffix."""
+    return folder / (name if name.lower().endswith(".png") else f"{name}.png")
+
+
+def has_size(size: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether (width, height) are as expected, up to rounding."""
+    return bool((np.abs(size - expected) <= np.maximum(1, SIZE_TOLERANCE * expected)).all())
+
+
+# Views.
+
+
+def every_nth(split: str, count: int, hold: int, source: Path) -> list[int]:
+    """Indices of a split of `count` views: every `hold`-th is for "test" and "val", the rest train.
+
+    Raises UserError if the split is empty.
+    """
     held_out = [i for i in range(count) if i % hold == 0]
     index = sorted(set(range(count)) - set(held_out)) if split == "train" else held_out
     if not index:
@@ -91,33 +139,8 @@ def every_nth(split, count, hold, source):
     return index
 
 
-def find_image(path):
-    """The image file of that path, which may lack its ending or have another one; else None."""
-    if path.suffix.lower() in image_utils.IMAGE_SUFFIXES:
-        if path.is_file():
-            return path
-        path = path.with_suffix("")
-    endings = sorted(image_utils.IMAGE_SUFFIXES)
-    found = (Path(f"{path}{e}") for e in (*endings, *map(str.upper, endings)))
-    return next((file for file in found if file.is_file()), None)
-
-
-def png_file(folder, name):
-    """The file of a Blender frame, which is named with or without its ending."""
-    return folder / (name if name.lower().endswith(".png") else f"{name}.png")
-
-
-def report_left_out(source, reason, names):
-    """One printed line about views of `source` that are not used."""
+def log_left_out(source: Path, reason: str, names: Sequence[str]) -> None:
+    """Log one line with the views of `source` that are not used."""
     if names:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        print(f"{source}: left out {len(names)} {reason}: {listed}", flush=True)
-
-
-# Above this share of difference an image does not have the size or shape that a file states.
-SIZE_TOLERANCE = 0.01
-
-
-def fits(size, wanted):
-    """Whether (width, height) are as wanted, but for rounding."""
-    return bool((np.abs(size - wanted) <= np.maximum(1, SIZE_TOLERANCE * wanted)).all())
+        logger.info("%s: left out %d %s: %s", source, len(names), reason, listed)

@@ -1,18 +1,19 @@
-"""Intrinsics and lens distortion of the formats."""
+"""Intrinsics and lens distortion, from each format's parameters to `Lens` and `Cameras`."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import image_utils
-from loaders.folders import fits
+from loaders.folders import has_size
 from runtime.errors import UserError
 from structures import Cameras
 
-# The lens models that rays can be made for, by COLMAP's names (nerfstudio's are the same), and
-# their parameters in COLMAP's order.
+# The supported lens models by their COLMAP names (nerfstudio uses the same), and their parameters
+# in COLMAP's order.
 LENSES = {
     "SIMPLE_PINHOLE": "f cx cy",
     "PINHOLE": "fx fy cx cy",
@@ -26,19 +27,20 @@ LENSES = {
 
 
 class Lens(NamedTuple):
-    """A camera's intrinsics for pictures of `size` (width, height), in pixels.
+    """A camera's intrinsics in pixels, for images of `size` (width, height).
 
+    focal, centre: focal lengths and principal point, (x, y) each.
     distortion: k1, k2, k3, k4, p1, p2 as in `Cameras`.
     """
 
-    size: tuple
-    focal: tuple
-    centre: tuple
-    distortion: tuple
+    size: tuple[float, float]
+    focal: tuple[float, float]
+    centre: tuple[float, float]
+    distortion: tuple[float, ...]
     fisheye: bool
 
-    def pixtocam(self, width, height):
-        """`[3, 3]` for the same picture of another size."""
+    def pixtocam(self, width: int, height: int) -> np.ndarray:
+        """The pixel-to-camera matrix `[3, 3]` of the same image resized to width x height."""
         full_width, full_height = self.size
         return pixtocam(
             self.focal[0] * width / full_width, self.focal[1] * height / full_height,
@@ -46,14 +48,14 @@ class Lens(NamedTuple):
         )
 
 
-def make_lens(model, values, size, source):
+def make_lens(model: str, values: dict, size, source) -> Lens:
     """A `Lens` from the name of its model and a `dict` of its parameters.
 
-    Raises UserError naming `source` for other models, and for numbers that make no lens.
+    Raises UserError naming `source` if the model is not supported or a parameter is invalid.
     """
     if model not in LENSES:
         raise UserError(
-            f"{source} has a camera of the model {model}; undistort the images with COLMAP "
+            f"{source} has a camera with lens model {model}; undistort the images with COLMAP "
             f"(image_undistorter), or fit one of {', '.join(LENSES)}."
         )
     focal = values.get("fx", values.get("f")), values.get("fy", values.get("f"))
@@ -64,14 +66,16 @@ def make_lens(model, values, size, source):
     if not np.isfinite(numbers).all() or (numbers[:4] <= 0).any():
         raise UserError(f"{source} has a camera with size {lens.size}, focal lengths {focal}, "
                         f"principal point {lens.centre} and distortion {distortion}; finite "
-                        "numbers are wanted, sizes and focal lengths above 0.")
+                        "numbers are expected, sizes and focal lengths above 0.")
     return lens
 
 
-def pixtocam(focal_x, focal_y, width, height, centre=(0.5, 0.5)):
-    """`[3, 3]` from pixels to OpenGL camera directions.
+def pixtocam(focal_x: float, focal_y: float, width: float, height: float,
+             centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The matrix `[3, 3]` from pixels (x, y, 1) to OpenGL camera directions with z = -1.
 
-    centre: the principal point as shares of width and height.
+    focal_x, focal_y, width, height: in pixels.
+    centre: the principal point as fractions of width and height.
     """
     return np.array([
         [1 / focal_x, 0, -centre[0] * width / focal_x],
@@ -80,32 +84,33 @@ def pixtocam(focal_x, focal_y, width, height, centre=(0.5, 0.5)):
     ])
 
 
-def make_cameras(camtoworlds, pixtocams, sizes, **facts):
-    """`Cameras` in float32 from float64 arrays."""
+def make_cameras(camtoworlds, pixtocams, sizes, **fields) -> Cameras:
+    """`Cameras` in float32 from float64 arrays; `fields` are the other fields of `Cameras`."""
     return Cameras(
         camtoworlds=torch.as_tensor(np.asarray(camtoworlds), dtype=torch.float32),
         pixtocams=torch.as_tensor(np.asarray(pixtocams), dtype=torch.float32),
         sizes=torch.as_tensor(np.asarray(sizes), dtype=torch.int64),
-        **facts,
+        **fields,
     )
 
 
-def colmap_lens(camera, source):
-    """The `Lens` of a camera of a COLMAP model."""
+def colmap_lens(camera, source: Path) -> Lens:
+    """The `Lens` of a `pycolmap.Camera`."""
     names = LENSES.get(camera.model_name, "").split()
     values = dict(zip(names, map(float, camera.params), strict=False))
     return make_lens(camera.model_name, values, (camera.width, camera.height), source)
 
 
-def transforms_lens(values, file, times, source):
-    """The `Lens` of a frame of nerfstudio's or instant-ngp's files.
+def transforms_lens(values: dict, file: Path, factor: int, source: str) -> Lens:
+    """The `Lens` of a frame in nerfstudio's or instant-ngp's files.
 
-    values: what the file says of it. Where that is no size, it is `times` that of the image `file`.
+    values: the frame's and the file's entries. If they have no size, it is `factor` times that of
+    the image `file`. Raises UserError naming `source` if an entry is invalid.
     """
     if "w" in values or "h" in values:
         size = _number(values, "w", source), _number(values, "h", source)
     else:
-        size = tuple(times * side for side in image_utils.image_size(file))
+        size = tuple(factor * side for side in image_utils.image_size(file))
     lens = {
         "fx": _focal(values, "x", size[0], source),
         "cx": _number(values, "cx", source, 0.5 * size[0]),
@@ -115,35 +120,36 @@ def transforms_lens(values, file, times, source):
     lens["fy"] = _focal(values, "y", size[1], source) if has_fy else lens["fx"]
     for name in ("k1", "k2", "k3", "k4", "p1", "p2"):
         lens[name] = _number(values, name, source, 0.0)
-    # instant-ngp knows the two OpenCV models and marks one by a switch.
-    usual = "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"
-    return make_lens(values.get("camera_model", usual), lens, size, source)
+    # instant-ngp has only the two OpenCV models, distinguished by a flag.
+    default_model = "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"
+    return make_lens(values.get("camera_model", default_model), lens, size, source)
 
 
 def _focal(values, axis, side, source):
-    """The focal length in pixels along an axis, given as such or as an angle of view."""
+    """The focal length in pixels along an axis, given in pixels or as an angle of view."""
     angle = values.get(f"camera_angle_{axis}")
     if f"fl_{axis}" in values or angle is None:
         return _number(values, f"fl_{axis}", source)
     if type(angle) in (int, float) and 0 < angle < math.pi:
         return 0.5 * side / math.tan(0.5 * angle)
     raise UserError(f"{source} has camera_angle_{axis} = {angle!r}; radians between 0 and pi are "
-                    "wanted.")
+                    "expected.")
 
 
 def _number(values, name, source, default=None):
+    """A numeric entry as a float; raises UserError if it is missing or not a number."""
     value = values.get(name, default)
     if type(value) in (int, float):
         return float(value)
-    raise UserError(f"{source} has {name} = {value!r}; a number is wanted.")
+    raise UserError(f"{source} has {name} = {value!r}; a number is expected.")
 
 
-def stored_size(file, lens, source):
-    """The size `(width, height)` of an image file, which must have the shape of its `Lens`."""
+def stored_size(file: Path, lens: Lens, source: Path) -> tuple[int, int]:
+    """The (width, height) of an image file. Raises UserError unless its `Lens` has that shape."""
     width, height = image_utils.image_size(file)
     full_width, full_height = lens.size
-    if not fits(np.array([height]), np.array([full_height * width / full_width])):
+    if not has_size(np.array([height]), np.array([full_height * width / full_width])):
         raise UserError(f"{file} is {width}x{height}, which has another shape than the "
                         f"{full_width:g}x{full_height:g} of its camera in {source}; use the "
-                        "images that the cameras were found for.")
+                        "images from which the cameras were estimated.")
     return width, height

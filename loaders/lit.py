@@ -1,12 +1,15 @@
 """NeRV's scenes: images of linear radiance under known lights."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from loaders.base import SPLITS, Loader
 from loaders.bounds import cube
 from loaders.checks import near_far, read_json
 from loaders.transforms import blender_views
-from procedural.lit_scene import write_nerv
 from relighting.lights import tone_map
 from relighting.radiance_files import (
     radiance_file,
@@ -15,20 +18,23 @@ from relighting.radiance_files import (
     read_frame_lights,
     read_ground_truth,
 )
+from structures import Scene
 
 
 class LitBlender(Loader):
-    """Blender's format with linear radiance (half floats times alpha, and alpha) and lights.
+    """Blender's format with known lights and linear radiance instead of sRGB.
 
-    `train_point/transforms_train.json` and `transforms_test.json` list the point lights of each
-    frame; under environments it is `train_env/` and `test_env/`.
+    Pixels are half floats: radiance times alpha, then alpha. Point lights of each frame are in
+    `train_point/transforms_train.json` and `transforms_test.json`; environment maps in
+    `train_env/` and `test_env/`.
     """
 
     folders = ("nerv", "nerv_public_release")
+    marker = "train_point"
     pixel_type = torch.float16
     JSON_FOLDERS = {"point": ("train_point", "."), "env": ("train_env", "test_env")}
 
-    def load(self, split):
+    def load(self, split: str) -> Scene:
         path = self._path_of(split)
         meta = read_json(path)
         views = blender_views(meta, path, self.config.factor, radiance_file, radiance_size)
@@ -39,23 +45,25 @@ class LitBlender(Loader):
             lights=read_frame_lights(meta, path, self.config.light_intensity),
         )
 
-    def splits(self):
+    def splits(self) -> tuple[str, ...]:
         return tuple(split for split in SPLITS if self._path_of(split).exists())
 
-    def write_demo(self, folder):
+    def write_demo(self, folder: Path) -> None:
+        from procedural.lit_scene import write_nerv
+
         write_nerv(folder)
 
-    def split_name(self, split):
+    def split_name(self, split: str) -> str:
         return split if self.config.lights == "point" else f"{split}_env"
 
-    def read(self, files, sizes):
+    def read(self, files, sizes: Tensor) -> Tensor:
         return read_all_radiance(files, sizes)
 
-    def to_rgb(self, pixels, background):
+    def to_rgb(self, pixels: Tensor, background: float) -> Tensor:
         radiance, alpha = pixels.float().split([3, 1], dim=-1)
         return tone_map(radiance) + background * (1 - alpha)
 
-    def ground_truth(self, scene, index):
+    def ground_truth(self, scene: Scene, index: int) -> dict[str, np.ndarray]:
         return read_ground_truth(scene.files[index], scene.cameras.sizes[index].tolist())
 
     def _path_of(self, split):

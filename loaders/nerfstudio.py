@@ -6,70 +6,76 @@ from pathlib import Path
 import numpy as np
 
 import image_utils
-from loaders.base import FALLBACKS
+from loaders.base import FALLBACKS, SPLITS
 from loaders.captures import Capture, Views
-from loaders.checks import checked_poses, read_json
-from loaders.folders import every_nth, find_image, report_left_out
+from loaders.checks import check_poses, read_json
+from loaders.folders import every_nth, find_image, log_left_out
 from loaders.lenses import stored_size, transforms_lens
 from loaders.transforms import read_frames
-from procedural.scene import write_nerfstudio
 from runtime.errors import UserError
 
 
 class Nerfstudio(Capture):
-    """`transforms.json` and images, as nerfstudio and instant-ngp have them."""
+    """A nerfstudio or instant-ngp capture: `transforms.json` and images."""
 
     folders = ("nerfstudio",)
+    marker = "transforms.json"
 
     @cached_property
-    def num_channels(self):
-        """4 where all images have alpha."""
+    def num_channels(self) -> int:
+        """4 if all images have an alpha channel, else 3; reads every image's header once."""
         return 4 if all(map(image_utils.has_alpha, self.views.files)) else 3
 
     @property
-    def path(self):
+    def path(self) -> Path:
+        """The capture's JSON file."""
         return self.root / "transforms.json"
 
     @cached_property
-    def meta(self):
+    def meta(self) -> dict:
         """The content of `transforms.json`, read once."""
         return read_json(self.path)
 
-    def read_views(self):
+    def read_views(self) -> Views:
         names, matrices = read_frames(self.meta, self.path)
-        poses = checked_poses(matrices, self.path, names)
-        files = [self._file(name) for name in names]
-        report_left_out(self.path, "frame(s) without an image",
-                        [name for name, (file, _) in zip(names, files, strict=True) if not file])
+        poses = check_poses(matrices, self.path, names)
+        files = [self._image_file(name) for name in names]
+        log_left_out(self.path, "frame(s) without an image",
+                     [name for name, (file, _) in zip(names, files, strict=True) if not file])
         order = [i for i in sorted(range(len(names)), key=names.__getitem__) if files[i][0]]
         if not order:
-            raise UserError(f"{self.path} lists {len(names)} frames, and there is an image for "
-                            f"none of them (the first would be {self.root / names[0]}).")
-        lenses, sizes, masks = [], [], []
-        for i in order:
-            (file, reduction), frame = files[i], self.meta["frames"][i]
-            lens = transforms_lens(self.meta | frame, file, self.config.factor // reduction,
-                                   f"{self.path} ({names[i]})")
-            width, height = stored_size(file, lens, self.path)
-            if min(width, height) < reduction:
-                raise UserError(f"{file} is {width}x{height}; --factor {self.config.factor} "
-                                "leaves no pixel.")
-            lenses.append(lens)
-            sizes.append((width // reduction, height // reduction))
-            masks.append(str(self.root / frame["mask_path"]) if "mask_path" in frame else None)
+            raise UserError(f"{self.path} lists {len(names)} frames, none of which has an image "
+                            f"(the first would be {self.root / names[0]}).")
+        lenses, sizes = zip(*(self._lens_and_size(names[i], self.meta["frames"][i], *files[i])
+                              for i in order), strict=True)
+        masks = [self._mask_file(self.meta["frames"][i]) for i in order]
         return Views(
             names=[names[i] for i in order], files=[files[i][0] for i in order],
-            camtoworlds=poses[order], lenses=lenses, sizes=sizes, points=np.empty((0, 3)),
-            mask_files=masks if any(masks) else [],
+            camtoworlds=poses[order], lenses=list(lenses), sizes=list(sizes),
+            points=np.empty((0, 3)), mask_files=masks if any(masks) else [],
         )
 
-    def _file(self, name):
-        """The image of a frame (None if there is none), and how much smaller it is to be made."""
+    def _image_file(self, name):
+        """The image of a frame (None if missing) and the factor by which it is to be reduced."""
         factor, (folder, *rest) = self.config.factor, Path(name).parts
         shipped = find_image(self.root.joinpath(f"{folder}_{factor}", *rest)) if rest else None
         return (shipped, 1) if shipped else (find_image(self.root / name), factor)
 
-    def split_index(self, split):
+    def _lens_and_size(self, name, frame, file, reduction):
+        """The `Lens` of a frame, and the (width, height) of its image reduced by `reduction`."""
+        lens = transforms_lens(self.meta | frame, file, self.config.factor // reduction,
+                               f"{self.path} ({name})")
+        width, height = stored_size(file, lens, self.path)
+        if min(width, height) < reduction:
+            raise UserError(f"{file} is {width}x{height}; --factor {self.config.factor} "
+                            "leaves no pixel.")
+        return lens, (width // reduction, height // reduction)
+
+    def _mask_file(self, frame):
+        """The path of a frame's mask, or None."""
+        return str(self.root / frame["mask_path"]) if "mask_path" in frame else None
+
+    def split_index(self, split: str) -> list[int]:
         lists = listed_splits(self.meta, self.path)
         if not lists:
             return every_nth(split, len(self.views.names), self.config.llffhold, self.path)
@@ -82,22 +88,27 @@ class Nerfstudio(Capture):
                             "train_filenames, val_filenames and test_filenames, or remove them.")
         return index
 
-    def write_demo(self, folder):
+    def write_demo(self, folder: Path) -> None:
+        from procedural.scene import write_nerfstudio
+
         write_nerfstudio(folder)
 
 
-def listed_splits(meta, path):
-    """The image names that nerfstudio's file lists for splits: a `dict` of sets, often empty."""
+def listed_splits(meta: dict, path: Path) -> dict[str, set[str]]:
+    """The image names that the file lists for each split; usually it lists none.
+
+    Raises UserError if a list is invalid or names an image without a frame.
+    """
     lists = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         names = meta.get(f"{split}_filenames", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path} has {split}_filenames that are no list of file names.")
+            raise UserError(f"{path} has {split}_filenames that are not a list of file names.")
         if names:
             lists[split] = {Path(name).as_posix() for name in names}
     known = set(read_frames(meta, path)[0])
-    strangers = sorted(set().union(*lists.values()) - known)
-    if strangers:
-        raise UserError(f"{path} lists {strangers[0]} for a split, but has no frame of that "
-                        "file_path; the two must be written alike.")
+    unknown = sorted(set().union(*lists.values()) - known)
+    if unknown:
+        raise UserError(f"{path} lists {unknown[0]} for a split, but has no frame with that "
+                        "file_path; the two must be spelled alike.")
     return lists

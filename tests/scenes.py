@@ -1,4 +1,4 @@
-"""Small scenes on disk, written without the project's own writers."""
+"""Small scenes on disk, written without the project's own writers, and helpers to open them."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 from imageio.v3 import imwrite
 from scipy.spatial.transform import Rotation
+
+from config import get_config
+from datasets import load_dataset
 
 GOLDEN_DATASETS = Path(__file__).parent / "golden" / "google_datasets.npz"
 ANGLE = 0.7
@@ -49,7 +52,7 @@ def write_blender(folder, num_views=3, size=(12, 8), images=None, splits=("train
 
 
 def write_llff(folder, num_views=9, factor=4, size=(12, 8), poses=None):
-    """Forward-facing cameras in a row, or those of `poses [N, 4, 4]`."""
+    """Forward-facing cameras in a row, or at `poses [N, 4, 4]`."""
     if poses is None:
         poses = np.tile(np.eye(4), (num_views, 1, 1))
         poses[:, 0, 3] = np.linspace(-0.5, 0.5, num_views)
@@ -66,21 +69,21 @@ def write_llff(folder, num_views=9, factor=4, size=(12, 8), poses=None):
 
 
 def walk_poses(count):
-    """Cameras that look at the origin from an ellipse about it, at changing heights."""
+    """Poses on an ellipse about the origin that look at it, at varying heights."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return [look_at([4 * np.cos(a), 3 * np.sin(a), 1.5 + 0.2 * np.sin(2 * a)]) for a in angles]
 
 
 def to_opencv(pose):
-    """World to camera `[4, 4]` with OpenCV's axes, of a camera-to-world `pose` with OpenGL's."""
+    """World-to-camera `[4, 4]` with OpenCV axes, from a camera-to-world `pose` with OpenGL axes."""
     return np.linalg.inv(pose @ np.diag([1, -1, -1, 1]))
 
 
 def write_colmap(folder, num_views=9, factor=4, size=(12, 8), model="OPENCV", params=None,
                  names=None, points=None):
-    """A model in COLMAP's text format, one camera for each view, and `images_<factor>`.
+    """A model in COLMAP's text format, with one camera per view, and `images_<factor>`.
 
-    params: of all cameras, or a list of those of each, in pixels of the full size.
+    params: parameters of all cameras, or a list per camera, in pixels of the full size.
     """
     width, height = factor * size[0], factor * size[1]
     params = params or [1.2 * width, 1.3 * width, 0.52 * width, 0.47 * height,
@@ -113,7 +116,7 @@ NERFSTUDIO_LENS = {"camera_model": "OPENCV", "fl_x": 14.0, "fl_y": 15.0, "cx": 6
 
 
 def write_nerfstudio(folder, num_views=9, size=(12, 8), lens=None, channels=3, **meta):
-    """`transforms.json` and `images/`; `lens` replaces the intrinsics, `meta` adds to the file."""
+    """`transforms.json` and `images/`; `lens` replaces the intrinsics, `meta` adds entries."""
     (folder / "images").mkdir(parents=True)
     frames = []
     for i, (pose, image) in enumerate(zip(
@@ -126,7 +129,7 @@ def write_nerfstudio(folder, num_views=9, size=(12, 8), lens=None, channels=3, *
 
 
 def write_multicam(folder, num_views=2, size=(12, 8)):
-    """Views at three scales with random pictures."""
+    """Views at three scales with random images."""
     meta = {}
     for split in ("train", "test"):
         (folder / split).mkdir(parents=True)
@@ -151,7 +154,7 @@ def write_multicam(folder, num_views=2, size=(12, 8)):
 
 
 def write_nerv(folder, num_views=3, size=(12, 8)):
-    """Views of random radiance, each under a point light of its own, in 16-bit PNGs."""
+    """Views of random radiance in 16-bit PNGs, each under its own point light."""
     rng = np.random.default_rng(0)
     for split, inside in (("train", "train_point"), ("test", ".")):
         (folder / inside / split).mkdir(parents=True)
@@ -166,7 +169,7 @@ def write_nerv(folder, num_views=3, size=(12, 8)):
 
 
 def write_official(kind, folder):
-    """The inputs from which the official code's arrays were made; returns all of them."""
+    """Write the inputs of the official code's golden arrays; returns all arrays."""
     with np.load(GOLDEN_DATASETS) as file:
         arrays = {k.split(".")[1]: file[k] for k in file.files if k.startswith(f"{kind}.")}
     folder.mkdir(parents=True)
@@ -193,3 +196,20 @@ def write_official(kind, folder):
         for i in range(count):
             imwrite(folder / f"{i}.png", arrays[f"rgba_{i}"])
     return arrays
+
+
+WRITERS = {"blender": write_blender, "colmap": write_colmap, "llff": write_llff,
+           "multicam": write_multicam, "nerfstudio": write_nerfstudio, "nerv": write_nerv}
+
+
+def open_scene(folder, dataset, split="train", *flags, read_pixels=True):
+    """The `NeRFDataset` of a scene folder."""
+    config = get_config(["--dataset_name", dataset, "--scene", str(folder), *flags])
+    return load_dataset(config, split, read_pixels=read_pixels)
+
+
+def change_json(path, change):
+    """Apply the function `change` to the content of a JSON file."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))

@@ -1,4 +1,4 @@
-"""The demo scene through every loader, by the scripts, as a newcomer runs them."""
+"""The demo scene through every loader, by the scripts as a new user runs them."""
 
 import json
 import subprocess
@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Where the demo scene is made, once for all formats; under lights, which takes two minutes,
-    fewer and smaller pictures of it."""
+    """A data folder for all formats. Its lit scene is reduced: the full one takes minutes."""
     folder = tmp_path_factory.mktemp("data")
     lit_scene.write_nerv(folder / "nerv" / "demo", size=30, limit=6)
     return folder
@@ -35,7 +34,7 @@ def test_scripts_train_and_score_the_demo_scene(dataset_name, data_dir, tmp_path
              "--log_dir", str(tmp_path)]
     out = run("train.py", *flags, "--preset", "debug", "--max_steps", "60")
     folder = tmp_path / f"{dataset_name}_demo_mipnerf"
-    assert "a blank picture has" in out and str(folder) in out
+    assert "a blank image has" in out and str(folder) in out
     scores = json.loads((folder / "eval_test_00000060" / "scores.json").read_text())
     assert scores["psnr"] > scores["blank_psnr"] + 2
     assert len(scores["scales"]) == (3 if dataset_name == "multicam" else 0)
@@ -45,7 +44,7 @@ def test_scripts_train_and_score_the_demo_scene(dataset_name, data_dir, tmp_path
         assert "mean" in run("evaluate.py", *flags, "--no-save_images", "--split", "val")
 
 
-def test_without_arguments_the_demo_scene_is_trained_and_said(data_dir, tmp_path):
+def test_without_arguments_the_demo_scene_is_trained(data_dir, tmp_path):
     out = run("train.py", "--preset", "debug", "--max_steps", "1", "--no-final_eval",
               "--eval_every", "0", "--data_dir", str(data_dir), "--log_dir", str(tmp_path))
     assert "training on 'demo'" in out

@@ -1,4 +1,4 @@
-"""Poses: invariances, and the points that moving a world must leave in place."""
+"""Poses: invariances, and that points transform along with the cameras."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ def random_poses(count, seed=0):
 
 
 def forward_poses(count, seed=0):
-    """Cameras that look roughly along -z of a random frame."""
+    """Cameras in about one place that look at the origin."""
     rng = np.random.default_rng(seed)
     return np.stack([look_at(np.array([4.0, 0.5, 1.0]) + 0.4 * rng.normal(size=3))[:3]
                      for _ in range(count)])
 
 
 @pytest.mark.parametrize("move", [pose_utils.recentre, pose_utils.spherify])
-def test_moving_the_world_moves_cameras_and_points_alike(move):
+def test_cameras_and_points_are_transformed_alike(move):
     poses = forward_poses(7)
     moved, transform = move(poses)
     assert all(pose_utils.pose_fault(pose) is None for pose in moved)
@@ -42,7 +42,7 @@ def test_recentring_makes_the_average_pose_the_identity():
     np.testing.assert_allclose(pose_utils.average_pose(moved), np.eye(4)[:3], atol=1e-9)
 
 
-def test_recentring_does_not_depend_on_the_worlds_frame():
+def test_recentring_is_independent_of_the_world_frame():
     poses = forward_poses(6)
     frame = pose_utils.homogeneous(random_poses(1, seed=5)[0])
     elsewhere = pose_utils.transform_poses(poses, frame)
@@ -50,7 +50,7 @@ def test_recentring_does_not_depend_on_the_worlds_frame():
                                atol=1e-9)
 
 
-def test_focus_point_is_where_all_cameras_look():
+def test_focus_point_is_the_point_that_all_cameras_face():
     poses = np.stack([look_at([3 * np.cos(a), 3 * np.sin(a), 1 + a])[:3] for a in range(5)])
     target = np.array([0.5, -1.0, 2.0])
     poses[:, :, 3] += target
@@ -83,17 +83,17 @@ def test_similarities_scale_positions_and_keep_rotations():
 @pytest.mark.parametrize("change,words", [
     (lambda p: p.__setitem__((0, 0), np.nan), "not finite"),
     (lambda p: p.__setitem__((0, 3), np.inf), "not finite"),
-    (lambda p: p.__imul__(1.01), "no rotation"),
+    (lambda p: p.__imul__(1.01), "not a rotation"),
     (lambda p: p.__setitem__((slice(None), 0), -p[:, 0]), "mirrored"),
 ])
-def test_faults_of_poses_are_named(change, words):
+def test_faulty_poses_are_described(change, words):
     pose = np.eye(4)[:3].copy()
     assert pose_utils.pose_fault(pose) is None
     change(pose)
     assert words in pose_utils.pose_fault(pose)
 
 
-@pytest.mark.parametrize("seed", [0, 7, 9])  # Before the flip, up is up, down, down.
+@pytest.mark.parametrize("seed", [0, 7, 9])  # Before the flip: up is up, down and down.
 def test_alignment_by_principal_axes(seed):
     poses = random_poses(12, seed)
     moved, transform = pose_utils.align_pca(poses)
@@ -112,7 +112,7 @@ def test_alignment_by_principal_axes(seed):
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_alignment_undoes_any_motion_but_for_half_turns(scale):
+def test_alignment_undoes_any_similarity_up_to_half_turns(scale):
     poses = random_poses(12)
     frame = pose_utils.homogeneous(random_poses(1, seed=5)[0]) @ pose_utils.scaling(scale)
     one, other = (pose_utils.align_pca(p)[0]
@@ -124,7 +124,7 @@ def test_alignment_undoes_any_motion_but_for_half_turns(scale):
     np.testing.assert_allclose(other, turn @ one, atol=1e-9)
 
 
-def test_cameras_with_opencvs_axes_are_turned():
+def test_cameras_with_opencv_axes_are_converted():
     poses = random_poses(5)
     opencv = np.linalg.inv(pose_utils.homogeneous(poses) @ np.diag([1, -1, -1, 1]))[:, :3]
     np.testing.assert_allclose(pose_utils.from_opencv(opencv), poses, atol=1e-12)

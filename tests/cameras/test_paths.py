@@ -1,4 +1,4 @@
-"""Paths of videos: every camera sees the scene, and none leaves what its rays can express."""
+"""Video paths: every camera sees the scene, and all rays can be represented."""
 
 import math
 
@@ -13,6 +13,7 @@ from config import get_config
 from datasets import load_dataset
 from loaders.lenses import pixtocam
 from procedural import scene as demo_scene
+from procedural import tracing
 from ray_utils import pixels_to_rays
 from runtime.errors import UserError
 from structures import Cameras
@@ -61,7 +62,7 @@ def llff_demo(tmp_path, *flags):
 
 
 def rays_of(cameras, every=1):
-    """All rays of all frames `[F, h, w]`, every n-th pixel."""
+    """Rays `[F, h, w]` of all frames, of every n-th pixel."""
     width, height = cameras.sizes[0].tolist()
     index, y, x = torch.meshgrid(
         torch.arange(len(cameras)), torch.arange(0, height, every),
@@ -75,10 +76,10 @@ def rays_of(cameras, every=1):
 def test_every_camera_around_the_scene_sees_it_between_near_and_far(make, path, flags):
     frames = path_cameras(make(), path, 24, **flags)
     rays = rays_of(frames, every=5)
-    seen = demo_scene.intersect(rays.origins, rays.directions)
+    seen = tracing.intersect(rays.origins, rays.directions)
     hit = seen.part >= 0
     assert (hit.float().mean(dim=(1, 2)) > 0.08).all()
-    # The middle of the picture is the still life, not its surroundings.
+    # The image centre shows the still life.
     assert hit[:, 9:11, 9:11].any(dim=2).any(dim=1).all()
     assert (seen.distance[hit] > rays.near[..., 0][hit]).all()
     assert (seen.distance[hit] < rays.far[..., 0][hit]).all()
@@ -99,12 +100,12 @@ def test_every_forward_facing_camera_sees_the_scene(tmp_path, ndc, path, flags):
     else:
         starts, ends = rays.origins, rays.origins + rays.directions
     starts, ends = (p @ scene_to_world[:3, :3].T + scene_to_world[:3, 3] for p in (starts, ends))
-    seen = demo_scene.intersect(starts, ends - starts)
+    seen = tracing.intersect(starts, ends - starts)
     assert ((seen.part >= 0).float().mean(dim=(1, 2)) > 0.08).all()
 
 
 @pytest.mark.parametrize("path,flags", ALL_PATHS)
-def test_cameras_of_a_spherified_capture_go_all_around_its_middle(tmp_path, path, flags):
+def test_paths_of_a_spherified_capture_look_at_the_origin(tmp_path, path, flags):
     scene = llff_scene(tmp_path, np.stack(round_poses(12)), "--spherify")
     frames = path_cameras(scene.cameras, path, 16, **flags)
     positions, forward = frames.camtoworlds[:, :, 3], -frames.camtoworlds[:, :, 2]
@@ -116,12 +117,12 @@ def test_cameras_of_a_spherified_capture_go_all_around_its_middle(tmp_path, path
         torch.testing.assert_close(positions.mean(0)[:2], torch.zeros(2), atol=1e-4, rtol=0)
 
 
-def test_the_circle_is_full_and_as_high_as_the_cameras():
+def test_the_circle_is_full_and_at_the_cameras_median_elevation():
     frames = path_cameras(blender_demo(), "spherical", 12)
     x, y, z = frames.camtoworlds[:, :, 3].double().T
     training_heights = demo_scene.blender_cameras("train")[0][:, 2, 3]
-    wanted = torch.tensor(4 * np.sin(np.median(np.arcsin(training_heights / 4))))
-    torch.testing.assert_close(z, wanted.expand(12), atol=1e-5, rtol=0)
+    expected = torch.tensor(4 * np.sin(np.median(np.arcsin(training_heights / 4))))
+    torch.testing.assert_close(z, expected.expand(12), atol=1e-5, rtol=0)
     turns = torch.diff(torch.atan2(y, x), append=torch.atan2(y, x)[:1]) % (2 * math.pi)
     torch.testing.assert_close(turns, torch.full_like(turns, 2 * math.pi / 12))
     # Upright: the camera's x axis is horizontal, its y axis points up.
@@ -130,17 +131,17 @@ def test_the_circle_is_full_and_as_high_as_the_cameras():
 
 
 def on_an_ellipse(angles):
-    """Places of a tilted ellipse that has its angles as azimuths about the origin."""
+    """Positions on a tilted ellipse at azimuths about the origin."""
     x, y = 3 * np.cos(angles), 3 * np.sin(angles)
     return np.stack([x, y, 1.5 + 0.2 * x - 0.1 * y], axis=-1)
 
 
 def azimuths_of(frames):
-    """Those of cameras that must lie on that ellipse and look at the origin."""
-    places = frames.camtoworlds[:, :, 3].double()
-    angles = torch.atan2(places[:, 1], places[:, 0]).numpy()
-    np.testing.assert_allclose(places, on_an_ellipse(angles), atol=1e-5)
-    toward = torch.nn.functional.normalize(-places, dim=-1)
+    """The azimuths of cameras, after checking that they lie on that ellipse and face the origin."""
+    positions = frames.camtoworlds[:, :, 3].double()
+    angles = torch.atan2(positions[:, 1], positions[:, 0]).numpy()
+    np.testing.assert_allclose(positions, on_an_ellipse(angles), atol=1e-5)
+    toward = torch.nn.functional.normalize(-positions, dim=-1)
     torch.testing.assert_close(-frames.camtoworlds[:, :, 2].double(), toward, atol=1e-5, rtol=0)
     return angles
 
@@ -148,15 +149,15 @@ def azimuths_of(frames):
 def test_the_ellipse_goes_through_the_cameras():
     cameras = cameras_of([look_at(p) for p in on_an_ellipse(2 * np.pi * np.arange(24) / 24)])
     assert choose_path(cameras) == (
-        "ellipse", "the cameras stand on 345 of 360 degrees about what they look at")
+        "ellipse", "the cameras cover 345 of 360 degrees around what they look at")
     angles = azimuths_of(path_cameras(cameras, "ellipse", 36))
     turns = np.diff(angles, append=angles[0]) % (2 * np.pi)
     np.testing.assert_allclose(turns, 2 * np.pi / 36, atol=1e-5)
 
 
 @pytest.mark.parametrize("middle", [0.0, 1.0, 3.0])
-def test_the_ellipse_goes_no_farther_than_the_cameras(middle):
-    """Cameras on a part of it: there and back, from end to end."""
+def test_the_ellipse_stays_within_the_cameras_arc(middle):
+    """For cameras on an arc the path runs back and forth, from end to end."""
     cameras = cameras_of([look_at(p) for p in on_an_ellipse(middle + np.linspace(-1.4, 1.4, 15))])
     frames = path_cameras(cameras, "ellipse", 24)
     angles = (azimuths_of(frames) - middle + np.pi) % (2 * np.pi) - np.pi
@@ -166,13 +167,13 @@ def test_the_ellipse_goes_no_farther_than_the_cameras(middle):
 
 
 def test_the_ellipse_looks_where_its_cameras_look():
-    """Handheld cameras do not all look at one point: here one end looks high, the other low."""
+    """Handheld cameras do not all face one point: at one end they face up, at the other down."""
     angles = np.linspace(-1.1, 1.1, 15)
-    places = on_an_ellipse(angles)
+    positions = on_an_ellipse(angles)
     aims = np.stack([0 * angles, 0 * angles, np.sin(angles)], axis=-1)
-    poses = [demo_scene.look_at(place, aim)[:3] for place, aim in zip(places, aims, strict=True)]
+    poses = [demo_scene.look_at(place, aim)[:3] for place, aim in zip(positions, aims, strict=True)]
     frames = path_cameras(cameras_of(poses), "ellipse", 28).camtoworlds.double().numpy()
-    distances = np.linalg.norm(frames[:, None, :, 3] - places, axis=-1)
+    distances = np.linalg.norm(frames[:, None, :, 3] - positions, axis=-1)
     forward = -np.stack(poses)[distances.argmin(axis=1), :3, 2]
     apart = np.degrees(np.arccos((forward * -frames[:, :, 2]).sum(axis=-1)))
     assert apart.max() < 4
@@ -180,9 +181,9 @@ def test_the_ellipse_looks_where_its_cameras_look():
     assert np.degrees(np.arccos((to_middle * -frames[[0, 14], :, 2]).sum(axis=1))).min() > 10
 
 
-def test_the_path_is_chosen_by_how_the_cameras_stand(tmp_path):
-    path, why = choose_path(llff_demo(tmp_path)[0])
-    assert (path, why) == ("spiral", "the cameras look one way")
+def test_the_path_depends_on_the_layout_of_the_cameras(tmp_path):
+    path, reason = choose_path(llff_demo(tmp_path)[0])
+    assert (path, reason) == ("spiral", "the cameras face forward")
     assert choose_path(blender_demo())[0] == "ellipse"
     outward = np.stack(round_poses(8))
     outward[:, :3, :3] = outward[:, :3, :3] @ np.diag([-1.0, 1, -1])
@@ -200,8 +201,8 @@ def test_the_helix_climbs_from_the_equator_to_the_pole():
 
 
 @pytest.mark.parametrize("turn", [np.eye(3), np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])])
-def test_paths_turn_with_the_world(turn):
-    """Up is what the cameras say, not an axis of the world."""
+def test_paths_rotate_with_the_world(turn):
+    """Up is derived from the cameras; it is not an axis of the world."""
     poses = np.stack(round_poses(9))
     turned = poses.copy()
     turned[:, :3] = turn @ poses[:, :3]
@@ -211,8 +212,8 @@ def test_paths_turn_with_the_world(turn):
         torch.testing.assert_close(moved, b, atol=1e-5, rtol=1e-5)
 
 
-def test_the_spiral_is_llffs(tmp_path):
-    """The official construction, frame by frame."""
+def test_the_spiral_equals_llffs(tmp_path):
+    """Against the official construction, frame by frame."""
     cameras, _ = llff_demo(tmp_path)
     frames = path_cameras(cameras, "spiral", 8).camtoworlds.double().numpy()
     poses = cameras.camtoworlds.double().numpy()
@@ -231,14 +232,14 @@ def test_the_spiral_is_llffs(tmp_path):
         np.testing.assert_allclose(pose[:, 2], away / np.linalg.norm(away), atol=1e-5)
 
 
-def test_the_arc_stays_among_the_cameras(tmp_path):
+def test_the_arc_stays_within_the_cameras_extent(tmp_path):
     cameras, _ = llff_demo(tmp_path)
     frames = path_cameras(cameras, "spherical", 16)
     x, y, z = frames.camtoworlds[:, :, 3].T
     x_cameras = cameras.camtoworlds[:, 0, 3]
     assert x_cameras.min() <= x.min() and x.max() <= x_cameras.max()
     assert x.max() - x.min() > 0.5 * (x_cameras.max() - x_cameras.min())
-    # One distance from the point in front, which all look at.
+    # All frames look at one point, from one distance.
     forward = frames.camtoworlds[:, :, 2]
     points = frames.camtoworlds[:, :, 3] - 4.8 * forward
     torch.testing.assert_close(points, points[:1].expand(16, 3), atol=0.02, rtol=0)
@@ -261,13 +262,13 @@ def test_a_zoom_narrows_the_cones_and_a_dolly_does_not():
     torch.testing.assert_close(moved.far - moved.near, torch.full((4,), 2.8), rtol=1e-3, atol=0)
 
 
-def test_a_dolly_shot_through_the_near_plane_of_ndc_is_refused(tmp_path):
+def test_a_dolly_shot_through_the_near_plane_of_ndc_is_rejected(tmp_path):
     cameras, _ = llff_demo(tmp_path)
     with pytest.raises(UserError, match=r"zoom path moves a camera to z = -\d.*--zoom"):
         path_cameras(cameras, "zoom", 12, zoom=2.0, dolly=True)
 
 
-def test_rays_that_ndc_cannot_express_are_refused():
+def test_rays_that_ndc_cannot_represent_are_rejected():
     aside = np.eye(4)
     aside[0, [0, 2]], aside[2, [0, 2]] = (0.1, 0.995), (-0.995, 0.1)
     with pytest.raises(UserError, match="do not go towards -z"):
@@ -280,7 +281,7 @@ def test_rays_that_ndc_cannot_express_are_refused():
     [np.eye(4), np.diag([-1.0, 1, -1, 1])],                       # back to back
 ])
 @pytest.mark.parametrize("path,flags", ALL_PATHS)
-def test_few_and_strange_cameras_still_make_a_path(poses, path, flags):
+def test_few_or_degenerate_cameras_still_give_a_path(poses, path, flags):
     for near in (2.0, 0.0):
         frames = path_cameras(cameras_of(poses, near=near), path, 5, **flags)
         for name in ("camtoworlds", "near", "far"):
@@ -288,12 +289,12 @@ def test_few_and_strange_cameras_still_make_a_path(poses, path, flags):
         assert (frames.near < frames.far).all() and (frames.near >= 0).all()
 
 
-def test_cameras_that_look_outward_are_followed_by_turning_on_the_spot():
+def test_the_path_of_outward_facing_cameras_turns_on_the_spot():
     poses = np.stack(round_poses(8))
     poses[:, :3, :3] = poses[:, :3, :3] @ np.diag([-1.0, 1, -1])
     frames = path_cameras(cameras_of(poses), "spherical", 8)
-    places = frames.camtoworlds[:, :, 3]
-    torch.testing.assert_close(places, places[:1].expand(8, 3))
+    positions = frames.camtoworlds[:, :, 3]
+    torch.testing.assert_close(positions, positions[:1].expand(8, 3))
     azimuths = torch.atan2(frames.camtoworlds[:, 1, 2], frames.camtoworlds[:, 0, 2])
     turns = torch.diff(azimuths) % (2 * math.pi)
     torch.testing.assert_close(turns, torch.full_like(turns, math.pi / 4))
@@ -310,13 +311,13 @@ def test_up_is_towards_cameras_that_look_straight_down_with_any_roll():
     np.testing.assert_allclose(up, [0, 0, 1], atol=1e-9)
 
 
-@pytest.mark.parametrize("asked,size", [
+@pytest.mark.parametrize("given,size", [
     ({}, (12, 8)), ({"width": 24}, (24, 16)), ({"height": 5}, (8, 5)),
     ({"width": 31, "height": 7}, (31, 7)),
 ])
-def test_frames_show_at_least_what_the_pictures_show(asked, size):
+def test_frames_show_at_least_what_the_images_show(given, size):
     cameras = cameras_of(round_poses(5))
-    frames = path_cameras(cameras, "spherical", 2, **asked)
+    frames = path_cameras(cameras, "spherical", 2, **given)
     assert frames.sizes.tolist() == [list(size)] * 2
 
     def half_angles(c):
@@ -329,5 +330,5 @@ def test_frames_show_at_least_what_the_pictures_show(asked, size):
     assert abs(frames.pixtocams[0, 0, 0]) == pytest.approx(abs(frames.pixtocams[0, 1, 1]))
 
 
-def test_frames_are_as_large_as_the_largest_picture():
+def test_frames_are_as_large_as_the_largest_image():
     assert path_cameras(multicam_demo(), "zoom", 2).sizes.tolist() == [[100, 100]] * 2

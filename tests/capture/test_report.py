@@ -1,4 +1,4 @@
-"""What is told of a scene, in every format, and where cameras and points are drawn."""
+"""Reports on scenes of every format, and the positions of cameras and points in the plot."""
 
 import json
 import math
@@ -16,17 +16,13 @@ from runtime.errors import UserError
 from scripts import prepare_capture
 from structures import Cameras
 from tests.scenes import (
+    WRITERS,
     look_at,
     write_blender,
     write_colmap,
     write_llff,
-    write_multicam,
     write_nerfstudio,
-    write_nerv,
 )
-
-WRITERS = {"blender": write_blender, "colmap": write_colmap, "llff": write_llff,
-           "multicam": write_multicam, "nerfstudio": write_nerfstudio, "nerv": write_nerv}
 
 
 def files_of(folder):
@@ -34,7 +30,7 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_check_tells_of_every_format_and_leaves_its_files_alone(tmp_path, capsys, name):
+def test_check_reports_on_every_format_and_changes_no_file(tmp_path, capsys, name):
     folder = tmp_path / "scene"
     WRITERS[name](folder)
     before = files_of(tmp_path)
@@ -47,27 +43,27 @@ def test_check_tells_of_every_format_and_leaves_its_files_alone(tmp_path, capsys
     assert files_of(tmp_path) == before
 
 
-def test_numbers_are_those_of_the_files(tmp_path):
-    """A capture in nerfstudio's format: 9 views, each eighth held out, no points."""
+def test_the_numbers_match_the_files(tmp_path):
+    """A nerfstudio capture: 9 views, every eighth held out, no points."""
     write_nerfstudio(tmp_path / "s")
-    found = report.examine(report.scene_config(tmp_path / "s"))
+    found = report.examine_scene(report.scene_config(tmp_path / "s"))
     meta = json.loads((tmp_path / "s" / "transforms.json").read_text())
-    places = np.array([f["transform_matrix"] for f in meta["frames"]])[:, :3, 3]
-    _, _, axes = np.linalg.svd(places - places.mean(axis=0))
-    along = np.abs((places - places.mean(axis=0)) @ axes.T)
+    positions = np.array([f["transform_matrix"] for f in meta["frames"]])[:, :3, 3]
+    _, _, axes = np.linalg.svd(positions - positions.mean(axis=0))
+    along = np.abs((positions - positions.mean(axis=0)) @ axes.T)
     assert found.facts["scale"] == pytest.approx(1 / along.max(), rel=1e-5)
     assert found.facts["views"] == {"train": 7, "val": 2, "test": 2}
     assert (found.facts["points"], found.facts["reprojection_error"]) == (0, None)
     assert "7 training and 2 test views of 12x8 pixels." in found.lines[0]
-    assert "no reprojection error is told" in found.lines[2]
-    train, test = (np.abs(found.picture.astype(int) - colour).sum(axis=-1) < 60
+    assert "unknown reprojection error" in found.lines[2]
+    train, test = (np.abs(found.image.astype(int) - colour).sum(axis=-1) < 60
                    for colour in (report.TRAIN, report.TEST))
     assert train.sum() > 2 * test.sum() > 0
     near, far, scale = (found.facts[k] for k in ("near", "far", "scale"))
     assert f"{near / scale:.3g} to {far / scale:.3g} units of the files" in found.lines[3]
 
 
-def test_the_error_is_the_mean_of_the_points(tmp_path):
+def test_the_reprojection_error_is_the_mean_over_the_points(tmp_path):
     import pycolmap
 
     write_colmap(tmp_path / "s")
@@ -76,20 +72,20 @@ def test_the_error_is_the_mean_of_the_points(tmp_path):
     model = pycolmap.Reconstruction(str(path))
     points = sorted(model.points3D)
     for i, point in enumerate(points):
-        model.points3D[point].error = [-1, 0.5, 0.7][i % 3]  # -1: not known
+        model.points3D[point].error = [-1, 0.5, 0.7][i % 3]  # -1: unknown
     model.write(str(path))
-    facts = report.examine(config).facts
+    facts = report.examine_scene(config).facts
     known = np.resize([-1, 0.5, 0.7], len(points))
     assert facts["reprojection_error"] == pytest.approx(known[known >= 0].mean())
     assert facts["points"] == len(points) > 2
     for point in points:
         model.points3D[point].error = -1
     model.write(str(path))
-    assert report.examine(config).facts["reprojection_error"] is None
+    assert report.examine_scene(config).facts["reprojection_error"] is None
 
 
-def cameras_at(places):
-    poses = torch.tensor(np.stack([look_at(place)[:3] for place in places]), dtype=torch.float32)
+def cameras_at(positions):
+    poses = torch.tensor(np.stack([look_at(place)[:3] for place in positions]), dtype=torch.float32)
     count = len(poses)
     inverse = torch.tensor(pixtocam(15.0, 15.0, 12, 8), dtype=torch.float32)
     return Cameras(camtoworlds=poses, pixtocams=inverse.expand(count, 3, 3), near=1.0, far=9.0,
@@ -97,60 +93,60 @@ def cameras_at(places):
 
 
 def centroid(panel, colour):
-    """The mean (x, y) of the pixels near a colour, title and ruler left out."""
+    """The mean (x, y) of the pixels near a colour, excluding title and ruler."""
     near = np.abs(panel.astype(int) - colour).sum(axis=-1) < 60
     near[:30], near[-40:] = False, False
     y, x = np.nonzero(near)
     return np.array([x.mean(), y.mean()])
 
 
-def test_the_picture_shows_cameras_and_points_where_they_are():
-    """Three cameras and a cloud: as seen from above they turn as in the world, from the side the
-    higher camera is higher, and lengths agree with the ruler."""
+def test_the_plot_shows_cameras_and_points_at_their_positions():
+    """Cameras and a cloud: from above they are arranged as in the world, from the side the higher
+    camera is higher, and lengths match the ruler."""
     angles = np.radians([0, 120, 240])
-    places = np.stack([3 * np.cos(angles), 3 * np.sin(angles), [1.0, 1.0, 1.0]], axis=-1)
-    places = np.concatenate([places, [[0.0, 3.0, 3.0]]])
+    positions = np.stack([3 * np.cos(angles), 3 * np.sin(angles), [1.0, 1.0, 1.0]], axis=-1)
+    positions = np.concatenate([positions, [[0.0, 3.0, 3.0]]])
     points = np.random.default_rng(0).normal(0, 0.05, (400, 3)) - [0, 0, 1]
     is_test = np.array([False, False, False, True])
-    picture = report.draw(cameras_at(places), is_test, points, scale=1.0)
+    image = report.plot_cameras(cameras_at(positions), is_test, points, scale=1.0)
     side = report.SIDE
-    assert picture.shape == (side, 2 * side, 3) and picture.dtype == np.uint8
-    above, beside = picture[:, :side], picture[:, side:]
+    assert image.shape == (side, 2 * side, 3) and image.dtype == np.uint8
+    above, beside = image[:, :side], image[:, side:]
     cloud, test = (centroid(above, c) for c in (report.POINT, report.TEST))
     # The cloud is below the origin, the test camera 3 away from it.
     low, high = (centroid(beside, c) for c in (report.POINT, report.TEST))
     pixels_per_unit = (low[1] - high[1]) / 4
-    # Cameras are drawn before their positions, by a tenth of what half the picture shows.
+    # The pyramid of a camera extends from its position by a tenth of half the plot's width.
     assert np.linalg.norm(test - cloud) == pytest.approx(3 * pixels_per_unit, rel=0.15)
     ruler = (beside[-12] < 9).all(axis=-1).sum()
     assert ruler == pytest.approx(pixels_per_unit, rel=0.15)
-    train = centroid(above, report.TRAIN)  # Of three cameras evenly around the cloud.
+    train = centroid(above, report.TRAIN)  # Three cameras evenly around the cloud.
     assert np.linalg.norm(train - cloud) < 0.3 * pixels_per_unit
 
 
-@pytest.mark.parametrize("places,points", [
+@pytest.mark.parametrize("positions,points", [
     ([[0, 0, 4]], 0), ([[3, 0, 1], [3, 0, 1]], 0), ([[3, 0, 1], [0, 3, 1]], 1),
     ([[3, 0, 1], [0, 3, 1], [1e6, 0, 1]], 50),
 ])
-def test_few_and_stray_cameras_are_drawn(places, points):
-    cameras = cameras_at([[x + 1e-3, y, z] for x, y, z in places])
-    picture = report.draw(cameras, np.zeros(len(places), dtype=bool),
+def test_few_and_outlying_cameras_are_drawn(positions, points):
+    cameras = cameras_at([[x + 1e-3, y, z] for x, y, z in positions])
+    image = report.plot_cameras(cameras, np.zeros(len(positions), dtype=bool),
                                 np.random.default_rng(0).normal(size=(points, 3)), scale=0.1)
-    blue = np.abs(picture.astype(int) - report.TRAIN).sum(axis=-1) < 60
+    blue = np.abs(image.astype(int) - report.TRAIN).sum(axis=-1) < 60
     assert blue.any()
 
 
 @pytest.mark.parametrize("make,complaint", [
-    (lambda folder: None, "is no folder"),
+    (lambda folder: None, "is not a folder"),
     (lambda folder: folder.mkdir(), "holds none of metadata.json, transforms_train.json"),
 ])
-def test_what_is_no_scene_is_said(tmp_path, make, complaint):
+def test_a_folder_without_a_scene_is_an_error(tmp_path, make, complaint):
     make(tmp_path / "s")
     with pytest.raises(UserError, match=complaint):
         report.scene_config(tmp_path / "s")
 
 
-def test_the_finest_pictures_are_looked_at_and_flags_win(tmp_path):
+def test_the_finest_images_are_the_default_and_flags_override_it(tmp_path):
     write_llff(tmp_path / "s")
     (tmp_path / "s" / "images_2").mkdir()
     assert report.scene_config(tmp_path / "s").factor == 2
@@ -164,7 +160,7 @@ def test_the_finest_pictures_are_looked_at_and_flags_win(tmp_path):
     assert default_config().dataset_name == "blender"
 
 
-def test_angles_are_those_of_the_lens():
+def test_the_field_of_view_is_that_of_the_lens():
     line = report.lens_line(cameras_at([[3, 0, 1], [0, 3, 1]]))
     assert line == (f"Lenses: pinhole, focal lengths 15.0 pixels, "
                     f"{math.degrees(2 * math.atan(6 / 15)):.0f} degrees wide.")

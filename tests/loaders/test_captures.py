@@ -1,6 +1,5 @@
-"""COLMAP and nerfstudio captures against OpenCV's cameras, pictures' features, and bad data."""
+"""COLMAP and nerfstudio captures against OpenCV's cameras and image features; bad data."""
 
-import json
 import shutil
 import struct
 import sys
@@ -13,18 +12,19 @@ import pytest
 import torch
 from imageio.v3 import imread, imwrite
 
-from config import get_config
-from datasets import load_dataset
 from evaluate import score_image
 from image_utils import read_mask
-from loaders.folders import find_image
 from loaders.lenses import LENSES
 from loss import colour_error
 from procedural import scene as demo_scene
+from procedural import tracing
+from procedural.still_life import ROOM
 from ray_utils import pixels_to_rays
 from runtime.errors import UserError
 from tests.scenes import (
     NERFSTUDIO_LENS,
+    change_json,
+    open_scene,
     random_images,
     to_opencv,
     walk_poses,
@@ -37,29 +37,17 @@ CAPTURES = ["colmap", "nerfstudio"]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo scene in both formats: `demo / "colmap"`, `demo / "nerfstudio"`."""
+    """The demo scene in both formats: `demo / "colmap"` and `demo / "nerfstudio"`."""
     folder = tmp_path_factory.mktemp("captures")
     demo_scene.write_colmap(folder / "colmap")
     demo_scene.write_nerfstudio(folder / "nerfstudio")
     return folder
 
 
-def open_scene(folder, dataset, split="train", *flags, read_pixels=True):
-    config = get_config(["--dataset_name", dataset, "--scene", str(folder), *flags])
-    return load_dataset(config, split, read_pixels=read_pixels)
-
-
-def change_json(folder, change):
-    path = folder / "transforms.json"
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
 def rays_through(cameras, cam_idx, pixels):
     """Origins and directions `[K, 3]`, float64, through continuous pixel coordinates `[K, 2]`.
 
-    The loader's cameras, moved in the image plane so that each point is a pixel's centre.
+    The loader's cameras are shifted in the image plane so that each point is a pixel centre.
     """
     count = len(pixels)
     shift = torch.eye(3).repeat(count, 1, 1)
@@ -72,13 +60,13 @@ def rays_through(cameras, cam_idx, pixels):
 
 
 def to_scene(scene, points):
-    """Points `[M, 3]` of the files' world in the scene's."""
+    """Points `[M, 3]` from the files' coordinates to the scene's."""
     transform = scene.world_to_scene.double().numpy()
     return points @ transform[:3, :3].T + transform[:3, 3]
 
 
-def miss(rays, points):
-    """The angles `[M]` by which rays miss points `[M, 3]`."""
+def angular_errors(rays, points):
+    """The angles `[M]` in radians between rays and the directions to points `[M, 3]`."""
     origins, viewdirs = rays
     to_points = points - origins
     along = (to_points * viewdirs).sum(-1)
@@ -87,7 +75,7 @@ def miss(rays, points):
 
 
 def epipolar_distances(dataset, first, second, enlarge=1):
-    """By how many pixels SIFT matches of two pictures miss each other's epipolar planes."""
+    """Distances in pixels of SIFT matches of two images from each other's epipolar planes."""
     sift, found = cv2.SIFT_create(), []
     for index in (first, second):
         image = (255 * dataset.image(index).rgb.numpy()).round().astype(np.uint8)
@@ -108,11 +96,11 @@ def epipolar_distances(dataset, first, second, enlarge=1):
     return focal * np.abs((normals * d2).sum(-1))
 
 
-# Where rays go, against OpenCV's cameras.
+# Rays against OpenCV's cameras.
 
 
 def project(points, pose, matrix, distortion, fisheye=False):
-    """Pixels `[M, 2]` of world points by OpenCV, for a camera-to-world `pose [4, 4]`."""
+    """OpenCV's pixels `[M, 2]` of world points, for a camera-to-world `pose [4, 4]`."""
     opencv = to_opencv(pose)
     turn, _ = cv2.Rodrigues(opencv[:3, :3])
     function = cv2.fisheye.projectPoints if fisheye else cv2.projectPoints
@@ -124,7 +112,7 @@ def project(points, pose, matrix, distortion, fisheye=False):
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("dataset_name", CAPTURES)
 def test_rays_of_the_demo_pass_through_its_points(dataset_name, factor, demo, tmp_path):
-    """Distortion, off-centre principal points, alignment and scale at once."""
+    """Tests distortion, off-centre principal points, alignment and scale together."""
     shutil.copytree(demo / dataset_name, tmp_path / "scene")
     stored = demo_scene.CAPTURE_FACTOR if dataset_name == "colmap" else 1
     dataset = open_scene(tmp_path / "scene", dataset_name, "test", "--factor",
@@ -138,11 +126,11 @@ def test_rays_of_the_demo_pass_through_its_points(dataset_name, factor, demo, tm
         pixels = project(points[near], pose, demo_scene.capture_matrix(),
                          [lens[k] for k in ("k1", "k2", "p1", "p2")])
         rays = rays_through(dataset.cameras, i, pixels / factor)
-        angle = miss(rays, to_scene(dataset.scene, points[near]))
+        angle = angular_errors(rays, to_scene(dataset.scene, points[near]))
         assert angle.max() * lens["fl_x"] < 2e-3  # pixels
 
 
-# Parameters as COLMAP orders them, and the same as fx, fy, and OpenCV's coefficients.
+# Parameters in COLMAP's order, then the same as fx, fy and OpenCV's coefficients.
 MODELS = {
     "SIMPLE_PINHOLE": ([50.0, 25.5, 14.5], 50.0, 50.0, [0.0] * 4),
     "PINHOLE": ([50.0, 54.0, 25.5, 14.5], 50.0, 54.0, [0.0] * 4),
@@ -166,7 +154,8 @@ def test_every_lens_model_is_opencvs(model, tmp_path):
     matrix = np.array([[focal_x, 0, 25.5], [0, focal_y, 14.5], [0, 0, 1]])
     for i, pose in enumerate(walk_poses(9)[::8]):
         pixels = project(points, pose, matrix, coefficients, model.endswith("FISHEYE"))
-        angle = miss(rays_through(dataset.cameras, i, pixels / 4), to_scene(dataset.scene, points))
+        rays = rays_through(dataset.cameras, i, pixels / 4)
+        angle = angular_errors(rays, to_scene(dataset.scene, points))
         assert angle.max() < 5e-6  # radians
 
 
@@ -181,7 +170,8 @@ def test_views_keep_their_own_intrinsics(tmp_path):
 
 def test_frames_keep_their_own_intrinsics(tmp_path):
     write_nerfstudio(tmp_path / "scene")
-    change_json(tmp_path / "scene", lambda v: v["frames"][3].update(fl_x=20.0, k1=0.1, cx=7.0))
+    change_json(tmp_path / "scene" / "transforms.json",
+                lambda v: v["frames"][3].update(fl_x=20.0, k1=0.1, cx=7.0))
     cameras = open_scene(tmp_path / "scene", "nerfstudio").cameras
     focal = 1 / cameras.pixtocams[:, 0, 0]
     np.testing.assert_allclose(focal, [14, 14, 20, 14, 14, 14, 14], rtol=1e-6)
@@ -196,7 +186,7 @@ def test_frames_keep_their_own_intrinsics(tmp_path):
     ({"fl_x": 9.0, "camera_angle_x": 0.8, "camera_angle_y": 0.5}, (9.0, 9.0)),
     ({"fl_x": 18.0, "fl_y": 20.0, "w": 24, "h": 16}, (9.0, 10.0)),
 ])
-def test_focal_lengths_come_as_pixels_or_as_angles(lens, focal, tmp_path):
+def test_focal_lengths_are_given_in_pixels_or_as_angles(lens, focal, tmp_path):
     write_nerfstudio(tmp_path / "scene", lens=lens)
     pixtocam = open_scene(tmp_path / "scene", "nerfstudio").cameras.pixtocams[0]
     assert float(1 / pixtocam[0, 0]) == pytest.approx(focal[0], rel=1e-6)
@@ -206,14 +196,14 @@ def test_focal_lengths_come_as_pixels_or_as_angles(lens, focal, tmp_path):
 
 
 @pytest.mark.parametrize("switch", [{"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}])
-def test_both_ways_to_say_fisheye(switch, tmp_path):
+def test_both_keys_for_fisheye_are_read(switch, tmp_path):
     write_nerfstudio(tmp_path / "scene", lens={"fl_x": 9.0, "k1": 0.1} | switch)
     cameras = open_scene(tmp_path / "scene", "nerfstudio").cameras
     assert cameras.fisheye.all() and (cameras.distortion[:, 0] - 0.1).abs().max() < 1e-6
 
 
-def test_features_of_the_demos_pictures_meet(demo):
-    """Pictures and cameras belong together: matches lie on each other's epipolar lines."""
+def test_feature_matches_of_the_demo_lie_on_epipolar_lines(demo):
+    """Images and cameras belong together: matches satisfy the epipolar constraint."""
     dataset = open_scene(demo / "nerfstudio", "nerfstudio", "train", "--llffhold", "1000")
     distances = np.concatenate([epipolar_distances(dataset, i, i + 1, enlarge=3)
                                 for i in (2, 7, 25, 30)])
@@ -225,15 +215,15 @@ def test_features_of_the_demos_pictures_meet(demo):
     assert np.median(wrong) > 3
 
 
-def test_demo_pictures_are_alike_in_both_formats_and_opaque(demo):
+def test_demo_images_are_equal_in_both_formats_and_opaque(demo):
     one, other = (open_scene(demo / name, name, "test") for name in CAPTURES)
     assert torch.equal(one.scene.pixels, other.scene.pixels)
     torch.testing.assert_close(one.cameras.camtoworlds, other.cameras.camtoworlds, atol=1e-5,
                                rtol=0)
-    rgba = demo_scene.render(
+    rgba = tracing.render(
         demo_scene.capture_cameras()[0], np.diag([1, -1, -1]) @ np.linalg.inv(
             demo_scene.capture_matrix()), *demo_scene.CAPTURE_SIZE, supersample=1,
-        parts=demo_scene.ROOM, straighten=demo_scene.straighten_capture)
+        parts=ROOM, undistort=demo_scene.undistort_capture)
     assert (rgba[..., 3] == 255).all()
 
 
@@ -241,7 +231,7 @@ def test_demo_pictures_are_alike_in_both_formats_and_opaque(demo):
 
 
 @pytest.mark.parametrize("dataset_name", CAPTURES)
-def test_cameras_fill_the_cube_and_stand_upright(dataset_name, demo):
+def test_aligned_cameras_fill_the_cube_and_are_upright(dataset_name, demo):
     scenes = [open_scene(demo / dataset_name, dataset_name, split, read_pixels=False).scene
               for split in ("train", "test")]
     camtoworlds = torch.cat([scene.cameras.camtoworlds for scene in scenes]).double()
@@ -258,10 +248,10 @@ def test_cameras_fill_the_cube_and_stand_upright(dataset_name, demo):
     assert up[2] > 0.99 * up.norm()
 
 
-def test_range_and_box_come_from_the_points_that_views_see(tmp_path):
+def test_range_and_box_come_from_the_visible_points(tmp_path):
     rng = np.random.default_rng(0)
     points = rng.uniform(-0.4, 0.4, (400, 3))
-    behind = np.array([[0.0, 0.0, 100.0]])  # No view looks there.
+    behind = np.array([[0.0, 0.0, 100.0]])  # No view sees it.
     write_colmap(tmp_path / "scene", points=np.concatenate([points, behind]),
                  model="SIMPLE_PINHOLE", params=[50.0, 24.0, 16.0])
     scene = open_scene(tmp_path / "scene", "colmap").scene
@@ -280,10 +270,10 @@ def test_range_and_box_come_from_the_points_that_views_see(tmp_path):
 
 
 @pytest.mark.parametrize("sideways,upward", [(2.34, 0.0), (0.0, 0.27)])
-def test_points_outside_the_picture_are_not_seen(sideways, upward, tmp_path):
-    """The first would be folded back by the lens model, the second is a little above the picture.
+def test_points_outside_the_image_do_not_count_as_visible(sideways, upward, tmp_path):
+    """The lens model would fold the first back into the image; the second is just above the image.
 
-    Both lie closer to their camera than anything else.
+    Both are closer to their camera than all other points.
     """
     beside = np.array([p[:3, 3] + sideways * p[:3, 0] + upward * p[:3, 1] - 0.6 * p[:3, 2]
                        for p in walk_poses(9)])
@@ -297,7 +287,7 @@ def test_points_outside_the_picture_are_not_seen(sideways, upward, tmp_path):
     assert nears[0] == pytest.approx(nears[1], rel=0.02)
 
 
-def test_flags_win_over_the_range_of_the_points(tmp_path):
+def test_flags_override_the_range_of_the_points(tmp_path):
     write_colmap(tmp_path / "scene")
     cameras = open_scene(tmp_path / "scene", "colmap", "train", "--near", "0.3", "--far",
                          "7").scene.cameras
@@ -306,7 +296,7 @@ def test_flags_win_over_the_range_of_the_points(tmp_path):
 
 @pytest.mark.parametrize("dataset_name,write", [("colmap", write_colmap),
                                                 ("nerfstudio", write_nerfstudio)])
-def test_without_points_the_range_is_a_share_of_the_distance_to_the_focus(
+def test_without_points_the_range_is_a_multiple_of_the_distance_to_the_focus(
     dataset_name, write, tmp_path
 ):
     write(tmp_path / "scene", **({"points": []} if dataset_name == "colmap" else {}))
@@ -319,30 +309,34 @@ def test_without_points_the_range_is_a_share_of_the_distance_to_the_focus(
     assert (to_scene(scene, np.zeros((1, 3)))[0] > low).all() and (high - low).max() < 4
 
 
-# Which images, which splits.
+# Images and splits.
 
 
-def test_images_that_do_not_fit_the_model_are_left_out_and_named(tmp_path, capsys):
+def test_images_without_a_pose_and_poses_without_an_image_are_left_out_and_logged(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
     write_colmap(tmp_path / "scene")
     images = tmp_path / "scene" / "images_4"
     (images / "002.png").rename(images / "stranger.png")
     dataset = open_scene(tmp_path / "scene", "colmap", "train", "--llffhold", "100")
     assert dataset.scene.names == ("001.png", *(f"{i:03d}.png" for i in range(3, 9)))
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "1 image(s)" in out and "stranger.png" in out
     assert "1 view(s) without an image" in out and "002.png" in out
 
 
-def test_frames_without_an_image_are_left_out_and_named(tmp_path, capsys):
+def test_frames_without_an_image_are_left_out_and_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
     write_nerfstudio(tmp_path / "scene")
     (tmp_path / "scene" / "images" / "004.png").unlink()
     dataset = open_scene(tmp_path / "scene", "nerfstudio")
     assert dataset.scene.names == tuple(FILES[i] for i in (1, 2, 3, 5, 6, 7, 8))
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "left out 1 frame(s) without an image: images/004.png" in out
 
 
-def test_colmaps_images_may_lie_in_folders_and_have_other_endings(tmp_path):
+def test_colmap_images_may_be_in_folders_and_have_other_suffixes(tmp_path):
     names = [f"cam{i % 2}/{i}.JPG" for i in range(9)]
     write_colmap(tmp_path / "scene", names=[name.replace("JPG", "png") for name in names],
                  factor=2, size=(24, 16))
@@ -353,17 +347,17 @@ def test_colmaps_images_may_lie_in_folders_and_have_other_endings(tmp_path):
     assert dataset.scene.cameras.sizes[0].tolist() == [12, 8]
     assert (tmp_path / "scene" / "images_4" / "cam0" / "0.png").exists()
     source = imread(tmp_path / "scene" / "images_2" / "cam0" / "2.png").astype(float)
-    wanted = source.reshape(8, 2, 12, 2, 3).mean((1, 3))
-    np.testing.assert_allclose(255 * dataset.image(0).rgb, wanted, atol=0.51)
+    expected = source.reshape(8, 2, 12, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(255 * dataset.image(0).rgb, expected, atol=0.51)
 
 
-def test_colmap_refuses_a_factor_finer_than_what_is_shipped(tmp_path):
+def test_colmap_rejects_a_factor_finer_than_what_is_shipped(tmp_path):
     write_colmap(tmp_path / "scene")
     with pytest.raises(UserError, match="it ships: 4"):
         open_scene(tmp_path / "scene", "colmap", "train", "--factor", "2")
 
 
-def test_models_may_lie_in_sparse_itself(tmp_path):
+def test_models_may_be_in_sparse_itself(tmp_path):
     write_colmap(tmp_path / "scene")
     before = open_scene(tmp_path / "scene", "colmap").scene
     for file in (tmp_path / "scene" / "sparse" / "0").iterdir():
@@ -374,7 +368,7 @@ def test_models_may_lie_in_sparse_itself(tmp_path):
 
 
 @pytest.mark.parametrize("shipped", [False, True])
-def test_nerfstudio_takes_shipped_pictures_or_averages(shipped, tmp_path):
+def test_nerfstudio_reads_shipped_images_or_averages(shipped, tmp_path):
     write_nerfstudio(tmp_path / "scene", size=(24, 16))
     if shipped:
         (tmp_path / "scene" / "images_2").mkdir()
@@ -385,44 +379,34 @@ def test_nerfstudio_takes_shipped_pictures_or_averages(shipped, tmp_path):
     assert dataset.scene.cameras.sizes[0].tolist() == [12, 8]
     assert float(1 / dataset.cameras.pixtocams[0, 0, 0]) == pytest.approx(7)
     source = imread(tmp_path / "scene" / "images" / "001.png").astype(float)
-    wanted = 77 if shipped else source.reshape(8, 2, 12, 2, 3).mean((1, 3))
-    np.testing.assert_allclose(255 * dataset.image(0).rgb, np.broadcast_to(wanted, (8, 12, 3)),
+    expected = 77 if shipped else source.reshape(8, 2, 12, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(255 * dataset.image(0).rgb, np.broadcast_to(expected, (8, 12, 3)),
                                atol=0.51)
 
 
-def test_file_paths_may_lack_their_ending(tmp_path):
+def test_file_paths_may_lack_a_suffix(tmp_path):
     write_nerfstudio(tmp_path / "scene")
     before = open_scene(tmp_path / "scene", "nerfstudio").scene.pixels
-    change_json(tmp_path / "scene", lambda v: [
+    change_json(tmp_path / "scene" / "transforms.json", lambda v: [
         frame.update(file_path="./" + frame["file_path"][:-4]) for frame in v["frames"]])
     assert torch.equal(open_scene(tmp_path / "scene", "nerfstudio").scene.pixels, before)
-
-
-def test_find_image_takes_the_named_file_first(tmp_path):
-    for name in ("a.png", "a.JPG", "b.jpeg", "c.d.png"):
-        (tmp_path / name).touch()
-    found = {name: find_image(tmp_path / name) for name in
-             ("a.png", "a.JPG", "a", "b.png", "c.d", "e.png", "c")}
-    assert {k: v and v.name for k, v in found.items()} == {
-        "a.png": "a.png", "a.JPG": "a.JPG", "a": "a.png", "b.png": "b.jpeg", "c.d": "c.d.png",
-        "e.png": None, "c": None}
 
 
 FILES = [f"images/{i:03d}.png" for i in range(9)]
 
 
-@pytest.mark.parametrize("lists,wanted", [
+@pytest.mark.parametrize("lists,expected", [
     ({}, {"train": [1, 2, 3, 4, 5, 6, 7], "val": [0, 8], "test": [0, 8]}),
     ({"train": [3, 4], "val": [0], "test": [8, 1]}, {"train": [3, 4], "val": [0], "test": [1, 8]}),
     ({"train": [3, 4], "val": [0]}, {"train": [3, 4], "val": [0], "test": [0]}),
     ({"test": [0, 1]}, {"train": [2, 3, 4, 5, 6, 7, 8], "val": [0, 1], "test": [0, 1]}),
 ])
-def test_splits_are_those_of_the_file_or_every_nth(lists, wanted, tmp_path):
+def test_splits_are_listed_in_the_file_or_every_nth(lists, expected, tmp_path):
     listed = {f"{s}_filenames": [FILES[i] for i in index] for s, index in lists.items()}
     write_nerfstudio(tmp_path / "scene", **listed)
-    # The order of frames in the file is no matter.
-    change_json(tmp_path / "scene", lambda v: v["frames"].reverse())
-    for split, index in wanted.items():
+    # The order of frames in the file must not matter.
+    change_json(tmp_path / "scene" / "transforms.json", lambda v: v["frames"].reverse())
+    for split, index in expected.items():
         dataset = open_scene(tmp_path / "scene", "nerfstudio", split)
         assert dataset.split == split
         assert dataset.scene.names == tuple(FILES[i] for i in index)
@@ -431,19 +415,19 @@ def test_splits_are_those_of_the_file_or_every_nth(lists, wanted, tmp_path):
 # Alpha and masks.
 
 
-def test_pictures_are_composited_if_all_have_alpha(tmp_path):
+def test_images_are_composited_if_all_have_alpha(tmp_path):
     write_nerfstudio(tmp_path / "scene", channels=4)
     image = random_images(9, (12, 8), 4)[1] / 255
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--white_bkgd")
-    wanted = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-    np.testing.assert_allclose(dataset.image(0).rgb, wanted, atol=1e-6)
+    expected = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+    np.testing.assert_allclose(dataset.image(0).rgb, expected, atol=1e-6)
     imwrite(tmp_path / "scene" / "images" / "000.png", np.zeros((8, 12, 3), np.uint8))
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--white_bkgd")
     np.testing.assert_allclose(dataset.image(0).rgb, image[..., :3], atol=1e-6)
 
 
 def write_masked(folder):
-    """Frames 1 and 2 have masks: left half black; two rows, and one more pixel, black."""
+    """Frames 1 and 2 have masks: a black left half; two black rows and a pixel."""
     write_nerfstudio(folder)
     masks = np.full((2, 8, 12), 255, np.uint8)
     masks[0, :, :6] = 0
@@ -452,8 +436,8 @@ def write_masked(folder):
     (folder / "masks").mkdir()
     for i, mask in enumerate(masks):
         imwrite(folder / "masks" / f"{i}.png", mask)
-    change_json(folder, lambda v: [v["frames"][i + 1].update(mask_path=f"masks/{i}.png")
-                                   for i in range(2)])
+    change_json(folder / "transforms.json", lambda v: [
+        v["frames"][i + 1].update(mask_path=f"masks/{i}.png") for i in range(2)])
     return masks
 
 
@@ -478,12 +462,12 @@ def test_masks_reach_batches_and_images(tmp_path):
     assert facts.masks is None and facts.mask_files == () and facts.files == ()
 
 
-def test_masks_of_smaller_pictures_count_whole_pixels_alone(tmp_path):
+def test_masks_of_smaller_images_keep_only_fully_valid_pixels(tmp_path):
     masks = write_masked(tmp_path / "scene")
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--factor", "2")
     for i in range(2):
-        wanted = masks[i].reshape(4, 2, 6, 2).min((1, 3)) / 255
-        np.testing.assert_array_equal(dataset.image(i).mask[..., 0], wanted)
+        expected = masks[i].reshape(4, 2, 6, 2).min((1, 3)) / 255
+        np.testing.assert_array_equal(dataset.image(i).mask[..., 0], expected)
 
 
 def test_masked_pixels_do_not_count_in_scores(tmp_path):
@@ -491,7 +475,8 @@ def test_masked_pixels_do_not_count_in_scores(tmp_path):
     mask = np.full((16, 24), 255, np.uint8)
     mask[:, :6] = 0
     imwrite(tmp_path / "scene" / "mask.png", mask)
-    change_json(tmp_path / "scene", lambda v: v["frames"][0].update(mask_path="mask.png"))
+    change_json(tmp_path / "scene" / "transforms.json",
+                lambda v: v["frames"][0].update(mask_path="mask.png"))
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
     truth = dataset.image(0).rgb.numpy()
     wrong = np.clip(truth + 0.1, 0, 1)
@@ -516,12 +501,12 @@ def test_masked_pixels_do_not_count_in_scores(tmp_path):
     np.array([[False, True]]), np.array([[[0, 0, 0, 255], [9, 9, 9, 255]]], np.uint8),
     np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8), np.array([[0, 65535]], np.uint16),
 ])
-def test_masks_are_black_or_transparent_where_nothing_counts(mask, tmp_path):
+def test_masked_pixels_are_black_or_transparent(mask, tmp_path):
     imwrite(tmp_path / "mask.png", mask)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 2, 1), [[0, 1]])
 
 
-def test_a_batch_of_masked_pixels_alone_has_a_loss_of_zero(tmp_path):
+def test_a_batch_of_only_masked_pixels_has_zero_loss(tmp_path):
     write_nerfstudio(tmp_path / "scene")
     batch = open_scene(tmp_path / "scene", "nerfstudio").batch(5)
     masked = replace(batch, mask=torch.zeros(5, 1))
@@ -531,10 +516,10 @@ def test_a_batch_of_masked_pixels_alone_has_a_loss_of_zero(tmp_path):
     assert loss == 0 and (rgb.grad == 0).all()
 
 
-# Bad data: one sentence that names the file.
+# Bad data: a one-sentence error that names the file.
 
 
-def expect(names, folder, dataset_name, *flags):
+def expect_error(names, folder, dataset_name, *flags):
     with pytest.raises(UserError, match=names) as error:
         open_scene(folder, dataset_name, "train", *flags)
     assert "\n" not in str(error.value)
@@ -544,11 +529,11 @@ def expect(names, folder, dataset_name, *flags):
     ("FULL_OPENCV", [50.0, 50.0, 24.0, 16.0] + [0.0] * 8), ("FOV", [50.0, 50.0, 24.0, 16.0, 0.5]),
     ("THIN_PRISM_FISHEYE", [50.0, 50.0, 24.0, 16.0] + [0.0] * 8),
 ])
-def test_other_lens_models_are_refused_by_name(model, params, tmp_path):
+def test_unsupported_lens_models_are_rejected_by_name(model, params, tmp_path):
     write_colmap(tmp_path / "colmap", model=model, params=params)
-    expect(f"{model}; undistort", tmp_path / "colmap", "colmap")
+    expect_error(f"{model}; undistort", tmp_path / "colmap", "colmap")
     write_nerfstudio(tmp_path / "nerfstudio", lens={"fl_x": 9.0, "camera_model": model})
-    expect(f"{model}; undistort", tmp_path / "nerfstudio", "nerfstudio")
+    expect_error(f"{model}; undistort", tmp_path / "nerfstudio", "nerfstudio")
 
 
 def damage_colmap(folder, kind):
@@ -584,20 +569,20 @@ def damage_colmap(folder, kind):
 @pytest.mark.parametrize("kind,names", [
     ("no model", "sparse holds no COLMAP model"), ("no cameras", "holds no COLMAP model"),
     ("nonsense", "holds no COLMAP model"), ("no images", "no images folder at all"),
-    ("other images", "places none of the images"), ("other shape", "003.png is 8x12"),
+    ("other images", "registers none of the images"), ("other shape", "003.png is 8x12"),
     ("nan point", "not finite"), ("points cut", "points3D.bin has 2553 bytes"),
     ("points cut short", "points3D.bin has 3 bytes"), ("one point", "points3D.bin has 59 bytes"),
 ])
-def test_bad_colmap_data_is_one_sentence(kind, names, tmp_path):
+def test_bad_colmap_data_is_a_one_sentence_error(kind, names, tmp_path):
     write_colmap(tmp_path / "scene")
     damage_colmap(tmp_path / "scene", kind)
-    expect(names, tmp_path / "scene", "colmap")
+    expect_error(names, tmp_path / "scene", "colmap")
 
 
-def test_a_missing_pycolmap_is_one_sentence(tmp_path, monkeypatch):
+def test_a_missing_pycolmap_is_a_one_sentence_error(tmp_path, monkeypatch):
     write_colmap(tmp_path / "scene")
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    expect("pip install", tmp_path / "scene", "colmap")
+    expect_error("pip install", tmp_path / "scene", "colmap")
 
 
 @pytest.mark.parametrize("change,names", [
@@ -616,25 +601,25 @@ def test_a_missing_pycolmap_is_one_sentence(tmp_path, monkeypatch):
     (lambda v: v.update(test_filenames=["images/9.png"]), "lists images/9.png"),
     (lambda v: v.update(test_filenames=FILES), "train split without a view"),
     (lambda v: v["frames"][1].update(mask_path="masks/1.png"), "masks/1.png is missing"),
-    (lambda v: [f.update(file_path="x") for f in v["frames"]], "image for none of them"),
+    (lambda v: [f.update(file_path="x") for f in v["frames"]], "none of which has an image"),
     (lambda v: [f.update(transform_matrix=np.eye(4).tolist()) for f in v["frames"]],
      "in one place"),
 ])
-def test_bad_nerfstudio_data_is_one_sentence(change, names, tmp_path):
+def test_bad_nerfstudio_data_is_a_one_sentence_error(change, names, tmp_path):
     write_nerfstudio(tmp_path / "scene")
-    change_json(tmp_path / "scene", change)
-    expect(names, tmp_path / "scene", "nerfstudio")
+    change_json(tmp_path / "scene" / "transforms.json", change)
+    expect_error(names, tmp_path / "scene", "nerfstudio")
 
 
-def test_broken_json_and_too_large_a_factor_are_one_sentence(tmp_path):
+def test_broken_json_and_too_large_a_factor_are_one_sentence_errors(tmp_path):
     write_nerfstudio(tmp_path / "scene")
-    expect("leaves no pixel", tmp_path / "scene", "nerfstudio", "--factor", "9")
+    expect_error("leaves no pixel", tmp_path / "scene", "nerfstudio", "--factor", "9")
     (tmp_path / "scene" / "transforms.json").write_text("{")
-    expect("not valid JSON", tmp_path / "scene", "nerfstudio")
+    expect_error("not valid JSON", tmp_path / "scene", "nerfstudio")
     (tmp_path / "scene" / "transforms.json").unlink()
-    expect("transforms.json is missing", tmp_path / "scene", "nerfstudio")
+    expect_error("transforms.json is missing", tmp_path / "scene", "nerfstudio")
 
 
 def test_the_lens_of_the_small_scenes_is_off_centre():
-    """Else an ignored principal point would go unnoticed here."""
+    """Otherwise these tests would not notice an ignored principal point."""
     assert NERFSTUDIO_LENS["cx"] != 6 and NERFSTUDIO_LENS["cy"] != 4

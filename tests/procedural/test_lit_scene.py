@@ -1,4 +1,4 @@
-"""The lit demo scene against closed forms, quadrature and geometry by hand."""
+"""The lit demo scene against closed forms, quadrature and hand calculation."""
 
 import json
 import math
@@ -9,10 +9,10 @@ import OpenEXR
 import pytest
 import torch
 
-from procedural import lit_scene
+from procedural import lit_scene, tracing
 from procedural import scene as demo_scene
-from procedural.lit_scene import Lights, Patch
-from procedural.scene import Box, Part, Sphere, plain
+from procedural.lit_scene import Patch, SceneLights
+from procedural.solids import Box, Part, Sphere, plain
 
 GREY = (0.5, 0.4, 0.3)
 PLANE = Part(Box((50.0, 50.0, 1.0)), (0.0, 0.0, -1.0), plain(GREY))  # z = 0 is its top
@@ -21,7 +21,7 @@ UP = (0.0, 0.0, 1.0)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    with demo_scene._one_thread():
+    with tracing.single_thread():
         yield
 
 
@@ -30,7 +30,7 @@ def unit(v):
 
 
 def reflectance(normal, wi, wo, albedo, roughness):
-    """The BRDF as it is defined, in numpy: [..., 3] for vectors [..., 3]."""
+    """The BRDF by its definition in NumPy: [..., 3] for vectors [..., 3]."""
     def dot(a, b):
         return (a * b).sum(-1, keepdims=True)
 
@@ -49,9 +49,10 @@ def reflectance(normal, wi, wo, albedo, roughness):
 
 
 def brdf(normal, wi, wo, albedo, roughness):
-    """The tracer's, for numpy vectors and a number as roughness."""
+    """The tracer's BRDF for NumPy vectors and a scalar roughness."""
     arguments = (torch.as_tensor(np.asarray(v, np.float64)) for v in (normal, wi, wo, albedo))
-    return lit_scene.brdf(*arguments, torch.full((1,), roughness, dtype=torch.float64)).numpy()
+    roughness = torch.full((1,), roughness, dtype=torch.float64)
+    return lit_scene.reference_brdf(*arguments, roughness).numpy()
 
 
 def sphere_points(count, seed):
@@ -84,8 +85,8 @@ def test_brdf_is_as_defined_reciprocal_and_zero_below(roughness):
 
 
 @pytest.mark.parametrize("roughness", (0.4, 0.7, 1.0))
-def test_facets_cover_the_surface_once(roughness):
-    """∫ D (n·h) dω = 1, D told from the retroreflection of a black surface."""
+def test_the_normal_distribution_is_normalised(roughness):
+    """∫ D (n·h) dω = 1, with D from the retroreflection of a black surface."""
     h, weight = hemisphere_rule()
     k = roughness**2 / 2
     value = brdf(np.array(UP), h, h, np.zeros(3), roughness)[:, 0]
@@ -95,7 +96,7 @@ def test_facets_cover_the_surface_once(roughness):
 
 @pytest.mark.parametrize("roughness", (0.4, 0.7, 1.0))
 def test_white_furnace(roughness):
-    """A white surface returns no more than it gets."""
+    """A white surface reflects no more light than it receives."""
     z = np.random.default_rng(0).uniform(size=(2, 200_000))
     across, turn = np.sqrt(1 - z[0]), 2 * math.pi * z[1]
     wi = np.stack([across * np.cos(turn), across * np.sin(turn), np.sqrt(z[0])], -1)
@@ -108,7 +109,7 @@ def test_white_furnace(roughness):
 
 
 def patch_at(points, normal, eye, albedo=GREY, roughness=1.0):
-    """A `Patch` of points [N, 3] that share all else."""
+    """A `Patch` of points [N, 3] with equal other properties."""
     points = torch.as_tensor(np.asarray(points), dtype=torch.float64)
     shared = (torch.tensor(np.asarray(v), dtype=torch.float64).expand(len(points), -1)
               for v in (normal, albedo, [roughness], unit(eye)))
@@ -118,11 +119,11 @@ def patch_at(points, normal, eye, albedo=GREY, roughness=1.0):
 
 def lights(positions, colours, distant=False):
     positions, colours = (torch.from_numpy(np.array(v, np.float64)) for v in (positions, colours))
-    return Lights(positions, colours, distant)
+    return SceneLights(positions, colours, distant)
 
 
 def test_plane_under_a_point_light():
-    """Radiance = f · cos θ · I / d² at points of the plane, seen by rays of a camera."""
+    """Radiance = f · cos θ · I / d² at points of the plane, along camera rays."""
     position, intensity, eye = np.array([0.6, -0.3, 2.0]), np.array([30.0, 20, 10]), (0, -4.0, 3)
     points = np.random.default_rng(0).uniform(-2, 2, (50, 3)) * (1, 1, 0)
     seen = lit_scene.radiance(
@@ -140,8 +141,8 @@ def test_plane_under_a_point_light():
     assert (seen.normal == torch.tensor(UP)).all() and (seen.roughness == 1).all()
 
 
-def test_matt_part_straight_above_and_inverse_square():
-    """White less black leaves (1 − F₀)² / π · I / d²."""
+def test_diffuse_term_at_normal_incidence_and_inverse_square_law():
+    """White minus black is (1 − F₀)² / π · I / d²."""
     seen = []
     for height in (2.0, 4.0):
         white, black = (
@@ -152,7 +153,7 @@ def test_matt_part_straight_above_and_inverse_square():
         seen.append((white - black).numpy())
     np.testing.assert_allclose(seen[1], 0.96**2 / math.pi * 90 / 16, rtol=1e-9)
     np.testing.assert_allclose(seen[0], 4 * seen[1], rtol=1e-9)
-    assert 1.5 < seen[1].min() < 2  # what the pictures' intensity is chosen for
+    assert 1.5 < seen[1].min() < 2  # the intention of LIGHT_INTENSITY
 
 
 def test_shadow_of_a_sphere_ends_where_the_tangents_meet_the_plane():
@@ -173,12 +174,12 @@ def test_shadow_of_a_sphere_ends_where_the_tangents_meet_the_plane():
 
 
 def test_a_convex_body_is_lit_wherever_it_faces_the_light():
-    """No point shades itself, in single precision too."""
+    """No point shadows itself, in float32 either."""
     normals = torch.from_numpy(sphere_points(20_000, 0)).float()
     patch = Patch(0.43 * normals, normals, torch.full_like(normals, 0.5), normals[:, :1] * 0 + 1,
                   normals)
     position = torch.tensor([[1.0, -2.0, 3.3]])
-    _, arrive = lit_scene.direct(patch, Lights(position, torch.ones(1, 3), False),
+    _, arrive = lit_scene.direct(patch, SceneLights(position, torch.ones(1, 3), False),
                                    (Part(Sphere(0.43), (0.0, 0.0, 0.0), plain(GREY)),))
     to_light = position - patch.point
     cosine = (normals * to_light).sum(-1) / to_light.norm(dim=-1)
@@ -190,12 +191,12 @@ def even(count, dimensions, seed=0):
 
 
 @pytest.mark.parametrize("degrees", (0, 25, 50))
-def test_cosine_directions_meet_a_sphere_as_often_as_its_form_factor_says(degrees):
+def test_cosine_directions_hit_a_sphere_by_its_form_factor(degrees):
     """(r / d)² cos θ, for a sphere wholly above the horizon."""
     normal = torch.from_numpy(tilted(degrees)).float()
     wi = lit_scene._cosine_directions(normal, even(1 << 15, 2))
     torch.testing.assert_close(wi.norm(dim=-1), torch.ones(len(wi)))
-    hit = demo_scene.occluded(torch.zeros(3), wi, (Part(Sphere(0.5), (0.0, 0, 1.2), plain(GREY)),))
+    hit = tracing.occluded(torch.zeros(3), wi, (Part(Sphere(0.5), (0.0, 0, 1.2), plain(GREY)),))
     expected = (0.5 / 1.2) ** 2 * math.cos(math.radians(degrees))
     assert hit.float().mean() == pytest.approx(expected, rel=0.01)
 
@@ -205,8 +206,10 @@ def ball_above(distance, radius, gloss=0.9):
 
 
 def lit_by_a_ball_lit_from_below(distance, radius, roughness):
-    """Radiance [3] of a patch at the origin, facing a ball, seen along its normal; the light comes
-    from −z and passes the patch. All is round about z: the integral is over the angle γ alone."""
+    """Radiance [3] along the normal of a patch at the origin that faces a ball.
+
+    Light comes from −z and passes the patch. By symmetry about z the integral is over γ alone.
+    """
     count = 20_000
     gamma = (np.arange(count) + 0.5) / count * math.asin(radius / distance)
     wi = np.stack([np.sin(gamma), 0 * gamma, np.cos(gamma)], -1)
@@ -223,8 +226,7 @@ def lit_by_a_ball_lit_from_below(distance, radius, roughness):
 @pytest.mark.parametrize("roughness", (0.46, 1.0))
 @pytest.mark.parametrize("kind", ("far", "distant"))
 def test_one_bounce_equals_the_integral(roughness, kind):
-    """A point light so far away that it is one of direction, and two distant lights in one place,
-    of which one is drawn at a time."""
+    """For a very far point light, and for two distant lights in one direction, sampled in turn."""
     if kind == "far":
         lamp = lights([(0, 0, -1e5)], [(1e10, 2e10, 3e10)])
     else:
@@ -236,7 +238,7 @@ def test_one_bounce_equals_the_integral(roughness, kind):
     np.testing.assert_allclose(seen[0], expected, rtol=0.01)
 
 
-def test_bounced_light_is_shadowed_and_comes_from_the_lit_side():
+def test_indirect_light_is_shadowed_and_comes_from_the_lit_side():
     patch, u = patch_at([(0.0, 0, 0)], UP, UP), even(1024, 3)[None].double()
     ball, blocker = ball_above(1.2, 0.5), Part(Box((2.0, 2.0, 0.1)), (0, 0, -1.0), plain(GREY))
 
@@ -258,15 +260,15 @@ def lit_side(row, column, turn=0.0):
     """Which side of a sphere is brightest under one texel of a 12 × 24 environment."""
     environment = np.zeros((12, 24, 3))
     environment[row, column] = 5.0
-    lamp = Lights(*lit_scene.environment_lights(environment, turn), distant=True)
+    lamp = SceneLights(*lit_scene.environment_texels(environment, turn), distant=True)
     outward = torch.tensor(list(SIDES.values())).float()
     seen = [lit_scene.radiance(3 * v, -v[None, None], lamp, torch.rand(1, 4),
                                  (ball_above(0.0, 0.5, 0.0),)).direct.sum() for v in outward]
     return list(SIDES)[int(torch.stack(seen).argmax())]
 
 
-def test_environment_lights_the_side_it_should():
-    """The middle looks along +x, the right quarter along −y; rows go from the zenith down."""
+def test_environment_texels_light_the_matching_side():
+    """The centre faces +x, the right quarter −y; rows run from the zenith down."""
     for column, side in ((11, "+x"), (12, "+x"), (18, "-y"), (6, "+y"), (0, "-x"), (23, "-x")):
         assert lit_side(5, column) == side
     assert lit_side(0, 7) == "+z" and lit_side(11, 7) == "-z"
@@ -275,9 +277,9 @@ def test_environment_lights_the_side_it_should():
 
 
 def test_environment_directions_and_solid_angles():
-    directions, weighted = lit_scene.environment_lights(np.ones((12, 24, 3)), 0.3)
+    directions, weighted = lit_scene.environment_texels(np.ones((12, 24, 3)), 0.3)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(288))
-    # The midpoint rule for ∫ sin θ dθ in 12 steps is x / sin x too large.
+    # The midpoint rule for ∫ sin θ dθ in 12 steps is too large by a factor x / sin x.
     x = math.pi / 24
     total = 4 * math.pi * x / math.sin(x)
     np.testing.assert_allclose(weighted.sum(0), total, rtol=1e-5)
@@ -288,42 +290,42 @@ def test_environment_directions_and_solid_angles():
 
 
 def held_out_lights(turn=0.4):
-    environment = lit_scene.paint(*lit_scene.SKIES["test"]["held_out"])
-    return Lights(*lit_scene.environment_lights(environment, turn), distant=True)
+    environment = lit_scene.paint_environment(*lit_scene.SKIES["test"]["held_out"])
+    return SceneLights(*lit_scene.environment_texels(environment, turn), distant=True)
 
 
-def test_chosen_lights_stand_for_all():
+def test_sampled_lights_are_unbiased():
     lamp = held_out_lights()
-    chosen = lit_scene.choose_lights(lamp, (torch.arange(1 << 17)[None] + 0.5) / (1 << 17))
+    chosen = lit_scene.sample_lights(lamp, (torch.arange(1 << 17)[None] + 0.5) / (1 << 17))
     assert chosen.positions.shape == (1, 1 << 17, 3)
     torch.testing.assert_close(chosen.colours.sum(1)[0], lamp.colours.sum(0), rtol=1e-4, atol=0)
-    dark = Lights(lamp.positions, lamp.colours * (torch.arange(288) < 100)[:, None], True)
-    last = lit_scene.choose_lights(dark, torch.ones(1, 1))  # rounded up from just below
+    dark = SceneLights(lamp.positions, lamp.colours * (torch.arange(288) < 100)[:, None], True)
+    last = lit_scene.sample_lights(dark, torch.ones(1, 1))  # rounded up from just below
     assert last.colours.isfinite().all() and (last.positions[0, 0] == lamp.positions[99]).all()
 
 
 def test_sampled_environment_agrees_with_the_sum_over_texels():
-    """On the top of the still life's plate, with its shadows."""
+    """On top of the still life's plate, including shadows."""
     lamp = held_out_lights()
     rng = np.random.default_rng(0)
     radius, turn = 1.1 * np.sqrt(rng.uniform(size=40)), rng.uniform(0, 7, 40)
     points = np.stack([radius * np.cos(turn), radius * np.sin(turn), np.full(40, -0.53)], -1)
     patch = Patch._make(v.float() for v in patch_at(points, UP, (0.3, 0.2, 1)))
     everything, _ = lit_scene.direct(patch, lamp)
-    chosen = lit_scene.choose_lights(lamp, (torch.arange(2000) + torch.rand(40, 1)) / 2000)
+    chosen = lit_scene.sample_lights(lamp, (torch.arange(2000) + torch.rand(40, 1)) / 2000)
     sampled, arrive = lit_scene.direct(patch, chosen)
     torch.testing.assert_close(sampled, everything, rtol=0.02, atol=0.002)
     assert 0.2 < arrive.float().mean() < 0.99
 
 
 def camera(width, height):
-    """The arguments of a picture, wide enough for the still life."""
+    """The arguments of a image, wide enough for the still life."""
     camtoworld = demo_scene.look_at((3.8, 1.2, 1.5))
     return camtoworld, demo_scene.pinhole(width, height, 1.4 * height), width, height
 
 
-def test_picture_is_premultiplied_and_truths_are_not():
-    """A ball alone: each pixel against nine rays of its own, in double precision."""
+def test_image_is_premultiplied_and_ground_truth_is_not():
+    """A ball alone: each pixel against nine rays traced in float64."""
     camtoworld, pixtocam, *size = camera(15, 12)
     parts = (ball_above(0.0, 0.9),)
     lamp = lit_scene.point_light((1.0, -2.0, 3.3), 50.0)
@@ -334,8 +336,8 @@ def test_picture_is_premultiplied_and_truths_are_not():
     third = (np.arange(3) + 0.5) / 3
     for row, column in np.argwhere(alpha > 0):
         x, y = np.meshgrid(column + third, row + third)
-        rays = demo_scene.pixel_rays(camtoworld, pixtocam, x, y)
-        surface = demo_scene.intersect(*rays, parts)
+        rays = tracing.pixel_rays(camtoworld, pixtocam, x, y)
+        surface = tracing.intersect(*rays, parts)
         hit = surface.part.ravel().numpy() >= 0
         point, normal = (v.reshape(9, 3).numpy()[hit] for v in (surface.point, surface.normal))
         to_light = lamp.positions.numpy() - point
@@ -355,7 +357,7 @@ def test_picture_is_premultiplied_and_truths_are_not():
 
 
 @pytest.mark.parametrize("kind", ("point", "environment"))
-def test_same_seed_same_picture_and_little_noise(kind, monkeypatch):
+def test_images_depend_on_the_seed_and_have_little_noise(kind, monkeypatch):
     lamp = held_out_lights() if kind == "environment" else lit_scene.point_light((1.0, -2, 3.3))
     first, again, other = (
         lit_scene.render_lit(*camera(26, 24), lamp, seed)["rgba"] for seed in (1, 1, 2)
@@ -368,7 +370,7 @@ def test_same_seed_same_picture_and_little_noise(kind, monkeypatch):
                                atol=1e-6)
 
 
-def test_lights_are_spread_and_held_out_ones_lie_between():
+def test_lights_are_distributed_evenly_and_surround_the_held_out_ones():
     train, test = (lit_scene.light_positions(split) / 4 for split in ("train", "test"))
     assert train.shape == (60, 3) and test.shape == (20, 3)
     every = np.concatenate([train, test])
@@ -419,17 +421,17 @@ def test_layout_of_the_files(written):
 
 
 def described_lights(folder, meta, frame):
-    """The lights that a frame of the JSON tells of."""
+    """The lights that a JSON frame describes."""
     if "environment" not in frame:
         intensity = meta["light_intensity"] * torch.tensor(frame["light_weights"])
-        return Lights(torch.tensor([frame["light_loc"]]), intensity, False)
+        return SceneLights(torch.tensor([frame["light_loc"]]), intensity, False)
     environment = read_exr(folder / frame["environment"], "RGB")
     assert environment.shape == (12, 24, 3) and environment.dtype == np.float16
-    return Lights(*lit_scene.environment_lights(environment, frame["environment_turn"]), True)
+    return SceneLights(*lit_scene.environment_texels(environment, frame["environment_turn"]), True)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_pictures_are_what_their_json_describes(name, written):
+def test_images_match_their_json(name, written):
     split, folder = SETS[name], written / name
     meta = json.loads((folder / f"transforms_{split}.json").read_text())
     cameras = demo_scene.blender_cameras(split)[0]
@@ -440,14 +442,14 @@ def test_pictures_are_what_their_json_describes(name, written):
         rendered = lit_scene.render_lit(
             cameras[i], demo_scene.pinhole(SIZE, SIZE, focal), SIZE, SIZE,
             described_lights(folder, meta, frame), seed=i)
-        picture = read_exr(folder / (frame["file_path"] + ".exr"), "RGBA")
-        assert np.array_equal(picture, rendered["rgba"].astype(np.float16))
+        image = read_exr(folder / (frame["file_path"] + ".exr"), "RGBA")
+        assert np.array_equal(image, rendered["rgba"].astype(np.float16))
         if split == "test":
             def truth(of, i=i):
                 return imageio.imread(folder / split / f"r_{i:03d}_{of}.png") / 255
 
             np.testing.assert_allclose(truth("albedo")[..., :3], rendered["albedo"], atol=0.002)
-            np.testing.assert_allclose(truth("albedo")[..., 3], picture[..., 3], atol=0.003)
+            np.testing.assert_allclose(truth("albedo")[..., 3], image[..., 3], atol=0.003)
             np.testing.assert_allclose(2 * truth("normals") - 1, rendered["normals"], atol=0.004)
             np.testing.assert_allclose(truth("roughness"), rendered["roughness"], atol=0.002)
             if name == ".":
@@ -460,7 +462,7 @@ def test_pictures_are_what_their_json_describes(name, written):
         assert len({frame["environment_turn"] for frame in meta["frames"]}) == LIMIT
 
 
-def test_whole_set_has_its_numbers_of_views(tmp_path, monkeypatch):
+def test_the_complete_set_has_60_and_20_views(tmp_path, monkeypatch):
     def blank(camtoworld, pixtocam, width, height, lamp, seed):
         grey = np.zeros((1, 1), np.float32)
         return {"rgba": np.zeros((1, 1, 4)), "albedo": np.zeros((1, 1, 3)),
@@ -473,7 +475,7 @@ def test_whole_set_has_its_numbers_of_views(tmp_path, monkeypatch):
     assert counts == {"train_point": 60, ".": 20, "train_env": 60, "test_env": 20}
 
 
-def test_existing_folder_is_left_alone_and_an_interrupted_write_leaves_nothing(
+def test_existing_folder_is_not_changed_and_an_interrupted_write_leaves_nothing(
     tmp_path, monkeypatch
 ):
     (tmp_path / "mine").mkdir()

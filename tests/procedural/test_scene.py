@@ -1,4 +1,4 @@
-"""The demo scene against truths of its own: marching, brute force, differences, hand sums."""
+"""The demo scene against sphere tracing, brute force, finite differences and hand calculation."""
 
 import itertools
 import json
@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from procedural import scene as demo_scene
-from procedural.scene import FORWARD_FACING, STILL_LIFE, Box, Cylinder, Part, Sphere, plain
+from procedural import tracing
+from procedural.solids import Box, Cylinder, Part, Sphere, plain
+from procedural.still_life import FORWARD_FACING, STILL_LIFE
 
 SHAPES = {
     "sphere": (Sphere(0.5), lambda x, y, z: x * x + y * y + z * z <= 0.25),
@@ -28,7 +30,7 @@ def vector(*xyz):
 
 
 def rays_through_scene(count, seed=0):
-    """Rays from a sphere of radius 3 to points within the still life; directions not unit."""
+    """Rays from a sphere of radius 3 towards the still life; directions are not unit vectors."""
     generator = torch.Generator().manual_seed(seed)
     start, goal = torch.randn(2, count, 3, generator=generator, dtype=torch.float64)
     origins = 3 * start / start.norm(dim=-1, keepdim=True)
@@ -38,7 +40,7 @@ def rays_through_scene(count, seed=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    with demo_scene._one_thread():
+    with tracing.single_thread():
         yield
 
 
@@ -60,7 +62,7 @@ def test_sdf_is_the_distance_to_the_solid(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_span_is_where_membership_begins_and_ends(name):
+def test_span_is_where_rays_enter_and_leave_the_solid(name):
     shape, inside = SHAPES[name]
     origins, directions = (v.T for v in rays_through_scene(500, seed=2))
     enter, leave = shape.span(origins, directions)
@@ -82,11 +84,11 @@ def test_distances_equal_sphere_tracing(parts):
     origins, directions = rays_through_scene(1500)
     origins[:, 2] = origins[:, 2].abs() + 0.1  # above the floor, before the wall
     origins[:, 1] = origins[:, 1].clamp_max(2.3)
-    surface = demo_scene.intersect(origins, directions, parts)
+    surface = tracing.intersect(origins, directions, parts)
     speed = directions.norm(dim=-1)
     t = torch.zeros_like(speed)
     for _ in range(250):
-        gap = demo_scene.distance_to_surface(origins + t[:, None] * directions, parts)
+        gap = tracing.distance_to_surface(origins + t[:, None] * directions, parts)
         t = torch.where(t * speed < 50, t + gap / speed, t)
     arrived, gone = gap.abs() < 1e-9, t * speed >= 50
     assert (arrived | gone).double().mean() > 0.99
@@ -96,26 +98,26 @@ def test_distances_equal_sphere_tracing(parts):
     assert 0.4 < arrived.double().mean() and (parts is FORWARD_FACING or gone.any())
 
 
-def test_nothing_lies_before_the_hit_and_the_hit_is_on_the_surface():
+def test_hits_are_on_the_surface_and_nothing_is_before_them():
     origins, directions = rays_through_scene(600, seed=3)
-    surface = demo_scene.intersect(origins, directions)
+    surface = tracing.intersect(origins, directions)
     hit = surface.part >= 0
     assert set(surface.part.tolist()) >= set(range(len(STILL_LIFE)))
-    assert demo_scene.distance_to_surface(surface.point[hit]).abs().max() < 1e-9
+    assert tracing.distance_to_surface(surface.point[hit]).abs().max() < 1e-9
     end = torch.where(hit, surface.distance, 20.0)
     before = torch.linspace(0, 0.999, 300, dtype=torch.float64)[:, None] * end
     points = origins + before[..., None] * directions
-    assert demo_scene.distance_to_surface(points).min() > 0
+    assert tracing.distance_to_surface(points).min() > 0
     assert torch.equal(hit, surface.distance.isfinite())
 
 
-def test_normals_equal_differences_of_the_sdf():
+def test_normals_equal_finite_differences_of_the_sdf():
     origins, directions = rays_through_scene(4000, seed=4)
-    surface = demo_scene.intersect(origins, directions)
+    surface = tracing.intersect(origins, directions)
     hit = surface.part >= 0
     points, normals, part = surface.point[hit], surface.normal[hit], surface.part[hit]
     step = 1e-6 * torch.eye(3, dtype=torch.float64)
-    sides = [demo_scene.distance_to_surface(points[:, None] + s * step) for s in (1, -1)]
+    sides = [tracing.distance_to_surface(points[:, None] + s * step) for s in (1, -1)]
     gradient = (sides[0] - sides[1]) / 2e-6
     agree = (gradient - normals).norm(dim=-1) < 1e-4
     for i in range(len(STILL_LIFE)):
@@ -126,8 +128,8 @@ def test_normals_equal_differences_of_the_sdf():
 
 
 def test_a_ray_computed_by_hand():
-    """Straight down on the red ball: top at z = −0.10 + 0.43, seen against the light's 45.7°."""
-    seen = demo_scene.trace(vector(-0.50, -0.36, 5.0), vector(0.0, 0.0, -2.0))
+    """Straight down on the red ball, whose top is at z = −0.10 + 0.43; the light is at 45.7°."""
+    seen = tracing.trace(vector(-0.50, -0.36, 5.0), vector(0.0, 0.0, -2.0))
     assert seen.hit and math.isclose(seen.distance, (5 - 0.33) / 2, rel_tol=1e-12)
     torch.testing.assert_close(seen.normal, vector(0, 0, 1))
     highlight = 0.9 * ((1 + 0.698) / 2) ** 22.5
@@ -139,34 +141,34 @@ def test_a_ray_computed_by_hand():
 def test_axis_parallel_rays_and_misses_are_finite():
     signs = [d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if any(d)]
     directions = vector(*signs)
-    seen = demo_scene.trace(-4 * directions, directions)
+    seen = tracing.trace(-4 * directions, directions)
     assert seen.hit.all() and seen.distance.isfinite().all()
-    away = demo_scene.trace(4 * directions, directions)
+    away = tracing.trace(4 * directions, directions)
     assert not away.hit.any() and away.distance.isinf().all() and not away.rgb.any()
-    assert demo_scene.trace(directions[:0], directions[:0]).rgb.shape == (0, 3)
+    assert tracing.trace(directions[:0], directions[:0]).rgb.shape == (0, 3)
 
 
-def test_distance_is_in_units_of_the_direction_and_any_dtype_will_do():
+def test_distance_is_in_units_of_the_direction_in_any_dtype():
     origins, directions = rays_through_scene(2000, seed=5)
-    one, three = (demo_scene.trace(origins, k * directions) for k in (1, 3))
+    one, three = (tracing.trace(origins, k * directions) for k in (1, 3))
     torch.testing.assert_close(one.distance, 3 * three.distance)
     torch.testing.assert_close(one.rgb, three.rgb)
-    single = demo_scene.trace(origins.float(), directions.float())
+    single = tracing.trace(origins.float(), directions.float())
     assert single.rgb.dtype == torch.float32
     both = one.hit & single.hit
     assert (one.hit == single.hit).double().mean() > 0.999
     assert ((one.distance - single.distance)[both].abs() < 1e-4).double().mean() > 0.999
 
 
-def test_highlight_moves_with_the_eye_and_matt_colour_does_not():
-    light = vector(*demo_scene.LIGHT)
+def test_highlights_depend_on_the_viewpoint_and_matt_colour_does_not():
+    light = vector(*tracing.LIGHT)
     light /= light.norm()
-    mirror = RED_BALL + 0.43 * light  # faces the light: a mirror to an eye in line with it
+    mirror = RED_BALL + 0.43 * light  # faces the light: reflects it to a viewer in line with it
     matt = vector(-0.725, 0.377, 0.15)  # on top of the upright board
     colours = []
     for point in (mirror, matt):
         eyes = point + 3 * torch.stack([light, vector(0, 0, 1), vector(-0.6, 0, 0.8)])
-        seen = demo_scene.trace(eyes, point - eyes)
+        seen = tracing.trace(eyes, point - eyes)
         torch.testing.assert_close(seen.distance, torch.ones_like(seen.distance))
         colours.append(seen.rgb)
     change = (colours[0][0] - colours[0][1:]).amax(-1)
@@ -176,36 +178,36 @@ def test_highlight_moves_with_the_eye_and_matt_colour_does_not():
 
 def test_shadow_of_the_ball_on_the_plate():
     """The centre's shadow along the light is dark; a plain spot of the plate is lit."""
-    light = vector(*demo_scene.LIGHT)
+    light = vector(*tracing.LIGHT)
     below = RED_BALL - light * (0.53 - 0.10) / light[2]
-    assert demo_scene.occluded(below + vector(0, 0, 1e-4), light)
-    assert not demo_scene.occluded(RED_BALL + 0.44 * light, light)
+    assert tracing.occluded(below + vector(0, 0, 1e-4), light)
+    assert not tracing.occluded(RED_BALL + 0.44 * light, light)
     parts = (Part(Cylinder(1.12, 0.09), (0.0, 0.0, -0.62), plain((0.5, 0.5, 0.5))), STILL_LIFE[3])
     above = torch.stack([below, vector(0.5, -0.6, -0.53)]) + vector(0, 0, 0.02)
-    seen = demo_scene.trace(above, vector(0, 0, -1), parts)
+    seen = tracing.trace(above, vector(0, 0, -1), parts)
     expected = vector(0.5 * 0.57, 0.5 * (0.57 + 0.62 * 0.698))[:, None].expand(2, 3)
     torch.testing.assert_close(seen.rgb, expected, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
 def views():
-    """Surfaces at the pixel centres of all Blender views."""
+    """Cameras and surfaces at the pixel centres of all Blender views, by split."""
     centres = np.meshgrid(np.arange(100) + 0.5, np.arange(100) + 0.5)
     out = {}
     for split in ("train", "test"):
         camtoworlds, pixtocam = demo_scene.blender_cameras(split)
-        rays = [demo_scene.pixel_rays(c, pixtocam, *centres) for c in camtoworlds]
-        out[split] = camtoworlds, pixtocam, [demo_scene.intersect(*r) for r in rays]
+        rays = [tracing.pixel_rays(c, pixtocam, *centres) for c in camtoworlds]
+        out[split] = camtoworlds, pixtocam, [tracing.intersect(*r) for r in rays]
     return out
 
 
-def test_object_covers_a_third_and_lies_between_near_and_far(views):
+def test_object_covers_a_third_of_the_image_between_near_and_far(views):
     surfaces = views["train"][2] + views["test"][2]
     cover = torch.stack([s.distance.isfinite().double().mean() for s in surfaces])
     assert cover.mean() > 0.37 and cover.min() > 1 / 3
     hits = torch.cat([s.distance[s.part >= 0] for s in surfaces])
     assert 2.0 < hits.min() and hits.max() < 6.0
-    for s in surfaces:  # the object is never cut off by the border
+    for s in surfaces:  # the border never cuts the object
         border = torch.cat([s.part[0], s.part[-1], s.part[:, 0], s.part[:, -1]])
         assert (border < 0).all()
         assert s.point.norm(dim=-1).max() < 1.35
@@ -228,14 +230,14 @@ def test_blender_cameras_are_rigid_and_test_views_lie_between_training_views(vie
     assert heights.min() < (test[:, 2, 3] / 4).min() and heights.max() > (test[:, 2, 3] / 4).max()
 
 
-def test_picture_is_the_right_way_up(views):
+def test_image_is_upright(views):
     """Projected by hand: image x grows to the camera's right, y downwards."""
     camtoworlds, pixtocam, surfaces = views["train"]
     pose, surface = camtoworlds[30], surfaces[30]
     x, y, z = pose[:3, :3].T @ (RED_BALL.numpy() - pose[:3, 3])
     focal = 50 / math.tan(demo_scene.BLENDER_ANGLE_X / 2)
     column, row = int(50 + focal * x / -z), int(50 - focal * y / -z)
-    alone = demo_scene.intersect(*demo_scene.pixel_rays(pose, pixtocam, column + 0.5, row + 0.5),
+    alone = tracing.intersect(*tracing.pixel_rays(pose, pixtocam, column + 0.5, row + 0.5),
                                  (STILL_LIFE[3],))
     assert alone.part == 0
     assert (alone.normal + torch.from_numpy(pose[:3, :3] @ (x, y, z)) / 4).norm() < 0.2
@@ -246,21 +248,21 @@ def test_picture_is_the_right_way_up(views):
 
 def test_render_averages_premultiplied_colour_and_gives_coverage(monkeypatch):
     camtoworlds, pixtocam = demo_scene.blender_cameras("test")
-    picture = demo_scene.render(camtoworlds[14], pixtocam, 100, 100)
-    alpha = picture[..., 3]
-    assert picture.dtype == np.uint8 and picture.shape == (100, 100, 4)
+    image = tracing.render(camtoworlds[14], pixtocam, 100, 100)
+    alpha = image[..., 3]
+    assert image.dtype == np.uint8 and image.shape == (100, 100, 4)
     assert ((alpha > 0) & (alpha < 255)).sum() > 200 and (alpha == 255).any()
-    assert not picture[alpha == 0].any()
+    assert not image[alpha == 0].any()
     row, column = np.argwhere((alpha > 60) & (alpha < 200))[0]
     offsets = (np.arange(4) + 0.5) / 4
     x, y = np.meshgrid(column + offsets, row + offsets)
-    seen = demo_scene.trace(*demo_scene.pixel_rays(camtoworlds[14], pixtocam, x, y))
+    seen = tracing.trace(*tracing.pixel_rays(camtoworlds[14], pixtocam, x, y))
     assert alpha[row, column] == round(255 * seen.hit.double().mean().item())
     straight = seen.rgb[seen.hit].mean(0).numpy()
-    np.testing.assert_allclose(picture[row, column, :3], 255 * straight, atol=0.51)
-    monkeypatch.setattr(demo_scene, "RAYS_PER_BAND", 100 * 16 * 7)  # bands that leave a rest
-    assert np.array_equal(picture, demo_scene.render(camtoworlds[14], pixtocam, 100, 100))
-    hard = demo_scene.render(camtoworlds[14], pixtocam, 50, 40, supersample=1)
+    np.testing.assert_allclose(image[row, column, :3], 255 * straight, atol=0.51)
+    monkeypatch.setattr(tracing, "RAYS_PER_BAND", 100 * 16 * 7)  # the last band is smaller
+    assert np.array_equal(image, tracing.render(camtoworlds[14], pixtocam, 100, 100))
+    hard = tracing.render(camtoworlds[14], pixtocam, 50, 40, supersample=1)
     assert hard.shape == (40, 50, 4) and set(np.unique(hard[..., 3])) == {0, 255}
 
 
@@ -274,7 +276,7 @@ WRITERS = [demo_scene.write_blender, demo_scene.write_llff]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_two_writes_are_equal_to_the_byte(write, few_views, tmp_path):
+def test_two_writes_are_byte_identical(write, few_views, tmp_path):
     folders = [tmp_path / "a" / "demo", tmp_path / "b" / "demo"]
     for folder in folders:
         write(folder)
@@ -302,14 +304,14 @@ def test_an_interrupted_write_leaves_nothing(write, few_views, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_an_existing_folder_is_left_alone(write, tmp_path):
+def test_an_existing_folder_is_not_changed(write, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     write(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_the_slower_of_two_writers_gives_way(write, few_views, tmp_path, monkeypatch):
+def test_the_slower_of_two_writers_discards_its_files(write, few_views, tmp_path, monkeypatch):
     def overtaken(*args, **kwargs):
         (tmp_path / "demo").mkdir(exist_ok=True)
         (tmp_path / "demo" / "first.txt").write_text("first")
@@ -331,36 +333,36 @@ def test_blender_files_agree_with_the_cameras(few_views, tmp_path):
         np.testing.assert_allclose(np.linalg.inv(pixtocam)[0, 0], focal)
         for frame, camtoworld in zip(meta["frames"], camtoworlds, strict=True):
             assert frame["transform_matrix"] == camtoworld.tolist()
-            picture = imageio.imread(tmp_path / "demo" / (frame["file_path"] + ".png"))
-            expected = demo_scene.render(camtoworld, pixtocam, 100, 100)
-            assert np.array_equal(picture, expected)
+            image = imageio.imread(tmp_path / "demo" / (frame["file_path"] + ".png"))
+            expected = tracing.render(camtoworld, pixtocam, 100, 100)
+            assert np.array_equal(image, expected)
 
 
-def test_llff_poses_bounds_and_pictures(few_views, tmp_path):
-    """Poses turned back by hand: LLFF's columns are down, right, backwards."""
+def test_llff_poses_bounds_and_images(few_views, tmp_path):
+    """Poses converted by hand: LLFF's columns are down, right, backwards."""
     demo_scene.write_llff(tmp_path / "demo")
     rows = np.load(tmp_path / "demo" / "poses_bounds.npy")
     assert rows.shape == (2, 17) and rows.dtype == np.float64
-    pictures = sorted((tmp_path / "demo" / "images_4").iterdir())
+    images = sorted((tmp_path / "demo" / "images_4").iterdir())
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["images_4", "poses_bounds.npy"]
     camtoworlds, _ = demo_scene.llff_cameras()
-    for row, path, camtoworld in zip(rows, pictures, camtoworlds, strict=True):
+    for row, path, camtoworld in zip(rows, images, camtoworlds, strict=True):
         down, right, back, position, (height, width, focal) = row[:15].reshape(3, 5).T
         np.testing.assert_allclose(np.stack([right, -down, back, position], 1), camtoworld[:3])
-        picture = imageio.imread(path)
-        assert picture.shape == (90, 120, 3) and (height, width) == (360, 480)
+        image = imageio.imread(path)
+        assert image.shape == (90, 120, 3) and (height, width) == (360, 480)
         x, y = np.meshgrid(np.arange(120) + 0.5, np.arange(90) + 0.5)
         u, v = (4 * x - width / 2) / focal, (4 * y - height / 2) / focal
         directions = u[..., None] * right + v[..., None] * down - back
-        seen = demo_scene.trace(torch.from_numpy(position), torch.from_numpy(directions),
+        seen = tracing.trace(torch.from_numpy(position), torch.from_numpy(directions),
                                 FORWARD_FACING)
         assert seen.hit.all()  # content everywhere
         assert row[15] < seen.distance.min() < 1.1 * row[15]
         assert 0.9 * row[16] < seen.distance.max() < row[16]
-        assert np.abs(picture / 255 - seen.rgb.numpy()).mean() < 0.06
+        assert np.abs(image / 255 - seen.rgb.numpy()).mean() < 0.06
 
 
-def test_llff_cameras_face_forward_and_held_out_views_lie_among_the_others():
+def test_llff_cameras_face_forward_and_surround_the_held_out_views():
     camtoworlds, _ = demo_scene.llff_cameras()
     assert 20 <= len(camtoworlds) <= 30
     np.testing.assert_allclose(np.linalg.det(camtoworlds[:, :3, :3]), 1)

@@ -357,7 +357,7 @@ def test_environments_of_different_sizes_are_environments():
 
 
 def test_a_finer_environment_is_averaged(tmp_path):
-    lit_scene._write_exr(tmp_path / "sky.exr", np.full((64, 128, 3), 2.0))
+    lit_scene.write_exr(tmp_path / "sky.exr", np.full((64, 128, 3), 2.0))
     lights = frame_lights(known_points(), "environment", 2, str(tmp_path / "sky.exr"))
     assert lights.places.shape == (2, 16 * 32, 3)
     torch.testing.assert_close(lights.colours[0].sum(0), torch.full((3,), 8 * math.pi), rtol=0.01,

@@ -66,7 +66,7 @@ def test_a_quarter_turn_brings_x_to_y():
 def test_environments_are_those_of_the_demo_scenes_own_tracer(turn):
     environment = torch.rand(5, 8, 3)
     lights = environment_lights(environment, turn)
-    directions, colours = lit_scene.environment_lights(environment, turn)
+    directions, colours = lit_scene.environment_texels(environment, turn)
     torch.testing.assert_close(lights.places, directions, atol=1e-6, rtol=0)
     torch.testing.assert_close(lights.colours, colours)
     assert lights.distant.shape == (40, 1) and lights.distant.all()

@@ -16,9 +16,8 @@ from fields.base import Field, FieldOutput
 from fields.hash import HashField
 from fields.mlp import MLPField
 from model import build_model
-from procedural import lit_scene
-from procedural import scene as demo_scene
-from procedural.scene import Box, Part, Sphere, plain
+from procedural import lit_scene, tracing
+from procedural.solids import Box, Part, Sphere, plain
 from relighting import shading
 from relighting.lights import environment_lights, incident, luminance, point_lights, tone_map
 from relighting.nerv import NORMAL_STEP
@@ -112,7 +111,7 @@ def test_the_reflectance_is_that_of_the_demo_scenes_own_tracer(roughness):
                           for _ in range(2))
     arguments = (normals, incoming, outgoing, torch.rand(3000, 3, dtype=DOUBLE),
                  torch.full((3000, 1), roughness, dtype=DOUBLE))
-    torch.testing.assert_close(shading.brdf(*arguments), lit_scene.brdf(*arguments))
+    torch.testing.assert_close(shading.brdf(*arguments), lit_scene.reference_brdf(*arguments))
 
 
 def test_highlights_keep_their_digits_in_single_precision():
@@ -308,7 +307,7 @@ class Exact(nn.Module):
         # From the surface itself, where a point is near it.
         lifted = gaussians.means + (1e-4 - depth) * normals
         start = torch.where(depth.abs() < 0.1, lifted, gaussians.means).expand_as(directions)
-        distance = demo_scene.intersect(start, directions, self.parts).distance
+        distance = tracing.intersect(start, directions, self.parts).distance
         share = (distance.isinf() & (depth[..., 0] > -0.1)).float()
         distance = torch.where(distance.isfinite() & (depth[..., 0] > -0.1), distance, 0.0)
         return FieldOutput(None, torch.stack([share, distance / self.reach], dim=-1))
@@ -317,9 +316,9 @@ class Exact(nn.Module):
 def signed_distance(points, parts):
     """How far `[..., 1]` points are outside of parts, and the normals `[..., 3]` there."""
     steps = 1e-3 * torch.eye(3)
-    after, before = (demo_scene.distance_to_surface(points[..., None, :] + s * steps, parts)
+    after, before = (tracing.distance_to_surface(points[..., None, :] + s * steps, parts)
                      for s in (1, -1))
-    depth = demo_scene.distance_to_surface(points, parts)[..., None]
+    depth = tracing.distance_to_surface(points, parts)[..., None]
     return depth, normalize(after - before, dim=-1)
 
 
@@ -366,7 +365,7 @@ def test_direct_light_is_that_of_the_demo_scenes_own_tracer(where):
     places, colours = torch.cat([PLACE, ANOTHER_PLACE]), torch.cat([COLOUR, ANOTHER_COLOUR])
     found, share = appearance(BALL, FLOOR).direct(points, for_all(point_lights(places, colours),
                                                                   400))
-    wanted, arrives = lit_scene.direct(patch, lit_scene.Lights(places, colours, False),
+    wanted, arrives = lit_scene.direct(patch, lit_scene.SceneLights(places, colours, False),
                                          (BALL, FLOOR))
     assert_mostly_close(found, wanted)
     offset = places - points.positions[:, None]
@@ -396,7 +395,7 @@ def test_direct_light_of_an_environment_is_that_of_the_demo_scenes_own_tracer():
     points, patch = patches(*on_the_floor(60))
     found, share = appearance(BALL).direct(points, for_all(environment_lights(environment, 0.7),
                                                            60))
-    theirs = lit_scene.Lights(*lit_scene.environment_lights(environment, 0.7), distant=True)
+    theirs = lit_scene.SceneLights(*lit_scene.environment_texels(environment, 0.7), distant=True)
     assert_mostly_close(found, lit_scene.direct(patch, theirs, (BALL,))[0])
     assert (share > 0).all() and share.min() < 0.99
 
@@ -404,7 +403,8 @@ def test_direct_light_of_an_environment_is_that_of_the_demo_scenes_own_tracer():
 def test_a_light_between_a_surface_and_what_is_above_it_is_seen():
     look, lights = appearance(BALL), point_lights(torch.tensor([[0.0, 0, 0.05]]), torch.ones(1, 3))
     points, _ = patches(torch.zeros(1, 3), UP[None])
-    wanted = 400 * lit_scene.brdf(UP, UP, points.outgoing, points.albedo, points.roughness)
+    wanted = 400 * lit_scene.reference_brdf(
+        UP, UP, points.outgoing, points.albedo, points.roughness)
     torch.testing.assert_close(look.direct(points, for_all(lights, 1))[0], wanted)
     far = replace(lights, places=torch.tensor([[0.0, 0, 3]]))
     assert (look.direct(points, for_all(far, 1))[0] == 0).all()
@@ -428,10 +428,10 @@ def test_reflected_light_is_that_of_the_demo_scenes_own_tracer(distant):
     if distant:
         environment = 0.2 + torch.rand(2, 4, 3)
         ours = environment_lights(environment)
-        theirs = lit_scene.Lights(*lit_scene.environment_lights(environment), distant=True)
+        theirs = lit_scene.SceneLights(*lit_scene.environment_texels(environment), distant=True)
     else:
         ours = point_lights(PLACE, COLOUR)
-        theirs = lit_scene.Lights(PLACE, COLOUR, False)
+        theirs = lit_scene.SceneLights(PLACE, COLOUR, False)
     look = appearance(BALL, FLOOR, bounces=10_000)
     found = look.indirect(points, for_all(ours, 4), surface_of(look, BALL, FLOOR))
     wanted = lit_scene.indirect(patch, theirs, torch.rand(4, 200_000, 3), (BALL, FLOOR))
@@ -610,7 +610,7 @@ def test_marched_rays_end_at_the_first_surface_or_pass(field):
     rays = rays_towards(origins, origins + directions).with_lights(point_lights(PLACE, COLOUR))
     seen = model.march(rays, origins, directions, None)
     part = Part(Sphere(0.8), (0.3, 0.0, 0.2), GREY)
-    distance = demo_scene.intersect(origins, directions, (part,)).distance
+    distance = tracing.intersect(origins, directions, (part,)).distance
     middle = torch.tensor([0.3, 0, 0.2]) - origins
     aside = (middle - (middle * directions).sum(-1, keepdim=True) * directions).norm(dim=-1)
     hit, missed = distance.isfinite() & (aside < 0.7), distance.isinf() & (
@@ -642,11 +642,11 @@ def test_a_lit_ball_over_a_floor_looks_as_the_demo_scenes_own_tracer_shows_it(fi
                          2 * torch.rand(24, 3) - 1])
     rays = rays_towards(3.5 * normalize(random_directions(48) + 0.5 * UP, dim=-1), targets)
     lights = torch.cat([PLACE, ANOTHER_PLACE]), torch.cat([COLOUR, ANOTHER_COLOUR])
-    hit = demo_scene.intersect(rays.origins, rays.directions, (BALL, FLOOR))
+    hit = tracing.intersect(rays.origins, rays.directions, (BALL, FLOOR))
     # Where edges, of things or of shadows, are near, a density is too soft to be compared.
     facing = -(hit.normal * rays.directions).sum(-1)
     beside = rays.directions[:, None] + 0.03 * random_directions(40, above=False)
-    beside = demo_scene.intersect(rays.origins[:, None].expand_as(beside), beside, (BALL, FLOOR))
+    beside = tracing.intersect(rays.origins[:, None].expand_as(beside), beside, (BALL, FLOOR))
     in_the_middle = (facing > 0.3) & (beside.part == hit.part[:, None]).all(-1) & (
         (beside.normal * hit.normal[:, None]).sum(-1) > 0.8).all(-1)
     theirs = lit_scene.Patch(hit.point, hit.normal, torch.full((48, 3), 0.7),
@@ -654,12 +654,12 @@ def test_a_lit_ball_over_a_floor_looks_as_the_demo_scenes_own_tracer_shows_it(fi
     towards = lights[0] - hit.point[:, None]
     around = 0.06 * random_directions(40, above=False)
     start = hit.point[:, None] + 1e-3 * hit.normal[:, None]
-    shadows = demo_scene.occluded(start[:, :, None], towards[:, :, None] + around, (BALL, FLOOR))
+    shadows = tracing.occluded(start[:, :, None], towards[:, :, None] + around, (BALL, FLOOR))
     flat = (hit.normal[:, None] * normalize(towards, dim=-1)).sum(-1).abs() < 0.15
     clear = in_the_middle & ~(flat | (shadows.any(-1) & ~shadows.all(-1))).any(-1)
     assert clear.sum() > 15
     output = model(rays.with_lights(point_lights(*lights)))[-1]
-    found, few = output.extras, lit_scene.Lights(*lights, False)
+    found, few = output.extras, lit_scene.SceneLights(*lights, False)
     direct, arrives = lit_scene.direct(theirs, few, (BALL, FLOOR))
     indirect = lit_scene.indirect(theirs, few, torch.rand(48, 4000, 3), (BALL, FLOOR))
     assert 0 < arrives[clear].float().mean() < 1
@@ -752,7 +752,7 @@ def test_wrong_distances_are_errors_of_visibility_too(field):
         rng = BatchRandom(0, 600).for_rows(torch.arange(600))
         found.append(model(rays, 0.5, rng)[-1].extras["visibility_error"])
     starts, directions = (v[:, 0] for v in model.appearance.visibility.asked[1])
-    hit = demo_scene.intersect(starts, directions, parts).distance
+    hit = tracing.intersect(starts, directions, parts).distance
     hit = torch.where(hit.isfinite() & (starts.norm(dim=-1) > 1.1), hit, 0.0)
     # Where nothing is met, or the start lies within, distances do not count.
     added = found[1] - found[0]

@@ -214,7 +214,7 @@ def test_environments_are_the_lights_of_frames_that_name_them(tmp_path):
     write_scene(tmp_path, frames, lights="env")
     lights = load(tmp_path, "train", "--lights", "env").lights
     for index, turn in ((0, 0.0), (1, 1.25)):
-        places, colours = lit_scene.environment_lights(environment, turn)
+        places, colours = lit_scene.environment_texels(environment, turn)
         torch.testing.assert_close(lights.places[index], places, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(lights.colours[index], colours)
     assert lights.distant[:2].all() and not lights.distant[2].any()

@@ -13,7 +13,7 @@ import train
 from checkpoint import Checkpoint
 from config import default_config
 from datasets import load_dataset
-from procedural import scene as demo_scene
+from procedural import tracing
 from runtime.errors import UserError
 from scripts import bench_loading, bench_outputs, bench_throughput, bench_training
 from tests.analytic import AnalyticModel
@@ -61,7 +61,7 @@ def test_frames_and_normals_of_a_run_are_measured(run):
 def test_a_mesh_of_the_true_surface_lies_on_it(scene, run, monkeypatch):
     config = default_config(scene=str(scene), near=2.0, far=6.0, device="cpu")
     true = Checkpoint(
-        model=AnalyticModel(demo_scene.distance_to_surface, torch.ones_like), config=config,
+        model=AnalyticModel(tracing.distance_to_surface, torch.ones_like), config=config,
         own=config, step=1, scene=load_dataset(config, "train").scenes(), optimizer={},
         path=run / "x.pt")
     monkeypatch.setattr(bench_outputs, "load_checkpoint", lambda *_: true)

@@ -57,8 +57,9 @@ def folder(tmp_path_factory):
 
 def photograph(normals, inside, light):
     """8-bit values `[SIZE, SIZE, 3]` in proportion to radiance; a white surface would have 1."""
-    reflected = lit_scene.brdf(normals, light.expand(normals.shape), torch.tensor([0.0, 0, 1]),
-                                 albedo(normals), torch.full_like(normals[..., :1], ROUGHNESS))
+    reflected = lit_scene.reference_brdf(
+        normals, light.expand(normals.shape), torch.tensor([0.0, 0, 1]), albedo(normals),
+        torch.full_like(normals[..., :1], ROUGHNESS))
     radiance = torch.pi * (normals @ light).clamp(min=0)[..., None] * reflected
     return (255 * (radiance * inside[..., None]).clamp(0, 1)).round().byte().numpy()
 
