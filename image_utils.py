@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from runtime.errors import UserError, first_line
-from runtime.files import write_whole
+from runtime.files import write_atomically
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -111,7 +111,7 @@ def write_image(path, image):
     image = _array(image)
     image = image if image.dtype == np.uint8 else to_uint8(image)
     png = iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
-    write_whole(path, lambda file: file.write(png))
+    write_atomically(path, lambda file: file.write(png))
 
 
 def mse_to_psnr(mse):

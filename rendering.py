@@ -86,13 +86,13 @@ def render_chunk(model, rays, occupancy=None):
 def render_view(model, dataset, index, chunk, with_geometry=True):
     """Pictures of one view: a `dict` of float arrays `[h, w, 3]`.
 
-    Its keys are truth, rgb, `with_geometry` also depth and normals, and what `component_images`
-    gives. `model` is in eval mode.
+    Its keys are ground_truth, rgb, `with_geometry` also depth and normals, and what
+    `component_images` gives. `model` is in eval mode.
     """
     batch = dataset.image(index)
     output = render_image(model, batch.rays, chunk)
     pictures = {
-        "truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
+        "ground_truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
     if with_geometry:
         distance = world_distance(dataset.cameras, batch.rays, output.distance_median)

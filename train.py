@@ -43,7 +43,7 @@ from checkpoint import (
     write_config,
 )
 from datasets import load_dataset
-from evaluate import evaluate, evaluation_folder, report, score_image
+from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
@@ -138,7 +138,7 @@ def train(config, device, argv=None):
                 done, last = step + 1, step + 1 == config.max_steps
                 if done % config.log_every == 0 or last:
                     log.write_means(done, config.batch_size, scheduled_rate(config, done))
-                stopped = distributed.largest(stop.received)
+                stopped = distributed.max_over_ranks(stop.received)
                 if validation and (done % config.eval_every == 0 or last) and not stopped:
                     with log.paused():
                         validate(log, done, model, validation)
@@ -150,7 +150,7 @@ def train(config, device, argv=None):
                     print(f"Stopped by {signal.Signals(stopped).name} after step {done}; saved. "
                           "Go on with --continue_training.")
                     return 128 + stopped
-        stopped = distributed.largest(stop.received)
+        stopped = distributed.max_over_ranks(stop.received)
         if stopped:
             return 128 + stopped
 
@@ -189,7 +189,7 @@ def rank_slice(config):
         raise UserError(f"--batch_size {config.batch_size} leaves some of "
                         f"{distributed.num_ranks()} ranks without a ray; give a larger one, or "
                         "start fewer by --nproc_per_node.")
-    return distributed.my_rows(config.batch_size)
+    return distributed.rank_rows(config.batch_size)
 
 
 @contextmanager
@@ -304,7 +304,7 @@ def print_time_estimate(model, dataset, validation, test, config, first_step):
     count = max(TIMING_RAYS, config.micro_batch) * distributed.num_ranks()
     count = min(count, config.batch_size)
     batch = dataset.batch(
-        count, torch.Generator().manual_seed(0), distributed.my_rows(count))
+        count, torch.Generator().manual_seed(0), distributed.rank_rows(count))
     per_trained = sum(
         share * time_per_ray(count, lambda begin=begin: compute_gradients(
             model, batch, config, begin, BatchRandom(0, count)))
@@ -339,7 +339,7 @@ def print_scores(model, test, config, folder):
     """Score the trained model, and say how well it did and where its pictures lie."""
     results = evaluation_folder(folder, test, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
-    print(report(scores))
+    print(format_table(scores))
     print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
     what = "Scores and pictures, all at a glance in sheet.png" if config.save_images else "Scores"
     print(f"{what}: {results}")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import first_line
-from runtime.files import whole_file
+from runtime.files import atomic_file
 
 # Options that make a video which browsers and slides play, at a quality that shows no artefacts.
 H264 = ("libx264", ["-crf", "18", "-preset", "slow", "-movflags", "+faststart"])
@@ -59,7 +59,7 @@ def write_video(path, frames, fps, encoder):
 
     Raises UserError when it cannot be written.
     """
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         if encoder.codec is None:
             _write_animation(temporary, "PNG", [Image.fromarray(f) for f in frames], 1000 / fps)
         else:
@@ -81,7 +81,7 @@ def write_preview(path, frames, count, fps):
         strip.paste(image, (0, i * image.height))
     palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         # Browsers slow down what is shorter than 20 ms.
         duration = max(20, 1000 * count / (fps * len(images)))
         _write_animation(temporary, "GIF", images, duration)

@@ -10,7 +10,7 @@ import torch
 
 import image_utils
 from runtime.errors import UserError
-from runtime.files import is_claimed, new_folder, remove_abandoned, writable_folder
+from runtime.files import new_folder, remove_abandoned, try_lock, writable_folder
 
 PIXELS = "pixels.bin"
 
@@ -55,7 +55,7 @@ def memory_mapped(root, files, sizes, num_channels, read):
         print(f"Writing {count / 1e9:.1f} GB of pixels to {folder}, once ...", flush=True)
         remove_abandoned(folder, PIXELS)
         with new_folder(folder) as unfinished, open(unfinished / PIXELS, "wb") as out:
-            is_claimed(out)
+            try_lock(out)
             for i in range(len(files)):
                 out.write(read(files[i : i + 1], sizes[i : i + 1]).numpy())
             out.flush()

@@ -33,7 +33,7 @@ from loaders.colmap import import_pycolmap  # noqa: E402
 from loaders.folders import image_folder, report_left_out  # noqa: E402
 from loaders.lenses import LENSES  # noqa: E402
 from runtime.errors import UserError, first_line, run_script  # noqa: E402
-from runtime.files import new_folder, sole_writer, write_whole  # noqa: E402
+from runtime.files import new_folder, sole_writer, write_atomically  # noqa: E402
 
 # Above so many photographs, each is matched with its neighbours in name order alone: pairs of all
 # with all grow with the square.
@@ -91,7 +91,7 @@ def main(argv=None):
     found = report(scene_config(out, "colmap"))
     write_image(out / "report.png", found.picture)
     facts = json.dumps(found.facts, indent=1).encode()
-    write_whole(out / "report.json", lambda file: file.write(facts))
+    write_atomically(out / "report.json", lambda file: file.write(facts))
     print(f"Look at {out / 'report.png'}. Then:\n  {training_command(out)}")
     return 0
 
@@ -170,7 +170,7 @@ def check_same_frames(out, source, args):
     if before:
         print(f"{out} was begun before: going on.")
     content = json.dumps(made_of, indent=1).encode()
-    write_whole(out / "prepare.json", lambda file: file.write(content))
+    write_atomically(out / "prepare.json", lambda file: file.write(content))
 
 
 # Images.

@@ -11,12 +11,11 @@ from imageio.v3 import imread, imwrite
 
 from config import get_config
 from datasets import DATASETS, convert_to_multiscale, load_dataset
-from loaders.pixels import composite
-from loaders.pixels import map_bytes
+from loaders.pixels import composite, map_bytes
 from ray_utils import ray_box
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import is_claimed
+from runtime.files import try_lock
 from tests.scenes import (
     GOLDEN_DATASETS,
     look_at,
@@ -363,7 +362,7 @@ def test_what_a_killed_process_left_of_pixels_is_removed(tmp_path):
         (outer / folder.name).mkdir(parents=True)
         (outer / folder.name / "pixels.bin").write_bytes(b"half")
     with open(alive / folder.name / "pixels.bin", "rb") as file:
-        assert is_claimed(file)
+        assert try_lock(file)
         open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
     assert folder.is_dir() and alive.is_dir() and not dead.exists()
 
