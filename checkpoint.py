@@ -20,7 +20,7 @@ from model import build_model
 from relighting.lights import Lights
 from runtime.devices import select_device
 from runtime.errors import UserError, first_line
-from runtime.files import write_whole
+from runtime.files import write_atomically
 from runtime.flags import RENDERABLE
 from runtime.run_folder import run_folder
 from structures import Cameras, Scene, TensorRecord
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path | str, *, model: torch.nn.Module,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    write_whole(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file))
     checkpoints = [p for p in list_checkpoints(folder) if step_of(p) <= step]
     for old in checkpoints[keep:]:
         old.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def newest_valid(folder: Path) -> tuple[dict[str, Any], Path]:
 def write_config(folder: Path | str, config: Config) -> None:
     """Write the resolved config as `config.json`, for people and for `--config`."""
     text = json.dumps(saved_flags(config), indent=1, sort_keys=True)
-    write_whole(Path(folder) / "config.json", lambda file: file.write(text.encode()))
+    write_atomically(Path(folder) / "config.json", lambda file: file.write(text.encode()))
 
 
 def to_dict(record: TensorRecord) -> dict[str, Any]:

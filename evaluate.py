@@ -1,16 +1,19 @@
-"""Scores of a model over a whole split, by the papers' protocol.
+"""Scores of a model over a whole split, by the protocol of the papers.
 
     python evaluate.py --run log/blender_lego_mipnerf
 
-The finest level, rendered deterministically, rounded to 8 bits as the truth is; PSNR and SSIM of
-each image, then their mean. Writes `scores.json`, `scores.csv`, pictures and a contact sheet.
+Images of the finest level are rendered deterministically and rounded to 8 bits like the ground
+truth; PSNR and SSIM are computed per image and then averaged. Writes `scores.json`, `scores.csv`,
+images and a contact sheet.
 """
 
 import argparse
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from config import READER_FLAGS, check_flags, saved_flags, shading_name
 from runtime.errors import UserError, run_script
@@ -23,19 +26,20 @@ import torch
 from tqdm import tqdm
 
 import image_utils
-from checkpoint import open_run
-from datasets import load_dataset
+from checkpoint import Checkpoint, open_run
+from datasets import NeRFDataset, load_dataset
 from relighting.components import score_components
 from rendering import render_view
 from runtime import distributed
 from runtime.devices import select_device
-from runtime.files import write_whole
-from runtime.provenance import commit
+from runtime.files import write_atomically
+from runtime.provenance import git_commit
 
+# Views on the contact sheet, evenly spaced over the split.
 CONTACT_SHEET_ROWS = 8
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     run = open_run(argv, READER_FLAGS | {"lights"})
     config, device = run.config, select_device(run.config)
     with distributed.joined_ranks(device):
@@ -44,15 +48,15 @@ def main(argv=None):
         folder = evaluation_folder(
             run.path.parent, dataset, run.step, shading_name(config, run.own))
         scores = evaluate(run.model, dataset, config, run.step, folder)
-        print(report(scores))
-        print(f"{'Scores and pictures' if config.save_images else 'Scores'}: {folder}")
+        print(format_table(scores))
+        print(f"{'Scores and images' if config.save_images else 'Scores'}: {folder}")
 
 
-def open_split(run, config, split, device):
-    """A split of a run's scene, as `config` wants it, to be read one picture at a time.
+def open_split(run: Checkpoint, config: Any, split: str, device: torch.device) -> NeRFDataset:
+    """A split of a run's scene with the flags of `config`; its images are read lazily.
 
-    Raises UserError where the scene is not the run's. Pictures under other lights than the run's
-    may be other views, so that then those under its own lights must be the run's.
+    Raises UserError if the scene is not the run's. Images under other lights (`--lights`) may be
+    other views, so in that case the images under the run's own lights are compared.
     """
     dataset = known = load_dataset(config, split, device, read_pixels=False)
     if config.lights != run.own.lights:
@@ -62,98 +66,129 @@ def open_split(run, config, split, device):
     return dataset
 
 
-def evaluation_folder(run_folder, dataset, step, shading=""):
-    """Where the scores and pictures of a dataset's split at a step lie.
+def evaluation_folder(run_folder: str | Path, dataset: NeRFDataset, step: int,
+                      shading: str = "") -> Path:
+    """The folder for scores and images of a dataset's split after `step` training steps.
 
-    shading: `config.shading_name` of pictures that are shaded otherwise than the run's own.
+    shading: `config.shading_name`, the suffix for shading flags that differ from the run's.
     """
     return Path(run_folder) / f"eval_{dataset.split_name}_{step:08d}{shading}"
 
 
-def evaluate(model, dataset, config, step, folder):
-    """Score every image of `dataset` and write scores and pictures to `folder`.
+# Scores of a split.
 
-    Ranks share the images, and all of them get all scores.
-    Returns a `dict` of means (psnr, ssim, lpips where asked, blank_psnr: that of a picture of the
-    background alone), `scales` (the same by scale, for Multicam), `images`, and their origin.
+
+def evaluate(model: torch.nn.Module, dataset: NeRFDataset, config: Any, step: int,
+             folder: str | Path) -> dict:
+    """Score every view of `dataset`, and write scores and images to `folder`.
+
+    Views are divided among ranks; every rank returns all scores: a `dict` of the means (psnr, ssim,
+    lpips if requested, and blank_psnr, the PSNR of an image of the background only), `scales` (the
+    same by scale, for Multicam), `images` (the scores of each view), and the provenance.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lpips = image_utils.make_lpips(config.lpips)
-    shown = np.linspace(0, len(dataset) - 1, min(CONTACT_SHEET_ROWS, len(dataset))).round()
-    images, rows = [], []
-    mine = distributed.my_share(range(len(dataset)))
-    for index in tqdm(mine, desc=f"scoring {dataset.split}", disable=distributed.hide_bar()):
-        pictures = render_view(model, dataset, index, config.chunk, config.save_images)
-        images.append((index, score_image(pictures, dataset, index, lpips)))
-        if config.save_images:
-            for name in sorted(pictures.keys() - {"truth"}):
-                image_utils.write_image(folder / f"{index:03d}_{name}.png", pictures[name])
-            rows += [(index, list(pictures.values()))] if index in shown else []
+    images, sheet = evaluate_views(model, dataset, config, folder)
     images = sort_by_index(distributed.collect(images))
-    rows = sort_by_index(distributed.collect_on_main(rows))
-    scores = summarize(images) | origin(model, config, step, dataset)
+    sheet = sort_by_index(distributed.collect_on_main(sheet))
+    scores = summarize(images) | provenance(model, config, step, dataset)
     if distributed.is_main():
-        write_whole(folder / "scores.json",
-                    lambda f: f.write(json.dumps(scores, indent=1).encode()))
-        write_whole(folder / "scores.csv", lambda f: f.write(as_csv(images).encode()))
-        if rows:
-            image_utils.write_image(folder / "sheet.png", image_utils.contact_sheet(rows))
+        write_scores(folder, scores)
+        if sheet:
+            image_utils.write_image(folder / "sheet.png", image_utils.contact_sheet(sheet))
     return scores
 
 
-def sort_by_index(numbered):
-    """The values of pairs (index, value) in the order of their indices."""
-    return [value for _, value in sorted(numbered, key=lambda pair: pair[0])]
+def evaluate_views(model: torch.nn.Module, dataset: NeRFDataset, config: Any, folder: Path
+                   ) -> tuple[list, list]:
+    """Score this rank's views and write their images.
 
-
-def score_image(pictures, dataset, index, lpips=None):
-    """The scores of one view, quantized as `render_view` gives it.
-
-    Pixels that a mask leaves out do not count in PSNR, and as rendered without fault in the others.
-    Raises UserError where it leaves out all.
+    Returns pairs (index, scores) of this rank's views, and pairs (index, images) of those on the
+    contact sheet.
     """
-    truth, rgb = pictures["truth"], pictures["rgb"]
-    mask = dataset.mask(index)
-    counts = np.ones(truth.shape[:2], bool) if mask is None else mask[..., 0].bool().cpu().numpy()
-    if not counts.any():
-        raise UserError(f"the mask {dataset.scene.mask_files[index]} leaves no pixel to score; "
-                        "correct it, or keep this view for training.")
-    rgb = np.where(counts[..., None], rgb, truth)
-    blank = np.full_like(truth, dataset.scene.background)
+    lpips = image_utils.make_lpips(config.lpips)
+    count = len(dataset)
+    sheet_views = np.linspace(0, count - 1, min(CONTACT_SHEET_ROWS, count)).round()
+    rank_views = distributed.rank_items(range(count))
+    scores, sheet = [], []
+    for index in tqdm(rank_views, desc=f"scoring {dataset.split}", disable=distributed.hide_bar()):
+        images = render_view(model, dataset, index, config.chunk, config.save_images)
+        scores.append((index, score_image(images, dataset, index, lpips)))
+        if config.save_images:
+            for name in sorted(images.keys() - {"ground_truth"}):
+                image_utils.write_image(folder / f"{index:03d}_{name}.png", images[name])
+            if index in sheet_views:
+                sheet.append((index, list(images.values())))
+    return scores, sheet
+
+
+def sort_by_index(pairs: list[tuple[int, Any]]) -> list:
+    """The values of pairs (index, value), in the order of their indices."""
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+# Scores of one view.
+
+
+def score_image(images: Mapping[str, np.ndarray], dataset: NeRFDataset, index: int,
+                lpips: Callable | None = None) -> dict:
+    """Scores of one view, whose `images` come from `render_view`, rounded to 8 bits.
+
+    Masked pixels are excluded from PSNR and replaced by ground truth for SSIM and LPIPS. Raises
+    UserError if all pixels are masked.
+    """
+    ground_truth = images["ground_truth"]
+    valid = valid_pixels(dataset, index, ground_truth.shape[:2])
+    rgb = np.where(valid[..., None], images["rgb"], ground_truth)
+    background_only = np.full_like(ground_truth, dataset.scene.background)
     scores = {
         "name": dataset.scene.names[index],
-        "psnr": image_utils.psnr(rgb[counts], truth[counts]),
-        "ssim": image_utils.ssim(rgb, truth),
-        "blank_psnr": image_utils.psnr(blank[counts], truth[counts]),
+        "psnr": image_utils.psnr(rgb[valid], ground_truth[valid]),
+        "ssim": image_utils.ssim(rgb, ground_truth),
+        "blank_psnr": image_utils.psnr(background_only[valid], ground_truth[valid]),
     }
     if lpips is not None:
-        scores["lpips"] = lpips(rgb, truth)
+        scores["lpips"] = lpips(rgb, ground_truth)
     if dataset.scene.labels is not None:
         scores["scale"] = int(dataset.scene.labels[index])
-    return scores | score_components(pictures, dataset.ground_truth(index))
+    return scores | score_components(images, dataset.ground_truth(index))
 
 
-def summarize(images):
-    """Means over images, and by scale where there are scales."""
+def valid_pixels(dataset: NeRFDataset, index: int, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels of a view that its mask leaves, bool `[h, w]`; all of them without a mask."""
+    mask = dataset.mask(index)
+    if mask is None:
+        return np.ones(shape, bool)
+    valid = mask[..., 0].bool().cpu().numpy()
+    if not valid.any():
+        raise UserError(f"the mask {dataset.scene.mask_files[index]} leaves no pixel to score; "
+                        "correct it, or use this view for training only.")
+    return valid
+
+
+# Tables of scores.
+
+
+def summarize(images: list[dict]) -> dict:
+    """Means over the scores of views; `scales` holds the means by scale, if there are scales."""
     scales = sorted({image["scale"] for image in images if "scale" in image})
     by_scale = {s: means([im for im in images if im["scale"] == s]) for s in scales}
     return means(images) | {"scales": by_scale, "images": images}
 
 
-def means(images):
-    """The mean of each score over those of `images` that have it."""
+def means(images: list[dict]) -> dict[str, float]:
+    """The mean of each score over the views that have it."""
     names = list(dict.fromkeys(name for image in images for name in image))
     return {name: float(np.mean([image[name] for image in images if name in image]))
             for name in names if name not in ("name", "scale")}
 
 
-def origin(model, config, step, dataset):
-    """Where scores come from: what anyone needs to get them again."""
+def provenance(model: torch.nn.Module, config: Any, step: int, dataset: NeRFDataset) -> dict:
+    """Provenance: commit, device, precision, versions, config."""
     return {
         "split": dataset.split,
         "step": step,
-        "commit": commit(),
+        "commit": git_commit(),
         "device": str(dataset.device),
         "precision": str(model.compute_dtype).removeprefix("torch."),
         "torch": torch.__version__,
@@ -161,8 +196,16 @@ def origin(model, config, step, dataset):
     }
 
 
-def as_csv(images):
-    """One line per image."""
+def write_scores(folder: Path, scores: dict) -> None:
+    """Write `scores.json`, and `scores.csv` with one line per view."""
+    text = json.dumps(scores, indent=1)
+    write_atomically(folder / "scores.json", lambda file: file.write(text.encode()))
+    csv_text = as_csv(scores["images"])
+    write_atomically(folder / "scores.csv", lambda file: file.write(csv_text.encode()))
+
+
+def as_csv(images: list[dict]) -> str:
+    """A CSV table with one line per view."""
     text = io.StringIO()
     names = dict.fromkeys(name for image in images for name in image)
     writer = csv.DictWriter(text, fieldnames=list(names))
@@ -171,18 +214,16 @@ def as_csv(images):
     return text.getvalue()
 
 
-def report(scores):
-    """The scores as a small table."""
-    def row(name, values):
-        return f"{name:<8}" + "".join(
-            f"{values[key]:>{wide(key)}.{3 if key.endswith('psnr') else 4}f}" for key in keys
-        )
-
-    def wide(key):
-        return max(12, len(key) + 2)
-
+def format_table(scores: dict) -> str:
+    """The mean scores as a text table, with one row per scale for Multicam."""
     keys = list(means(scores["images"]))
-    lines = [f"{scores['split']:<8}" + "".join(f"{key:>{wide(key)}}" for key in keys)]
+    widths = {key: max(12, len(key) + 2) for key in keys}
+
+    def row(name: str, values: dict) -> str:
+        return f"{name:<8}" + "".join(
+            f"{values[key]:>{widths[key]}.{3 if key.endswith('psnr') else 4}f}" for key in keys)
+
+    lines = [f"{scores['split']:<8}" + "".join(f"{key:>{widths[key]}}" for key in keys)]
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]
     lines.append(row("mean", scores))
     return "\n".join(lines)

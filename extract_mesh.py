@@ -22,7 +22,7 @@ import image_utils
 from checkpoint import open_run
 from exporters.mesh import draw_beside_photograph, extract, folder_name, write_mesh
 from runtime.devices import select_device
-from runtime.files import sole_writer, write_whole
+from runtime.files import sole_writer, write_atomically
 
 
 def main(argv=None):
@@ -37,7 +37,7 @@ def main(argv=None):
         file = folder / f"mesh.{config.mesh_format}"
         write_mesh(file, mesh, run.scene["train"].world_to_scene)
         note = json.dumps({"step": run.step} | facts).encode()
-        write_whole(folder / "mesh.json", lambda file: file.write(note))
+        write_atomically(folder / "mesh.json", lambda file: file.write(note))
         print(f"Mesh: {file}", flush=True)
         image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
         print(f"Its picture: {folder / 'view.png'}")

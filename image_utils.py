@@ -1,65 +1,75 @@
-"""Reading, resizing, writing and comparing images; colour maps of distances and normals.
+"""Image files; PSNR, SSIM and LPIPS; colour maps of distances and normals.
 
 Images are `[h, w, 3]` or `[h, w, 4]` (straight alpha), float in [0, 1] or uint8, colour in sRGB.
+Functions take NumPy arrays and tensors alike.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import imageio.v3 as iio
 import numpy as np
 import torch
+from torch import Tensor
 
 from runtime.errors import UserError, first_line
-from runtime.files import write_whole
+from runtime.files import write_atomically
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
+Image = np.ndarray | Tensor
+Result = TypeVar("Result")
 
-def list_images(folder):
-    """The image files of a folder and of those inside it, sorted by name."""
+
+# Files.
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
     files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     hidden = re.compile(r"(^|/)\.")
     return sorted(p for p in files if not hidden.search(p.relative_to(folder).as_posix()))
 
 
-def image_size(path):
-    """Width and height of an image file, from its header alone.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, from its header.
 
-    Raises UserError where there is no such file or it is no image.
+    Raises UserError if the file is missing or not an image.
     """
     height, width = _guarded(path, lambda: iio.improps(path, plugin="pillow").shape[:2])
     return width, height
 
 
-def read_image(path, num_channels):
-    """An 8-bit image file as uint8 `[h, w, num_channels]`; what it has more of is dropped.
+def read_image(path: str | Path, num_channels: int) -> np.ndarray:
+    """An 8-bit image file as uint8 `[h, w, num_channels]`; further channels are dropped.
 
-    Raises UserError where the file is missing, broken, not of 8 bits, or has too few channels.
+    Raises UserError if the file is missing, broken, not RGB, not 8-bit, or has too few channels.
     """
     mode = _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"])
     if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        raise UserError(f"{path} holds {mode} colours; RGB is wanted.")
+        raise UserError(f"{path} holds {mode} colours; RGB is expected.")
     image = _guarded(path, lambda: iio.imread(path, plugin="pillow"))
     if image.dtype != np.uint8:
-        raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are wanted.")
+        raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are expected.")
     image = np.atleast_3d(image)
     if image.shape[-1] < num_channels:
-        wanted = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
-        raise UserError(f"{path} has {image.shape[-1]} channel(s); {wanted} is wanted.")
+        expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
+        raise UserError(f"{path} has {image.shape[-1]} channel(s); {expected} is expected.")
     return image[..., :num_channels]
 
 
-def has_alpha(path):
-    """Whether an image file has colour and an alpha channel, from its header alone."""
+def has_alpha(path: str | Path) -> bool:
+    """Whether an image file is RGBA, from its header."""
     return _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"]) == "RGBA"
 
 
-def read_mask(path, width, height):
+def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
     """A mask file as uint8 `[height, width]`: 0 where it is black or transparent, else 1.
 
-    A pixel of the wanted size is 1 where all of the file's pixels in it are.
+    If the file is larger, a pixel is 1 only if all of the file's pixels inside it are.
     """
     image = np.atleast_3d(_guarded(path, lambda: iio.imread(path, plugin="pillow"))) != 0
     alpha = image[..., -1] if image.shape[-1] in (2, 4) else True
@@ -69,20 +79,21 @@ def read_mask(path, width, height):
     return (small > 0.999).astype(np.uint8)
 
 
-def _guarded(path, read):
+def _guarded(path: str | Path, read: Callable[[], Result]) -> Result:
+    """Call `read()`, turning its errors into a UserError about the image file."""
     try:
         return read()
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though the scene's files name it.") from None
-    except Exception as error:  # Pillow raises many kinds for broken files.
+    except Exception as error:  # Pillow raises many types for broken files.
         raise UserError(f"{path} cannot be read as an image ({first_line(error)}); replace it."
                         ) from None
 
 
-def resize_area(image, width, height):
-    """A uint8 image made smaller by an exact area average; colour is weighted by alpha.
+def resize_area(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A uint8 image downsampled by exact area averaging, with colour weighted by alpha.
 
-    Averaging straight colour would let the meaningless colour of transparent pixels bleed in.
+    Without the weights, the meaningless colour of transparent pixels would bleed into others.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -96,40 +107,43 @@ def resize_area(image, width, height):
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 
 
-def to_uint8(image):
+def to_uint8(image: Image) -> np.ndarray:
     """Float in [0, 1] to uint8 by rounding; values outside are clipped."""
     return np.rint(np.clip(_array(image), 0, 1) * 255).astype(np.uint8)
 
 
-def quantize(image):
-    """A float image as it reads after a round trip through 8 bits."""
+def quantize(image: Image) -> np.ndarray:
+    """A float image rounded to the 256 levels of 8 bits, float32."""
     return to_uint8(image).astype(np.float32) / 255
 
 
-def write_image(path, image):
-    """Write a PNG whole or not at all; float images are rounded to 8 bits."""
+def write_image(path: str | Path, image: Image) -> None:
+    """Atomically write a PNG; float images are rounded to 8 bits. Raises UserError on failure."""
     image = _array(image)
     image = image if image.dtype == np.uint8 else to_uint8(image)
     png = iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
-    write_whole(path, lambda file: file.write(png))
+    write_atomically(path, lambda file: file.write(png))
 
 
-def mse_to_psnr(mse):
-    """Peak signal-to-noise ratio in dB of a mean squared error (a tensor) for a peak of 1."""
+# Metrics.
+
+
+def mse_to_psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of a mean squared error, for a peak of 1."""
     return -10 * torch.log10(mse)
 
 
-def psnr(a, b):
-    """PSNR in dB, a float, of two images (arrays or tensors) in [0, 1]; inf if they are equal."""
+def psnr(a: Image, b: Image) -> float:
+    """PSNR in dB of two images (or sets of pixels) in [0, 1]; infinite if they are equal."""
     mse = np.mean((_array(a).astype(np.float64) - _array(b).astype(np.float64)) ** 2)
     return float("inf") if mse == 0 else float(-10 * np.log10(mse))
 
 
-def ssim(a, b):
-    """Structural similarity, a float, of two images `[h, w, 3]` in [0, 1].
+def ssim(a: Image, b: Image) -> float:
+    """Structural similarity of two images `[h, w, 3]` in [0, 1] (Wang et al. 2004).
 
-    The TensorFlow and dm-pix form: Gaussian window of 11 pixels and sigma 1.5, mean over the
-    pixels whose window lies inside the image. NaN for an image smaller than the window.
+    As in TensorFlow and dm-pix: Gaussian window of 11 pixels and sigma 1.5, mean over the pixels
+    whose window lies inside the image. NaN for an image smaller than the window.
     """
     from skimage.metrics import structural_similarity
 
@@ -142,10 +156,10 @@ def ssim(a, b):
     ))
 
 
-def make_lpips(net):
-    """A function of two images `[h, w, 3]` in [0, 1] that gives LPIPS with backbone `net`.
+def make_lpips(net: str) -> Callable[[Image, Image], float] | None:
+    """A function of two images `[h, w, 3]` in [0, 1] that returns LPIPS with backbone `net`.
 
-    None for "none". Raises UserError where the package or its weights cannot be had.
+    None for "none". Raises UserError if the package or its weights are not available.
     """
     if net == "none":
         return None
@@ -153,13 +167,13 @@ def make_lpips(net):
         import lpips
 
         metric = lpips.LPIPS(net=net, verbose=False)
-    except Exception as error:  # Missing package, torchvision that does not fit, no network.
+    except Exception as error:  # No package, an incompatible torchvision, no network.
         raise UserError(
-            f"LPIPS ({net}) is not available: {first_line(error)}. It wants `pip install lpips` "
-            "and, once, a network to fetch its weights; drop --lpips to do without."
+            f"LPIPS ({net}) is not available: {first_line(error)}. Install it by `pip install "
+            "lpips`, with a network connection for its weights, or leave out --lpips."
         ) from None
 
-    def distance(a, b):
+    def distance(a: Image, b: Image) -> float:
         pair = [torch.as_tensor(_array(x)).float().permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
         with torch.no_grad():
             return float(metric(*pair))
@@ -167,11 +181,14 @@ def make_lpips(net):
     return distance
 
 
-def visualize_distance(distance, acc, near, far):
-    """A distance map `[h, w]` in colour `[h, w, 3]`: near is warm, far is cold, empty is white.
+# Colour maps.
 
-    near, far: the ends of the colour scale, in the units of `distance`. The scale is logarithmic,
-    so that a background far behind does not leave one colour for all that is near.
+
+def visualize_distance(distance: Image, acc: Image, near: float, far: float) -> np.ndarray:
+    """Colours `[h, w, 3]` of a distance map `[h, w]`: near is warm, far is cold, empty is white.
+
+    acc: opacity `[h, w]`; near, far: ends of the colour scale, in the units of `distance`. The
+    scale is logarithmic, so that a far background does not compress the foreground into one colour.
     """
     distance = np.maximum(_array(distance), 1e-9)
     scale = np.clip(np.log(far / distance) / np.log(far / near), 0, 1)
@@ -180,43 +197,54 @@ def visualize_distance(distance, acc, near, far):
     return (colours * acc + (1 - acc)).astype(np.float32)
 
 
-def distance_range(distance, acc):
-    """A colour scale's ends: the 2nd and 98th percentiles of the distances that meet something."""
-    solid = _array(distance)[_array(acc) > 0.5]
-    if solid.size == 0:
+def distance_range(distance: Image, acc: Image) -> tuple[float, float]:
+    """Ends (near, far) of a colour scale: 2nd and 98th percentile of the opaque pixels' distances.
+
+    (1, 2) if no pixel is opaque.
+    """
+    opaque = _array(distance)[_array(acc) > 0.5]
+    if opaque.size == 0:
         return 1.0, 2.0
-    near, far = np.maximum(np.percentile(solid, [2, 98]), 1e-6)
+    near, far = np.maximum(np.percentile(opaque, [2, 98]), 1e-6)
     return float(near), float(max(far, 1.01 * near))
 
 
-def distance_legend(height, near, far):
-    """A uint8 bar `[height, w, 3]`: the colours of `visualize_distance`, and what they mean.
+# Size of the legend in pixels, before it is scaled to the height of an image.
+LEGEND_HEIGHT, LEGEND_WIDTH = 96, 64
+LEGEND_BAR, LEGEND_MARGIN = 10, 8
 
-    Where `height` has no room for letters it is drawn larger and made smaller.
+
+def distance_legend(height: int, near: float, far: float) -> np.ndarray:
+    """The colour bar of `visualize_distance` with its numbers, uint8 `[height, width, 3]`.
+
+    Below `LEGEND_HEIGHT` pixels, which the digits need, it is downsampled from that height.
     """
-    drawn = max(height, 96)
-    bar, margin, width = 10, 8, 64
-    legend = np.full((drawn, width, 3), 255, dtype=np.uint8)
-    position = np.clip((np.arange(drawn) + 0.5 - margin) / (drawn - 2 * margin), 0, 1)
+    full = max(height, LEGEND_HEIGHT)
+    legend = np.full((full, LEGEND_WIDTH, 3), 255, dtype=np.uint8)
+    length = full - 2 * LEGEND_MARGIN
+    position = np.clip((np.arange(full) + 0.5 - LEGEND_MARGIN) / length, 0, 1)
     distance = far * (near / far) ** position
-    colours = visualize_distance(distance[:, None], np.ones((drawn, 1)), near, far)
-    legend[margin:-margin, :bar] = to_uint8(colours)[margin:-margin]
-    for share in np.linspace(0, 1, max(2, min(5, drawn // 40))):
-        y = margin + share * (drawn - 2 * margin)
-        text = f"{far * (near / far) ** share:.3g}"
-        cv2.putText(legend, text, (bar + 4, round(y) + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.38,
+    colours = to_uint8(visualize_distance(distance[:, None], np.ones((full, 1)), near, far))
+    legend[LEGEND_MARGIN:-LEGEND_MARGIN, :LEGEND_BAR] = colours[LEGEND_MARGIN:-LEGEND_MARGIN]
+    for fraction in np.linspace(0, 1, max(2, min(5, full // 40))):
+        y = round(LEGEND_MARGIN + fraction * length) + 4
+        text = f"{far * (near / far) ** fraction:.3g}"
+        cv2.putText(legend, text, (LEGEND_BAR + 4, y), cv2.FONT_HERSHEY_SIMPLEX, 0.38,
                     (30, 30, 30), 1, cv2.LINE_AA)
-    return resize_area(legend, max(1, width * height // drawn), height)
+    return resize_area(legend, max(1, LEGEND_WIDTH * height // full), height)
 
 
-def visualize_normals(normals, acc):
-    """World normals `[h, w, 3]` as colours: -1…1 becomes 0…1; empty pixels are white."""
+def visualize_normals(normals: Image, acc: Image) -> np.ndarray:
+    """World normals `[h, w, 3]` as colours: [-1, 1] maps to [0, 1]; empty pixels are white."""
     acc = np.clip(_array(acc), 0, 1)[..., None]
     return ((_array(normals) * 0.5 + 0.5) * acc + (1 - acc)).astype(np.float32)
 
 
-def contact_sheet(rows, gap=2):
-    """Rows of float images `[h, w, 3]` on one white sheet, each row as high as its highest."""
+def contact_sheet(rows: Sequence[Sequence[Image]], gap: int = 2) -> np.ndarray:
+    """One white sheet with rows of float images `[h, w, 3]`, `gap` pixels apart.
+
+    A row is as high as its highest image, a column as wide as the widest image of all.
+    """
     heights = [max(image.shape[0] for image in row) for row in rows]
     width = max(image.shape[1] for row in rows for image in row)
     num_columns = max(len(row) for row in rows)
@@ -230,5 +258,5 @@ def contact_sheet(rows, gap=2):
     return sheet.astype(np.float32)
 
 
-def _array(image):
+def _array(image: Image) -> np.ndarray:
     return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)

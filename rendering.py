@@ -102,13 +102,13 @@ def render_view(model: RayModel, dataset, index: int, chunk: int | None,
                 with_geometry: bool = True, shading: Shading | None = None) -> dict:
     """Images of one view of a `NeRFDataset`: a `dict` of float arrays `[h, w, 3]`.
 
-    Its keys are truth, rgb, `with_geometry` also depth and normals, and those of
+    Its keys are ground_truth, rgb, `with_geometry` also depth and normals, and those of
     `model.extra_images`. `model` is in eval mode; other arguments as in `render_image`.
     """
     batch = dataset.image(index)
     output = render_image(model, batch.rays, chunk, shading=shading)
     images = {
-        "truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
+        "ground_truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
     if with_geometry:
         distance = world_distance(dataset.cameras, batch.rays, output.distance_median)

@@ -1,10 +1,11 @@
-"""Videos: which encoder there is, and frames into a file.
+"""Video files: the choice of an encoder, and frames to a video or a GIF preview.
 
-Frames are uint8 `[h, w, 3]`, all of one size. The encoders come with the package imageio-ffmpeg;
-where none works, an animated PNG takes their place.
+Frames are uint8 `[h, w, 3]` of equal size. Videos are encoded by ffmpeg, from the package
+imageio-ffmpeg; without a working encoder they become animated PNGs.
 """
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,82 +13,76 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import first_line
-from runtime.files import whole_file
+from runtime.files import atomic_file
 
-# Options that make a video which browsers and slides play, at a quality that shows no artefacts.
+# Codecs in the order of preference, with options for a visually lossless quality. "faststart"
+# lets browsers play a video before it is loaded completely.
 H264 = ("libx264", ["-crf", "18", "-preset", "slow", "-movflags", "+faststart"])
-
 MPEG4 = ("mpeg4", ["-q:v", "2"])
 
-# A preview is for documents: small, and short.
+# Largest width in pixels and number of frames of a preview, which is small enough for documents.
 PREVIEW_WIDTH = 480
-
 PREVIEW_FRAMES = 40
+
+# Browsers slow down GIFs whose frames are shorter than this many milliseconds.
+MIN_GIF_DURATION = 20
 
 
 class Encoder(NamedTuple):
-    """How videos are written: `suffix` of the files; codec and its options, None for animated PNG.
+    """A way to write videos.
 
-    note: what a user should know of a fallback, or None.
+    suffix: of the files; codec, options: of ffmpeg, None and [] for animated PNGs; note: what the
+    user should know about a fallback, or None.
     """
 
     suffix: str
     codec: str | None
-    options: list
+    options: list[str]
     note: str | None
 
 
-def find_encoder(width, height, fps):
-    """The best encoder that works here, tried on two frames of the size that it is for."""
+def find_encoder(width: int, height: int, fps: float) -> Encoder:
+    """The best encoder that works on this machine, tested on two frames of the given size."""
     failures = []
     for codec, options in (H264, MPEG4):
         try:
             _try_codec(codec, options, width, height, fps)
-        except Exception as error:  # No package, no binary, no such codec, a size it refuses.
+        except Exception as error:  # No package, binary or codec, or an unsupported size.
             failures.append(f"{codec}: {first_line(error)}")
             continue
         reasons = "; ".join(failures)
-        note = f"H.264 cannot be written here ({reasons}): MPEG-4 instead." if reasons else None
+        note = f"H.264 is not available ({reasons}); using MPEG-4." if reasons else None
         return Encoder(".mp4", codec, options, note)
-    note = (f"No video encoder works here ({'; '.join(failures)}): animated PNGs instead; "
-            "`pip install imageio-ffmpeg` brings one.")
+    note = (f"No video encoder is available ({'; '.join(failures)}); writing animated PNGs. "
+            "`pip install imageio-ffmpeg` installs an encoder.")
     return Encoder(".png", None, [], note)
 
 
-def write_video(path, frames, fps, encoder):
-    """Write an iterable of frames to `path`, whole or not at all.
-
-    Raises UserError when it cannot be written.
-    """
-    with whole_file(path) as temporary:
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float,
+                encoder: Encoder) -> None:
+    """Atomically write frames to a video file. Raises UserError if it cannot be written."""
+    with atomic_file(path) as temporary:
         if encoder.codec is None:
             _write_animation(temporary, "PNG", [Image.fromarray(f) for f in frames], 1000 / fps)
         else:
             _encode(temporary, frames, fps, encoder.codec, encoder.options)
 
 
-def write_preview(path, frames, count, fps):
-    """Write a small GIF of an iterable of `count` frames, as long as their video (within limits).
+def write_preview(path: str | Path, frames: Iterable[np.ndarray], count: int, fps: float) -> None:
+    """Atomically write a small GIF of the `count` frames of a video.
 
-    Only the few frames that it shows are kept in memory.
+    It shows at most `PREVIEW_FRAMES` of them, evenly spaced, and lasts as long as the video. Only
+    these are kept in memory. Raises UserError if it cannot be written.
     """
-    chosen = set(np.linspace(0, count - 1, min(count, PREVIEW_FRAMES)).round().astype(int).tolist())
-    images = [_small(frame) for i, frame in enumerate(frames) if i in chosen]
-    # One palette for all, drawn from some of them: colours do not flicker, and still parts of the
-    # picture cost nothing.
-    some = images[:: max(1, len(images) // 6)]
-    strip = Image.new("RGB", (images[0].width, images[0].height * len(some)))
-    for i, image in enumerate(some):
-        strip.paste(image, (0, i * image.height))
-    palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
-    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    with whole_file(path) as temporary:
-        # Browsers slow down what is shorter than 20 ms.
-        duration = max(20, 1000 * count / (fps * len(images)))
-        _write_animation(temporary, "GIF", images, duration)
+    shown = set(np.linspace(0, count - 1, min(count, PREVIEW_FRAMES)).round().astype(int).tolist())
+    images = [_downsample(frame) for i, frame in enumerate(frames) if i in shown]
+    with atomic_file(path) as temporary:
+        duration = max(MIN_GIF_DURATION, 1000 * count / (fps * len(images)))
+        _write_animation(temporary, "GIF", _with_common_palette(images), duration)
 
 
-def _small(frame):
+def _downsample(frame: np.ndarray) -> Image.Image:
+    """A frame as an image of at most `PREVIEW_WIDTH` pixels width."""
     image = Image.fromarray(frame)
     if image.width <= PREVIEW_WIDTH:
         return image
@@ -95,24 +90,39 @@ def _small(frame):
     return image.resize(size, Image.Resampling.BOX)
 
 
-def _write_animation(path, kind, images, milliseconds):
+def _with_common_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Images with one palette of 255 colours, computed from some six of them.
+
+    With a common palette colours do not flicker, and static regions compress well.
+    """
+    some = images[:: max(1, len(images) // 6)]
+    strip = Image.new("RGB", (images[0].width, images[0].height * len(some)))
+    for i, image in enumerate(some):
+        strip.paste(image, (0, i * image.height))
+    palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+
+
+def _write_animation(path: Path, kind: str, images: Sequence[Image.Image],
+                     milliseconds: float) -> None:
     images[0].save(path, format=kind, save_all=True, append_images=images[1:], loop=0,
                    duration=max(1, round(milliseconds)))
 
 
-def _try_codec(codec, options, width, height, fps):
+def _try_codec(codec: str, options: list[str], width: int, height: int, fps: float) -> None:
     grey = np.full((height, width, 3), 128, dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         _encode(Path(folder) / "trial", [grey, grey], fps, codec, options)
 
 
-def _encode(path, frames, fps, codec, options):
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, codec: str,
+            options: list[str]) -> None:
     import imageio_ffmpeg
 
     writer = None
     try:
         for frame in frames:
-            # Chroma of half the resolution wants even sides.
+            # Chroma has half the resolution, so sides must be even.
             even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
             if writer is None:
                 writer = imageio_ffmpeg.write_frames(

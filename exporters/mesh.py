@@ -27,7 +27,7 @@ from ray_utils import image_rays, points_to_pixels, reached_box
 from rendering import build_occupancy, render_image
 from runtime.devices import select_device
 from runtime.errors import UserError
-from runtime.files import write_whole
+from runtime.files import write_atomically
 from structures import Rays
 
 # How many steps of the grid behind the surface that a training view sees count as seen.
@@ -207,7 +207,7 @@ def write_mesh(path, mesh, world_to_scene):
                              vertex_colors=image_utils.to_uint8(mesh.colours))
     content = result.export(file_type=path.suffix[1:])
     content = content.encode() if isinstance(content, str) else content
-    write_whole(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def draw_beside_photograph(mesh, run, config):

@@ -22,7 +22,7 @@ from rendering import build_occupancy, render_image, surface_normals, world_dist
 from runtime import distributed
 from runtime.devices import select_device
 from runtime.errors import UserError
-from runtime.files import sole_writer, write_whole
+from runtime.files import sole_writer, write_atomically
 from structures import Cameras, TensorRecord
 
 # The colour scale of distances is fixed from this many small frames before the first is drawn.
@@ -132,7 +132,7 @@ def check_same_frames(folder, run):
 
 def write_note(path, values):
     """A `dict` as a JSON file."""
-    write_whole(path, lambda file: file.write(json.dumps(values).encode()))
+    write_atomically(path, lambda file: file.write(json.dumps(values).encode()))
 
 
 def read_note(path):
@@ -214,7 +214,7 @@ def render_frames(folder, model, shooting, kinds, scale, chunk=None, occupancy=N
     todo = [i for i in missing if missing[i]]
     if len(todo) < len(cameras):
         print(f"{len(cameras) - len(todo)} frames are there already.")
-    begin, mine = time.perf_counter(), distributed.my_share(todo)
+    begin, mine = time.perf_counter(), distributed.rank_items(todo)
     bar = tqdm(mine, desc="rendering", unit="frame", disable=distributed.hide_bar())
     for done, i in enumerate(bar):
         view = look(model, shooting, i, chunk, occupancy)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import image_utils
 from runtime.errors import UserError
-from runtime.files import is_claimed, new_folder, remove_abandoned, writable_folder
+from runtime.files import new_folder, remove_abandoned, try_lock, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def memory_mapped(root: Path, files: Sequence[str | None], sizes: Tensor, num_by
         logger.info("Writing %.1f GB of pixels to %s, once ...", count / 1e9, folder)
         remove_abandoned(folder, CACHE_FILE)
         with new_folder(folder) as unfinished, open(unfinished / CACHE_FILE, "wb") as out:
-            is_claimed(out)
+            try_lock(out)
             for i in range(len(files)):
                 out.write(read(files[i : i + 1], sizes[i : i + 1]).numpy())
             out.flush()

@@ -1,12 +1,15 @@
-"""Which code made a result."""
+"""The version of the code that made a result."""
 
 import subprocess
 from pathlib import Path
 
 
-def commit():
-    """The commit of this code, with '+' where files differ from it; 'unknown' outside git."""
-    def git(*words):
+def git_commit() -> str:
+    """The short hash of this code's commit, with '+' if files were changed since.
+
+    'unknown' outside a git repository.
+    """
+    def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()

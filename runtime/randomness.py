@@ -1,43 +1,50 @@
 """The random numbers of a training step, from (seed, step) alone.
 
-However a batch is split into parts and shared out among processes, its rays get the same numbers:
-each order of numbers is drawn for the whole batch, and a part takes those of its rays.
+They are sampled for the whole batch, and each micro-batch takes the rows of its rays. So a ray gets
+the same numbers whatever the number of ranks and the size of the micro-batches.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
-def step_seeds(seed, step):
-    """Seeds of the pixels drawn in a step and of the model's own draws."""
+def step_seeds(seed: int, step: int) -> list[int]:
+    """The two seeds of a training step: of its pixels, and of the model's random numbers."""
     return [int(state) for state in np.random.SeedSequence((seed, step)).generate_state(2)]
 
 
 class BatchRandom:
-    """The numbers that a model draws for the rays of a whole batch.
+    """The random numbers of a model for the rays of one batch.
 
-    seed: from which they follow; batch_size: rays of the batch; device: where they are drawn.
+    seed: of the generator; batch_size: number of rays of the whole batch, over all ranks; device:
+    where numbers are sampled.
     """
 
-    def __init__(self, seed, batch_size, device="cpu"):
+    def __init__(self, seed: int, batch_size: int, device: torch.device | str = "cpu"):
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.batch_size, self.drawn = batch_size, []
+        self.batch_size = batch_size
+        # One tensor per call of a forward pass, in the order of the calls.
+        self.sampled: list[Tensor] = []
 
-    def for_rows(self, rows):
+    def for_rows(self, rows: Tensor) -> Callable[..., Tensor]:
         """A function `sample(distribution, shape, like)` for the rays at `rows [n]` of the batch.
 
-        distribution: `torch.rand` or `torch.randn`; shape: `[n, ...]`; like: a tensor of the wanted
-        dtype. Parts that ask in the same order get their share of the same numbers.
+        distribution: `torch.rand` or `torch.randn`; shape: `[n, ...]`; like: a tensor of the
+        desired dtype and device. The k-th call for any rows returns those rows of the k-th tensor.
         """
         count = 0
 
-        def sample(distribution, shape, like):
+        def sample(distribution: Callable[..., Tensor], shape: tuple[int, ...],
+                   like: Tensor) -> Tensor:
             nonlocal count
-            if count == len(self.drawn):
-                self.drawn.append(distribution(
+            if count == len(self.sampled):
+                self.sampled.append(distribution(
                     (self.batch_size, *shape[1:]), generator=self.generator, dtype=like.dtype,
                     device=like.device))
             count += 1
-            return self.drawn[count - 1][rows]
+            return self.sampled[count - 1][rows]
 
         return sample

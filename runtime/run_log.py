@@ -3,18 +3,24 @@
 import json
 import math
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import write_whole
+from runtime.files import write_atomically
 from runtime.memory import peak_memory
 
 
-def open_log(folder, first_step, last_step, device):
+def open_log(folder: Path, first_step: int, last_step: int,
+             device: torch.device) -> "RunLog | NullLog":
     """The `RunLog` of rank 0; on other ranks one that discards everything."""
     if distributed.is_main():
         return RunLog(folder, first_step, last_step, device)
@@ -24,15 +30,15 @@ def open_log(folder, first_step, last_step, device):
 class NullLog(nullcontext):
     """The log of all ranks but 0: discards everything."""
 
-    def __enter__(self):
+    def __enter__(self) -> "NullLog":
         return self
 
-    def step(self, *_, **__):
+    def step(self, *_: Any, **__: Any) -> None:
         pass
 
     write_means = write_scalars = image = check_finite = step
 
-    def paused(self):
+    def paused(self) -> AbstractContextManager:
         return nullcontext()
 
 
@@ -42,11 +48,12 @@ class RunLog:
     Scalars stay on the device until they are written, so that no step waits for it.
     """
 
-    def __init__(self, folder, first_step, last_step, device):
+    def __init__(self, folder: Path, first_step: int, last_step: int, device: torch.device):
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.last_step, self.device = folder, last_step, device
-        self.pending, self.written_step = [], first_step
+        self.pending: list[dict[str, Tensor]] = []
+        self.written_step = first_step
         seconds_before = truncate_metrics(folder / "metrics.jsonl", first_step)
         self.last_write = time.perf_counter()
         self.start = self.last_write - seconds_before
@@ -54,20 +61,20 @@ class RunLog:
         self.metrics = open(folder / "metrics.jsonl", "a")
         self.tensorboard = SummaryWriter(folder, purge_step=first_step + 1)
 
-    def __enter__(self):
+    def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.bar.close()
         self.metrics.close()
         self.tensorboard.close()
 
-    def step(self, scalars):
+    def step(self, scalars: dict[str, Tensor]) -> None:
         """Collect the scalars of a step."""
         self.pending.append(scalars)
         self.bar.update()
 
-    def check_finite(self):
+    def check_finite(self) -> None:
         """Raise UserError if a loss or gradient since the last write is not finite."""
         for offset, scalars in enumerate(self.pending):
             loss, norm = scalars["loss/total"], scalars["gradient_norm"]
@@ -78,7 +85,7 @@ class RunLog:
                     f"gradient norm {norm:g}). The last checkpoint in {self.folder} is good; try "
                     "a smaller --lr_init, a longer --lr_delay_steps, or --precision fp32.")
 
-    def write_means(self, step, batch_size, learning_rate):
+    def write_means(self, step: int, batch_size: int, learning_rate: float) -> None:
         """Write the means of the scalars since the last write, the learning rate and the speed."""
         self.check_finite()
         if not self.pending:
@@ -98,7 +105,7 @@ class RunLog:
         self._show(step, levels[-1], scalars["rays_per_second"], seconds_left)
         self.pending, self.written_step, self.last_write = [], step, now
 
-    def write_scalars(self, step, scalars):
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write named numbers to TensorBoard and, as a line, to `metrics.jsonl`."""
         for name, value in scalars.items():
             self.tensorboard.add_scalar(name, value, step)
@@ -107,12 +114,12 @@ class RunLog:
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
 
-    def image(self, step, name, image):
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Write an image `[h, w, 3]`, float in [0, 1] or uint8, to TensorBoard."""
         self.tensorboard.add_image(name, image, step, dataformats="HWC")
 
     @contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Stop the clock of training for the block, such as rendering a validation image."""
         begin = time.perf_counter()
         yield
@@ -120,7 +127,7 @@ class RunLog:
         self.start += seconds
         self.last_write += seconds
 
-    def _show(self, step, psnr, rays_per_second, seconds_left):
+    def _show(self, step: int, psnr: float, rays_per_second: float, seconds_left: float) -> None:
         text = f"psnr {psnr:.2f} dB, {rays_per_second:,.0f} rays/s"
         self.bar.set_postfix_str(text)
         if self.bar.disable:
@@ -128,18 +135,19 @@ class RunLog:
                   flush=True)
 
 
-def truncate_metrics(path, step):
+def truncate_metrics(path: Path, step: int) -> float:
     """Drop the lines of `metrics.jsonl` after a step; returns the seconds of the kept training."""
     if not path.exists():
         return 0.0
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     lines = "".join(json.dumps(line) + "\n" for line in kept)
-    write_whole(path, lambda file: file.write(lines.encode()))
+    write_atomically(path, lambda file: file.write(lines.encode()))
     return max((line["seconds"] for line in kept), default=0.0)
 
 
-def read_metrics(path):
-    """The lines of a `metrics.jsonl` as `dict`s, without those that a kill left half written."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` as `dict`s; lines that a killed process left half written are
+    skipped."""
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:

@@ -27,7 +27,7 @@ from datasets import load_dataset  # noqa: E402
 from image_utils import write_image  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.memory import peak_memory  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 
 CPU = torch.device("cpu")
 DIFFERENT = 8
@@ -46,8 +46,8 @@ def main():
     if args.open:
         print(json.dumps(open_scene(args.open[0], float(args.open[1]))))
         return
-    print(f"commit {commit()}, torch {torch.__version__}, {os.cpu_count()} cores, RGBA pictures of "
-          f"{args.size}x{args.size}\n")
+    print(f"commit {git_commit()}, torch {torch.__version__}, {os.cpu_count()} cores, "
+          f"RGBA images of {args.size}x{args.size}\n")
     print("| views | GB | pictures | opened in s | own memory GB | peak GB | batch ms |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")
     for views in args.views:

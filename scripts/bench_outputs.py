@@ -30,7 +30,7 @@ from ray_utils import image_rays  # noqa: E402
 from rendering import surface_normals  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 from runtime.memory import peak_memory  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 
 SURFACE_SAMPLES = 200_000
 
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--frame_sizes", type=int, nargs="+", default=[100, 200, 400])
     parser.add_argument("--grid_sizes", type=int, nargs="+", default=[64, 128, 256])
     args = parser.parse_args()
-    print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(f"commit {git_commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| run | frame | seconds | peak GB |\n| --- | --- | --- | --- |")
     for run in args.runs:
         for size in args.frame_sizes:

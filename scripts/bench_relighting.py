@@ -27,7 +27,7 @@ from models.build import hash_field, head_config  # noqa: E402
 from models.zipnerf import ZipNeRF  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 from runtime.randomness import BatchRandom, step_seeds  # noqa: E402
 from scheduler import make_scheduler  # noqa: E402
 from scripts.bench_training import read_seconds  # noqa: E402
@@ -72,7 +72,7 @@ def main():
                         help="learn colours for the geometry of each nerv in so many steps")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args()
-    print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(f"commit {git_commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| run | trained under | steps | seconds | seed | tested under | shaded at | PSNR dB | "
           f"SSIM | {' | '.join(COMPONENTS)} |\n|{' --- |' * (9 + len(COMPONENTS))}")
     for folder in args.runs:

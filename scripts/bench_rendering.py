@@ -26,7 +26,7 @@ from ray_utils import reached_box  # noqa: E402
 from rendering import build_occupancy, render_image  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 
 
 def main(argv=None):
@@ -43,7 +43,7 @@ def main(argv=None):
                         help="of the test split, evenly chosen")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     args = parser.parse_args(argv)
-    print(f"commit {commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(f"commit {git_commit()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| run | frame | samples | whole: s | dB | skipping: s | dB | times as fast | grid: s | "
           "of it occupied |\n|" + " --- |" * 10)
     for run in args.runs:

@@ -32,7 +32,7 @@ from rendering import render_image  # noqa: E402
 from runtime.devices import has_fast_bf16, select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.memory import peak_memory  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 from structures import Batch, Rays  # noqa: E402
 from train import compute_gradients, default_micro_batch, make_optimizer  # noqa: E402
 
@@ -210,7 +210,7 @@ def print_table(results, args, device):
         f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, bf16 products in hardware: "
         f"{'yes' if has_fast_bf16(device) else 'no'}")
-    print(f"commit {commit()}, torch {torch.__version__}, {name}; seed 0, medians of "
+    print(f"commit {git_commit()}, torch {torch.__version__}, {name}; seed 0, medians of "
           f"{args.rounds} rounds\n")
     print("| model | precision | batch | training rays/s | bound | share | "
           "rendering rays/s | bound | share | peak GB |")

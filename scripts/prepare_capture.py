@@ -29,7 +29,7 @@ from datasets import DATASETS  # noqa: E402
 from image_utils import image_size, list_images, write_image  # noqa: E402
 from loaders.lenses import LENSES  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.files import new_folder, sole_writer, write_whole  # noqa: E402
+from runtime.files import new_folder, sole_writer, write_atomically  # noqa: E402
 
 # The longest side of the images on which the suggested command trains.
 TRAINING_SIDE = 400
@@ -55,7 +55,7 @@ def main(argv=None):
     result = report(scene_config(out, "colmap"))
     write_image(out / "report.png", result.image)
     facts = json.dumps(result.facts, indent=1).encode()
-    write_whole(out / "report.json", lambda file: file.write(facts))
+    write_atomically(out / "report.json", lambda file: file.write(facts))
     print(f"Check {out / 'report.png'}. Then:\n  {training_command(out)}")
     return 0
 
@@ -134,7 +134,7 @@ def check_same_command(out, source, args):
     if before:
         print(f"{out} was begun before: resuming.", flush=True)
     content = json.dumps(settings, indent=1).encode()
-    write_whole(out / "prepare.json", lambda file: file.write(content))
+    write_atomically(out / "prepare.json", lambda file: file.write(content))
 
 
 # The report.

@@ -27,7 +27,7 @@ import image_utils  # noqa: E402
 from relighting import shading  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, first_line, run_script  # noqa: E402
-from runtime.provenance import commit  # noqa: E402
+from runtime.provenance import git_commit  # noqa: E402
 
 FOLDS = 4
 FEWEST_LIGHTS = 6
@@ -65,7 +65,7 @@ def main(argv=None):
     objects = find_objects(args.folder, args.skip)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    print(f"commit {commit()}, {device}, torch {torch.__version__}, {torch.get_num_threads()} "
+    print(f"commit {git_commit()}, {device}, torch {torch.__version__}, {torch.get_num_threads()} "
           f"threads; {args.steps} steps, every {args.stride} pixels\n")
     print("PSNR in dB of held-out lights, of stored values under the mask; in brackets after each "
           "predicted picture was scaled to be as bright as its photograph.\n")

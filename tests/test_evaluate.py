@@ -1,8 +1,9 @@
-"""Scores and pictures: the protocol, and files that say where they come from."""
+"""Scores and images: the protocol, the files, and their provenance."""
 
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from imageio.v3 import imread
 import evaluate
 import train
 from checkpoint import load_checkpoint
+from config import get_config
 from datasets import load_dataset
+from runtime.errors import UserError
 from structures import RenderOutput
-from tests.scenes import write_blender, write_llff, write_multicam
+from tests.scenes import write_blender, write_multicam
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +49,30 @@ def test_scores_do_not_depend_on_the_chunk(run, tmp_path):
 def test_scores_do_not_depend_on_the_chunk_in_bf16(run, tmp_path):
     loaded = load_checkpoint(run)
     loaded.model.field.compute_dtype = torch.bfloat16
-    # Weights as large as those of a trained network: pictures with contrast.
+    # Weights as large as those of a trained network give images with contrast.
     with torch.no_grad():
         for layer in loaded.model.field.layers():
             layer.weight.mul_(2)
     dataset = load_dataset(loaded.config, "test")
-    found = []
+    psnrs = []
     for chunk in (7, 64):
         loaded.config.chunk, loaded.config.save_images = chunk, False
-        found.append(evaluate.evaluate(loaded.model, dataset, loaded.config, 3, tmp_path)["psnr"])
-    assert abs(found[0] - found[1]) < 0.01
+        psnrs.append(evaluate.evaluate(loaded.model, dataset, loaded.config, 3, tmp_path)["psnr"])
+    assert abs(psnrs[0] - psnrs[1]) < 0.01
 
 
-def test_means_are_of_psnrs_and_by_scale(run, tmp_path):
+def test_psnr_is_averaged_over_images_and_by_scale(run, tmp_path):
     scores = scored(run, tmp_path, save_images=False)
     psnrs = [image["psnr"] for image in scores["images"]]
     assert scores["psnr"] == pytest.approx(sum(psnrs) / len(psnrs))
     assert sorted(scores["scales"]) == [0, 1, 2]
     for scale in (0, 1, 2):
         assert scores["scales"][scale]["psnr"] == pytest.approx(np.mean(psnrs[scale::3]))
-    table = evaluate.report(scores)
+    table = evaluate.format_table(scores)
     assert all(word in table for word in ("1/1", "1/2", "1/4", "mean", "psnr", "ssim"))
 
 
-def test_files_carry_scores_and_their_origin(run, tmp_path):
+def test_files_hold_scores_and_their_provenance(run, tmp_path):
     scored(run, tmp_path)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert {"config", "step", "commit", "device", "torch", "split"} <= set(written)
@@ -82,17 +85,17 @@ def test_files_carry_scores_and_their_origin(run, tmp_path):
     assert (tmp_path / "sheet.png").exists()
 
 
-def test_scores_are_those_of_the_pictures_on_disk(run, tmp_path):
+def test_scores_are_those_of_the_images_on_disk(run, tmp_path):
     scores = scored(run, tmp_path)
     dataset = load_dataset(load_checkpoint(run).config, "test")
     rgb = imread(tmp_path / "000_rgb.png").astype(float)
-    truth = np.rint(dataset.image(0).rgb.numpy() * 255)
-    mse = np.mean((rgb - truth) ** 2) / 255**2
+    ground_truth = np.rint(dataset.image(0).rgb.numpy() * 255)
+    mse = np.mean((rgb - ground_truth) ** 2) / 255**2
     assert scores["images"][0]["psnr"] == pytest.approx(-10 * math.log10(mse), abs=1e-4)
 
 
 class ExactModel:
-    """Shows the colour that each ray should have."""
+    """Renders the ground-truth colour of each ray."""
 
     compute_dtype = torch.float32
     ray_shape, bg_rgb = "cone", 1.0
@@ -101,12 +104,12 @@ class ExactModel:
         self.colours = [dataset.image(i).rgb.reshape(-1, 3) for i in range(len(dataset))]
 
     def __call__(self, rays):
-        rgb = self.colours[int(rays.cam_idx[0])] + 0.0009  # Lost by rounding to 8 bits.
+        rgb = self.colours[int(rays.cam_idx[0])] + 0.0009  # Rounding to 8 bits removes it.
         shape = rgb.shape[:-1]
-        posts = torch.linspace(2, 6, 3).expand(*shape, 3)
+        fenceposts = torch.linspace(2, 6, 3).expand(*shape, 3)
         return [RenderOutput(rgb=rgb, acc=torch.ones(shape), distance_mean=torch.ones(shape),
-                             distance_median=torch.ones(shape), sdist=posts, tdist=posts,
-                             weights=torch.full((*shape, 2), 0.5))]
+                             distance_median=torch.ones(shape), sdist=fenceposts,
+                             tdist=fenceposts, weights=torch.full((*shape, 2), 0.5))]
 
     def max_samples_per_chunk(self, device):
         return 8192
@@ -115,7 +118,7 @@ class ExactModel:
         return means.sum(-1)
 
 
-def test_pictures_are_compared_after_rounding_to_8_bits(tmp_path):
+def test_images_are_compared_after_rounding_to_8_bits(tmp_path):
     image = np.full((12, 12, 4), 255, np.uint8)
     image[..., 0] = 30
     write_blender(tmp_path / "scene", images=[image])
@@ -127,28 +130,7 @@ def test_pictures_are_compared_after_rounding_to_8_bits(tmp_path):
 
 
 def load_config(scene, *flags):
-    from config import get_config
-
     return get_config(["--scene", str(scene), "--chunk", "100000", *flags])
-
-
-@pytest.mark.parametrize("flags", [["--ndc"], ["--no-ndc"]])
-def test_distances_in_ndc_are_mapped_back_to_the_world(flags, tmp_path):
-    write_llff(tmp_path / "scene")
-    config = load_config(tmp_path / "scene", "--dataset_name", "llff", *flags)
-    dataset = load_dataset(config, "test")
-    rays = dataset.image(0).rays
-    pose = dataset.cameras.camtoworlds[0]
-    if config.ndc:
-        # The world point at z = -near / (1 - t) is where an NDC ray stands at t.
-        t = torch.full(rays.shape, 0.75)
-        depth = 1 / (1 - 0.75)
-        reach = (-depth - pose[2, 3]) / rays.viewdirs[..., 2]
-    else:
-        t = torch.full(rays.shape, 3.0)
-        reach = 3.0 * rays.directions.norm(dim=-1)
-    found = evaluate.world_distance(dataset.cameras, rays, t)
-    torch.testing.assert_close(found, reach, rtol=1e-4, atol=1e-4)
 
 
 def test_the_script_scores_a_run_folder(run, capsys):
@@ -160,36 +142,28 @@ def test_the_script_scores_a_run_folder(run, capsys):
     assert not (run / "eval_train_00000003" / "sheet.png").exists()
 
 
-def test_the_script_keeps_the_runs_settings_and_refuses_others(run, capsys):
-    from runtime.errors import UserError
-
+def test_the_script_refuses_flags_that_differ_from_the_runs(run, capsys):
     with pytest.raises(UserError, match="--hidden 99 .*started with"):
         evaluate.main(["--run", str(run), "--hidden", "99"])
     evaluate.main(["--run", str(run), "--chunk", "50", "--no-save_images"])
 
 
-def test_the_script_refuses_a_scene_that_is_not_the_runs(run, tmp_path):
-    from runtime.errors import UserError
-
+def test_the_script_refuses_another_scene_than_the_runs(run, tmp_path):
     write_multicam(tmp_path / "other", num_views=3)
     with pytest.raises(UserError, match="not those of the run"):
         evaluate.main(["--run", str(run), "--scene", str(tmp_path / "other")])
 
 
-def test_pictures_read_one_at_a_time_are_those_read_at_once(run):
+def test_images_read_lazily_equal_those_read_at_once(run):
     config = load_checkpoint(run).config
     at_once = load_dataset(config, "test")
-    singly = load_dataset(config, "test", read_pixels=False)
-    assert singly.scene.pixels is None
+    lazily = load_dataset(config, "test", read_pixels=False)
+    assert lazily.scene.pixels is None
     for i in range(len(at_once)):
-        assert torch.equal(at_once.image(i).rgb, singly.image(i).rgb)
+        assert torch.equal(at_once.image(i).rgb, lazily.image(i).rgb)
 
 
-def test_lpips_says_plainly_when_it_cannot_be_had(run, tmp_path, monkeypatch):
-    import sys
-
-    from runtime.errors import UserError
-
+def test_a_missing_lpips_package_is_an_error_that_names_it(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):
         scored(run, tmp_path, lpips="vgg")

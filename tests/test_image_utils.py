@@ -1,4 +1,4 @@
-"""Metrics against the official code's numbers, filters and files against arithmetic."""
+"""Metrics and filters against their definitions, files against round trips, colour maps."""
 
 import math
 
@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 
 def slow_ssim(a, b):
-    """SSIM by its definition: an 11x11 Gaussian window at every place inside the image."""
+    """SSIM by its definition: an 11x11 Gaussian window at every position inside the image."""
     x = np.arange(11) - 5
     window = np.exp(-(x**2) / (2 * 1.5**2))
     window = np.outer(window, window) / window.sum() ** 2
@@ -52,11 +52,11 @@ def test_psnr_by_hand():
     assert float(image_utils.mse_to_psnr(torch.tensor(0.001))) == pytest.approx(30)
 
 
-@pytest.mark.parametrize("size,wanted", [((6, 4), (3, 2)), ((9, 6), (3, 2)), ((7, 5), (3, 2))])
-def test_area_filter_is_the_mean_over_each_pixels_area(size, wanted):
+@pytest.mark.parametrize("size,small", [((6, 4), (3, 2)), ((9, 6), (3, 2)), ((7, 5), (3, 2))])
+def test_resizing_averages_over_the_area_of_each_pixel(size, small):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    found = image_utils.resize_area(image, *wanted)
+    resized = image_utils.resize_area(image, *small)
 
     def overlap(n, m):
         edges = np.linspace(0, n, m + 1)
@@ -64,25 +64,25 @@ def test_area_filter_is_the_mean_over_each_pixels_area(size, wanted):
                  for i in range(m)]
         return np.array(cover) / (n / m)
 
-    exact = np.einsum("ik,jl,klc->ijc", overlap(size[1], wanted[1]), overlap(size[0], wanted[0]),
+    exact = np.einsum("ik,jl,klc->ijc", overlap(size[1], small[1]), overlap(size[0], small[0]),
                       image)
-    # Half a level of rounding; OpenCV's own weights are float32.
-    assert np.abs(found - exact).max() < 0.51
+    # Rounding by half a level, and OpenCV's float32 weights.
+    assert np.abs(resized - exact).max() < 0.51
 
 
-def test_transparent_pixels_do_not_bleed():
+def test_colour_of_transparent_pixels_does_not_bleed():
     image = np.zeros((2, 2, 4), np.uint8)
     image[0, 0] = [80, 90, 100, 255]
     image[1, 1] = [255, 255, 255, 0]
     assert image_utils.resize_area(image, 1, 1).tolist() == [[[80, 90, 100, 64]]]
 
 
-def test_quantization_rounds():
+def test_quantization_rounds_and_clips():
     values = np.array([[[0.0, 0.499 / 255, 0.501 / 255]], [[1.0, 1.5, -1.0]]])
     assert image_utils.to_uint8(values).tolist() == [[[0, 0, 1]], [[255, 255, 0]]]
 
 
-def test_pictures_survive_a_round_trip(tmp_path):
+def test_images_survive_a_round_trip(tmp_path):
     rng = np.random.default_rng(2)
     for channels in (3, 4):
         image = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
@@ -92,7 +92,7 @@ def test_pictures_survive_a_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     image_utils.write_image(path, np.zeros((2, 2, 3)))
     before = path.read_bytes()
@@ -100,14 +100,14 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("file_utils.os.fsync", full)
+    monkeypatch.setattr("runtime.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         image_utils.write_image(path, np.ones((2, 2, 3)))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])
-def test_broken_pictures_are_one_sentence(content, tmp_path):
+def test_a_broken_image_file_is_an_error(content, tmp_path):
     path = tmp_path / "a.png"
     imwrite(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
@@ -115,7 +115,7 @@ def test_broken_pictures_are_one_sentence(content, tmp_path):
         image_utils.read_image(path, 3)
 
 
-def test_colours_of_distances_go_from_warm_to_cold_and_fade_to_white():
+def test_distances_are_warm_near_cold_far_and_white_if_empty():
     distance = np.array([[1.0, 3.0, 2.0]])
     acc = np.array([[1.0, 1.0, 0.0]])
     near, far, empty = image_utils.visualize_distance(distance, acc, 1.0, 3.0)[0]
@@ -130,15 +130,15 @@ def test_distance_range_ignores_empty_pixels():
     assert image_utils.distance_range(distance, np.zeros_like(acc)) == (1.0, 2.0)
 
 
-def test_the_scale_of_distances_is_logarithmic():
-    """Steps of one ratio are steps of one length along the colour map."""
+def test_the_colour_scale_of_distances_is_logarithmic():
+    """Distances in geometric progression are equally spaced on the colour map."""
     ramp = image_utils.visualize_distance(np.geomspace(1, 16, 256)[None], np.ones((1, 256)), 1, 16)
     colours = cv2.applyColorMap(np.arange(255, -1, -1, dtype=np.uint8)[None], cv2.COLORMAP_TURBO)
     np.testing.assert_allclose(ramp, colours[..., ::-1] / 255, atol=0.02)
 
 
 @pytest.mark.parametrize("height", [9, 48, 200])
-def test_a_legend_has_the_height_and_the_colours_of_its_picture(height):
+def test_a_legend_has_the_height_and_the_colours_of_its_image(height):
     legend = image_utils.distance_legend(height, 2.0, 8.0)
     assert legend.dtype == np.uint8 and legend.shape[0] == height
     if height < 96:
@@ -146,80 +146,16 @@ def test_a_legend_has_the_height_and_the_colours_of_its_picture(height):
     top, bottom = legend[9, 3] / 255, legend[-10, 3] / 255
     far, near = image_utils.visualize_distance(np.array([[8.0, 2.0]]), np.ones((1, 2)), 2, 8)[0]
     np.testing.assert_allclose([top, bottom], [far, near], atol=0.06)
-    assert (legend[:, 12:] < 128).any()  # The numbers.
+    assert (legend[:, 12:] < 128).any()  # Digits.
 
 
-def camera_rays(size=40, width=0.6):
-    """Unit view directions `[size, size, 3]` of a camera that looks along -z."""
-    at = (torch.arange(size) + 0.5) / size - 0.5
-    y, x = torch.meshgrid(-width * at, width * at, indexing="ij")
-    return torch.nn.functional.normalize(torch.stack([x, y, -torch.ones_like(x)], -1), dim=-1)
-
-
-def degrees_between(a, b):
-    return torch.rad2deg(torch.acos((a * b).sum(-1).clamp(-1, 1)))
-
-
-@pytest.mark.parametrize("normal", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (-0.3, 0.5, 0.8)])
-def test_normals_of_a_plane_are_exact(normal):
-    viewdirs = camera_rays()
-    normal = torch.nn.functional.normalize(torch.tensor(normal), dim=0)
-    distance = -4 / (viewdirs @ normal)
-    found = image_utils.surface_normals(distance, viewdirs, torch.ones_like(distance))
-    assert degrees_between(found, normal).max() < 0.1
-
-
-def test_normals_of_a_noisy_sphere_are_smooth_and_its_empty_surroundings_have_none():
-    viewdirs = camera_rays(60)
-    to_centre = torch.tensor([0.0, 0.0, -4.0])
-    along = viewdirs @ to_centre
-    room = 1 - (to_centre.norm() ** 2 - along**2)
-    hit = room > 0
-    exact = along - room.clamp(min=0).sqrt()
-    # Noise of half a pixel's width along the ray would tilt normals of finite differences by 30.
-    distance = torch.where(hit, exact + 0.02 * torch.randn(60, 60), 9.0)
-    found = image_utils.surface_normals(distance, viewdirs, hit.float())
-    wanted = exact[..., None] * viewdirs - to_centre
-    assert degrees_between(found, wanted)[hit & (room > 0.2)].mean() < 7
-    assert (found[~hit] == 0).all()
-
-
-def test_the_noisier_the_distances_the_larger_the_neighbourhood():
-    """A plane under noise of 3 % of the distance: 7 pixels alone would be off by 46 degrees."""
-    viewdirs = camera_rays(60)
-    normal = torch.tensor([0.6, 0.0, 0.8])
-    exact = -4 / (viewdirs @ normal)
-    noise = 0.03 * exact * torch.randn(60, 60)
-    found = image_utils.surface_normals(exact + noise, viewdirs, torch.ones(60, 60))
-    assert degrees_between(found, normal).mean() < 15
-
-
-def test_normals_keep_the_edge_between_two_surfaces():
-    viewdirs = camera_rays()
-    left = torch.arange(40) < 20
-    slanted = torch.nn.functional.normalize(torch.tensor([0.8, 0.0, 0.6]), dim=0)
-    # A slanted plane in front of an upright one, far enough behind not to touch it.
-    distance = torch.where(left, -3 / (viewdirs @ slanted), -6 / viewdirs[..., 2])
-    found = image_utils.surface_normals(distance, viewdirs, torch.ones_like(distance))
-    assert degrees_between(found[:, :20], slanted).max() < 1
-    assert degrees_between(found[:, 20:], torch.tensor([0.0, 0.0, 1.0])).max() < 1
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
-def test_normals_of_tiny_pictures_face_the_camera(size):
-    viewdirs = camera_rays(60)[: size[0], : size[1]]
-    found = image_utils.surface_normals(torch.full(size, 2.0), viewdirs, torch.ones(size))
-    assert torch.isfinite(found).all()
-    assert degrees_between(found, -viewdirs).max() < 25
-
-
-def test_colours_of_normals():
+def test_normals_are_mapped_to_colours_and_white_if_empty():
     normals = np.array([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]])
-    found = image_utils.visualize_normals(normals, np.array([[1.0, 0.0]]))
-    np.testing.assert_allclose(found, [[[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]]])
+    colours = image_utils.visualize_normals(normals, np.array([[1.0, 0.0]]))
+    np.testing.assert_allclose(colours, [[[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]]])
 
 
-def test_contact_sheet_pads_smaller_pictures():
+def test_a_contact_sheet_pads_smaller_images():
     sheet = image_utils.contact_sheet([[np.zeros((4, 5, 3)), np.zeros((2, 3, 3))],
                                        [np.zeros((4, 5, 3))]])
     assert sheet.shape == (10, 12, 3)
@@ -228,7 +164,7 @@ def test_contact_sheet_pads_smaller_pictures():
     assert lower.shape == (8, 5, 3) and lower[7, 2, 0] == 0 and lower[7, 3, 0] == 1
 
 
-def test_files_listed_are_pictures_sorted_by_name(tmp_path):
+def test_image_files_are_listed_by_name(tmp_path):
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in image_utils.list_images(tmp_path)] == ["a.JPG", "b.png"]

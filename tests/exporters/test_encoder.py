@@ -1,4 +1,4 @@
-"""Videos as players read them, and what is written where no encoder works."""
+"""Video files as players read them, and the fallbacks without an encoder."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -19,39 +19,39 @@ def moving_square(count=6, width=48, height=32):
 
 
 def read_video(path):
-    """Facts and frames of a video, by ffmpeg."""
+    """Metadata and frames of a video, by ffmpeg."""
     reader = imageio_ffmpeg.read_frames(str(path))
-    facts = next(reader)
-    width, height = facts["size"]
-    return facts, [np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3)
+    metadata = next(reader)
+    width, height = metadata["size"]
+    return metadata, [np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3)
                    for frame in reader]
 
 
 @pytest.mark.parametrize("width,height", [(48, 32), (47, 31), (64, 33)])
-def test_h264_of_any_size_is_what_players_read(tmp_path, width, height):
+def test_h264_of_any_size_can_be_played(tmp_path, width, height):
     frames = moving_square(width=width, height=height)
     encoder = find_encoder(width, height, 10)
     assert (encoder.suffix, encoder.codec, encoder.note) == (".mp4", "libx264", None)
     write_video(tmp_path / "a.mp4", frames, 10, encoder)
-    facts, read = read_video(tmp_path / "a.mp4")
-    assert facts["codec"] == "h264" and facts["pix_fmt"].startswith("yuv420p")
-    assert facts["size"] == (width + width % 2, height + height % 2)
-    assert facts["fps"] == 10 and len(read) == len(frames)
-    for found, wanted in zip(read, frames, strict=True):
-        assert np.abs(found[:height, :width].astype(int) - wanted).mean() < 4
+    metadata, read = read_video(tmp_path / "a.mp4")
+    assert metadata["codec"] == "h264" and metadata["pix_fmt"].startswith("yuv420p")
+    assert metadata["size"] == (width + width % 2, height + height % 2)
+    assert metadata["fps"] == 10 and len(read) == len(frames)
+    for decoded, frame in zip(read, frames, strict=True):
+        assert np.abs(decoded[:height, :width].astype(int) - frame).mean() < 4
 
 
-def test_where_h264_is_missing_mpeg4_is_written_and_said(tmp_path, monkeypatch):
+def test_without_h264_mpeg4_is_written_with_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "H264", ("no_such_codec", []))
     encoder = find_encoder(48, 32, 10)
-    assert encoder.codec == "mpeg4" and "H.264 cannot be written here" in encoder.note
+    assert encoder.codec == "mpeg4" and "H.264 is not available" in encoder.note
     write_video(tmp_path / "a.mp4", moving_square(), 10, encoder)
-    facts, read = read_video(tmp_path / "a.mp4")
-    assert facts["codec"] == "mpeg4" and len(read) == 6
+    metadata, read = read_video(tmp_path / "a.mp4")
+    assert metadata["codec"] == "mpeg4" and len(read) == 6
 
 
 @pytest.mark.parametrize("binary", ["/no/such/ffmpeg", "/bin/false"])
-def test_without_ffmpeg_animated_pngs_are_written_and_said(tmp_path, monkeypatch, binary):
+def test_without_ffmpeg_animated_pngs_are_written_with_a_note(tmp_path, monkeypatch, binary):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", binary)
     encoder = find_encoder(48, 32, 10)
     assert encoder.codec is None and "pip install imageio-ffmpeg" in encoder.note
@@ -62,28 +62,28 @@ def test_without_ffmpeg_animated_pngs_are_written_and_said(tmp_path, monkeypatch
     np.testing.assert_array_equal(imread(tmp_path / "a.png")[..., :3], frames)
 
 
-def test_a_video_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_failed_video_leaves_the_old_one(tmp_path):
     encoder = find_encoder(48, 32, 10)
     path = tmp_path / "a.mp4"
     write_video(path, moving_square(), 10, encoder)
     before = path.read_bytes()
 
-    def breaks():
+    def failing():
         yield from moving_square(3)
-        raise OSError("the disk is gone")
+        raise OSError("the disk failed")
 
     with pytest.raises(UserError, match="a.mp4 could not be written"):
-        write_video(path, breaks(), 10, encoder)
+        write_video(path, failing(), 10, encoder)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_whatever_breaks_a_video_leaves_nothing_half_written(tmp_path):
-    def stopped():
+def test_an_interrupted_video_leaves_no_file(tmp_path):
+    def interrupted():
         yield from moving_square(2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_video(tmp_path / "a.mp4", stopped(), 10, find_encoder(48, 32, 10))
+        write_video(tmp_path / "a.mp4", interrupted(), 10, find_encoder(48, 32, 10))
     assert not list(tmp_path.iterdir())
 
 
@@ -95,10 +95,10 @@ def test_a_preview_is_small_and_lasts_as_long_as_the_video(tmp_path):
         assert image.info["duration"] * image.n_frames == pytest.approx(4000, rel=0.05)
         image.seek(image.n_frames // 2)
         middle = np.asarray(image.convert("RGB"))
-    wanted = np.asarray(Image.fromarray(frames[50]).resize(middle.shape[1::-1]))
-    assert np.abs(middle.astype(int) - wanted).mean() < 8
+    expected = np.asarray(Image.fromarray(frames[50]).resize(middle.shape[1::-1]))
+    assert np.abs(middle.astype(int) - expected).mean() < 8
 
 
-def test_a_preview_of_one_frame_is_a_picture(tmp_path):
+def test_a_preview_of_one_frame_is_an_image(tmp_path):
     write_preview(tmp_path / "a.gif", moving_square(1), 1, 30)
     assert imread(tmp_path / "a.gif").shape[-3:] == (32, 48, 3)

@@ -11,7 +11,7 @@ from imageio.v3 import imread, imwrite
 from loaders.pixels import composite, map_bytes
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import is_claimed
+from runtime.files import try_lock
 from tests.scenes import WRITERS, change_json, open_scene, write_blender, write_nerfstudio
 
 FORMATS = sorted(WRITERS)
@@ -70,7 +70,7 @@ def test_partial_caches_of_killed_processes_are_removed(tmp_path):
         (outer / folder.name).mkdir(parents=True)
         (outer / folder.name / "pixels.bin").write_bytes(b"half")
     with open(alive / folder.name / "pixels.bin", "rb") as file:
-        assert is_claimed(file)
+        assert try_lock(file)
         open_scene(tmp_path / "scene", "blender", "train", "--pixel_memory", "0")
     assert folder.is_dir() and alive.is_dir() and not dead.exists()
 
