@@ -17,13 +17,14 @@ import torch
 
 from config import Config, loaded_config, override, saved_flags, shading_name
 from model import build_model
+from models.base import RayModel
 from relighting.lights import Lights
 from runtime.devices import select_device
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
 from runtime.flags import RENDERABLE
 from runtime.run_folder import run_folder
-from structures import Cameras, Scene, TensorRecord
+from structures import Cameras, Scene, Shading, TensorRecord
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Checkpoint:
     state dict; path: of the file.
     """
 
-    model: torch.nn.Module
+    model: RayModel
     config: Config
     saved_config: Config
     step: int
@@ -53,8 +54,13 @@ class Checkpoint:
         """The same run under another config."""
         return replace(self, config=config)
 
+    @property
+    def shading(self) -> Shading:
+        """How images of the run are shaded under its config (NeRV)."""
+        return Shading.from_config(self.config)
 
-def save_checkpoint(folder: Path | str, *, model: torch.nn.Module,
+
+def save_checkpoint(folder: Path | str, *, model: RayModel,
                     optimizer: torch.optim.Optimizer, step: int, config: Config,
                     scene: dict[str, Scene], keep: int) -> Path:
     """Atomically write `checkpoint_<step>.pt`, then delete all but the `keep` newest.
@@ -135,7 +141,6 @@ def open_run(command_line: Config, also: Iterable[str] = ()) -> Checkpoint:
         raise UserError(f"{run.path} was saved before surfaces are shaded, so nothing would read "
                         "--shade_at, --bounce_directions or --march_shadows; train further, or "
                         "leave them out.")
-    run.model.set_rendering(config)
     return run.with_config(config)
 
 

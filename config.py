@@ -311,7 +311,7 @@ def get_config(argv: Sequence[str] | Config | None = None, script: str | None = 
         parser.error(conflict)
     config = resolve(from_file | typed, typed)
     if wanted_help:
-        print_help(SCRIPTS.get(script, ANY_SCRIPT), FLAGS, config, wanted_help == "all")
+        print_help(SCRIPTS.get(script or "", ANY_SCRIPT), FLAGS, config, wanted_help == "all")
     message = _first_contradiction(config, script == "train")
     if message:
         parser.error(message)
@@ -345,7 +345,7 @@ def default_config(**changes: Any) -> Config:
     return resolve({name: freeze(value) for name, value in changes.items()})
 
 
-def resolve(given: Mapping[str, Any], typed: Collection[str] = ()) -> Config:
+def resolve(given: dict[str, Any], typed: Collection[str] = ()) -> Config:
     """The `Config` of some given flags: all others have the defaults that the given ones imply."""
     values = flags.resolve(BY_NAME, DEFAULTS, given, Config)
     scene = scene_of(Config(values))
@@ -378,7 +378,7 @@ def check_all_read(config: Config) -> None:
     """Raise UserError for a typed flag that nothing reads under `config`."""
     for name in sorted(config.typed):
         flag = BY_NAME[name]
-        if not flag.is_read(config):
+        if flag.only and not flag.is_read(config):
             raise UserError(f"--{name} is for {flag.only[1]}, and nothing would read it here; "
                             "leave it out.")
 

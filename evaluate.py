@@ -7,7 +7,6 @@ truth; PSNR and SSIM are computed per image and then averaged. Writes `scores.js
 images and a contact sheet.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -15,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config import READER_FLAGS, check_flags, saved_flags, shading_name
+from config import early_config, get_config, saved_flags, shading_name
 from runtime.errors import UserError, run_script
 
 if __name__ == "__main__":
-    check_flags()
+    early_config("evaluate")
 
 import numpy as np
 import torch
@@ -34,19 +33,20 @@ from runtime import distributed
 from runtime.devices import select_device
 from runtime.files import write_atomically
 from runtime.provenance import git_commit
+from structures import Shading
 
 # Views on the contact sheet, evenly spaced over the split.
 CONTACT_SHEET_ROWS = 8
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run = open_run(argv, READER_FLAGS | {"lights"})
+    run = open_run(get_config(argv, "evaluate"), also={"lights"})
     config, device = run.config, select_device(run.config)
     with distributed.joined_ranks(device):
         with distributed.first_on_each_machine():
             dataset = open_split(run, config, config.split, device)
         folder = evaluation_folder(
-            run.path.parent, dataset, run.step, shading_name(config, run.own))
+            run.path.parent, dataset, run.step, shading_name(config, run.saved_config))
         scores = evaluate(run.model, dataset, config, run.step, folder)
         print(format_table(scores))
         print(f"{'Scores and images' if config.save_images else 'Scores'}: {folder}")
@@ -59,8 +59,8 @@ def open_split(run: Checkpoint, config: Any, split: str, device: torch.device) -
     other views, so in that case the images under the run's own lights are compared.
     """
     dataset = known = load_dataset(config, split, device, read_pixels=False)
-    if config.lights != run.own.lights:
-        own = argparse.Namespace(**vars(config) | {"lights": run.own.lights})
+    if config.lights != run.saved_config.lights:
+        own = config.replace(lights=run.saved_config.lights)
         known = load_dataset(own, split, device, read_pixels=False)
     known.check_same_scene(run.scene)
     return dataset
@@ -112,7 +112,8 @@ def evaluate_views(model: torch.nn.Module, dataset: NeRFDataset, config: Any, fo
     rank_views = distributed.rank_items(range(count))
     scores, sheet = [], []
     for index in tqdm(rank_views, desc=f"scoring {dataset.split}", disable=distributed.hide_bar()):
-        images = render_view(model, dataset, index, config.chunk, config.save_images)
+        images = render_view(model, dataset, index, config.chunk, config.save_images,
+                             Shading.from_config(config))
         scores.append((index, score_image(images, dataset, index, lpips)))
         if config.save_images:
             for name in sorted(images.keys() - {"ground_truth"}):

@@ -12,11 +12,11 @@ lies, how dense it is, and what was never seen, is found out by looking from the
 import json
 import time
 
-from config import check_flags
+from config import early_config, get_config
 from runtime.errors import run_script
 
 if __name__ == "__main__":
-    check_flags()
+    early_config("extract_mesh")
 
 import image_utils
 from checkpoint import open_run
@@ -26,7 +26,7 @@ from runtime.files import sole_writer, write_atomically
 
 
 def main(argv=None):
-    run = open_run(argv)
+    run = open_run(get_config(argv, "extract_mesh"))
     config = run.config
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):

@@ -98,7 +98,7 @@ def train(config, device):
         print_summary(training, folder)
         with open_log(folder, training.first_step, config.max_steps, device) as log:
             step = run_steps(training, rows, log, stop)
-        stopped = distributed.largest(stop.received)
+        stopped = distributed.max_over_ranks(stop.received)
     if stopped:
         distributed.wait_for_all()
         print(f"Stopped by {signal.Signals(stopped).name} after step {step}; saved. Resume with "
@@ -130,7 +130,7 @@ def run_steps(training, rows, log, stop):
         done, is_last = step + 1, step + 1 == config.max_steps
         if done % config.log_every == 0 or is_last:
             log.write_means(done, config.batch_size, scheduled_rate(config, done))
-        stopped = distributed.largest(stop.received)
+        stopped = distributed.max_over_ranks(stop.received)
         if training.data.validation and (done % config.eval_every == 0 or is_last) and not stopped:
             validate(log, done, model, training.data.validation)
         if done % config.save_every == 0 or is_last or stopped:
@@ -235,7 +235,8 @@ def resume(command_line, folder):
     if run.model.stage_at(run.step / config.max_steps) < stage:
         most = int(run.step / run.model.stages[stage][0])
         raise UserError(f"--max_steps {config.max_steps} would take the run in {folder} back to an "
-                        f"earlier stage, as stages are fractions of all steps; give at most {most}.")
+                        "earlier stage, as stages are fractions of all steps; give at most "
+                        f"{most}.")
     if config.max_steps > old_steps:
         print(f"--max_steps {old_steps} becomes {config.max_steps}: from here on the learning rate "
               "follows the new length.")

@@ -11,11 +11,11 @@ Needs a run folder and nothing else. Frames are kept as they are rendered, so a 
 interrupted goes on where it stopped; the same command does it.
 """
 
-from config import check_flags
+from config import early_config, get_config
 from runtime.errors import run_script
 
 if __name__ == "__main__":
-    check_flags()
+    early_config("visualize")
 
 from checkpoint import open_run
 from exporters.video import make_video
@@ -24,7 +24,7 @@ from runtime.devices import select_device
 
 
 def main(argv=None):
-    run = open_run(argv)
+    run = open_run(get_config(argv, "visualize"))
     device = select_device(run.config)
     with distributed.joined_ranks(device):
         return make_video(run, device)

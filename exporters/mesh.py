@@ -10,7 +10,7 @@ import trimesh
 import coord
 import image_utils
 import pose_utils
-from config import as_name, shading_name
+from config import shading_name
 from datasets import load_dataset
 from exporters import isosurface
 from exporters.survey import (
@@ -28,6 +28,7 @@ from rendering import build_occupancy, render_image
 from runtime.devices import select_device
 from runtime.errors import UserError
 from runtime.files import write_atomically
+from runtime.run_folder import as_name
 from structures import Rays
 
 # How many steps of the grid behind the surface that a training view sees count as seen.
@@ -186,7 +187,7 @@ def vertex_normals(mesh):
 def folder_name(run):
     """The name of the folder of a mesh, which tells all that makes it differ from others."""
     config = run.config
-    name = f"mesh_{run.step:08d}_{config.grid_size}{shading_name(config, run.own)}"
+    name = f"mesh_{run.step:08d}_{config.grid_size}{shading_name(config, run.saved_config)}"
     if config.sigma_threshold is not None:
         name += f"_sigma{as_name(config.sigma_threshold)}"
     for axis, ends in ranges(config).items():

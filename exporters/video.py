@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import image_utils
 from cameras.paths import choose_path, path_cameras
-from config import as_name, shading_name
+from config import shading_name
 from exporters.encoder import find_encoder, write_preview, write_video
 from ray_utils import image_rays, reached_box
 from relighting.components import component_images
@@ -23,6 +23,7 @@ from runtime import distributed
 from runtime.devices import select_device
 from runtime.errors import UserError
 from runtime.files import sole_writer, write_atomically
+from runtime.run_folder import as_name
 from structures import Cameras, TensorRecord
 
 # The colour scale of distances is fixed from this many small frames before the first is drawn.
@@ -104,7 +105,7 @@ def folder_name(run, width, height):
         kind += f"_{config.relight}"
     if config.environment:
         kind += f"_{Path(config.environment).stem}"
-    kind += shading_name(config, run.own)
+    kind += shading_name(config, run.saved_config)
     whole = "" if config.skip_empty else "_whole"
     return f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}{whole}"
 
@@ -116,8 +117,8 @@ def check_same_frames(folder, run):
     """
     weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
     made_of = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
-    if shading_name(run.config, run.own):
-        made_of["shading"] = shading_name(run.config, run.own)
+    if shading_name(run.config, run.saved_config):
+        made_of["shading"] = shading_name(run.config, run.saved_config)
     if run.config.environment:
         made_of["environment"] = zlib.crc32(Path(run.config.environment).read_bytes())
     note = folder / "video.json"

@@ -1,6 +1,7 @@
 """`UserError`, the error that a user can mend, and how scripts report it."""
 
 import errno
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,9 +40,10 @@ def exit_on_user_error() -> Iterator[None]:
 
     Other exceptions are bugs and keep their traceback.
     """
-    # A character that the terminal cannot encode becomes a question mark.
-    sys.stdout.reconfigure(errors="replace")
-    sys.stderr.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal cannot encode becomes a question mark.
+            stream.reconfigure(errors="replace")
     try:
         yield
     except KeyboardInterrupt:

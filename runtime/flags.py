@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,7 +127,7 @@ class Config:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and vars(self) == vars(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Config({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
@@ -168,8 +168,8 @@ def holds(condition: Condition, config: Config) -> bool:
                for name, allowed in condition.items())
 
 
-def resolve(flags: Mapping[str, Flag], rows: Iterable[tuple[Condition, Mapping[str, Any]]],
-            given: Mapping[str, Any], config_type: type[Config] = Config) -> dict[str, Any]:
+def resolve(flags: Mapping[str, Flag], rows: Iterable[tuple[Condition, dict[str, Any]]],
+            given: dict[str, Any], config_type: type[Config] = Config) -> dict[str, Any]:
     """The values of all flags: the default, then the rows whose condition holds, then `given`.
 
     Rows apply in order: later ones override earlier ones, and a row's condition sees the values
@@ -232,37 +232,44 @@ def _value_of(path: str, flag: Flag, value: Any) -> Any:
         raise UserError(f"--config {path} has {flag.name} = {value!r}: {error}.") from None
 
 
-def integer(low: float, high: float = math.inf) -> Callable[[str], int]:
-    """A parser of whole numbers in [low, high]."""
-    return _number_parser(int, low, high, -math.inf)
+@dataclass(frozen=True)
+class Number:
+    """A parser of numbers in [low, high], greater than `above`; argparse calls it."""
 
+    kind: type
+    low: float
+    high: float
+    above: float = -math.inf
 
-def number(low: float = -math.inf, high: float = math.inf, *,
-           above: float = -math.inf) -> Callable[[str], float]:
-    """A parser of finite numbers in [low, high], greater than `above`."""
-    return _number_parser(float, low, high, above)
+    @property
+    def metavar(self) -> str:
+        """The placeholder of such a number in help."""
+        return "N" if self.kind is int else "X"
 
-
-def _number_parser(kind: type, low: float, high: float, above: float) -> Callable[[str], Any]:
-    wanted = _range_in_words(kind, low, high, above)
-
-    def parse_number(text: str) -> Any:
+    def __call__(self, text: str) -> Any:
         try:
-            value = kind(text)
+            value = self.kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and value > above and abs(value) < math.inf):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, not {text}")
+        in_range = self.low <= value <= self.high and value > self.above
+        if not (in_range and abs(value) < math.inf):
+            raise argparse.ArgumentTypeError(f"expected {self}, not {text}")
         return value
 
-    parse_number.metavar = "N" if kind is int else "X"
-    return parse_number
+    def __str__(self) -> str:
+        words = "a whole number" if self.kind is int else "a number"
+        if self.above > -math.inf:
+            return f"{words} above {self.above:g}"
+        if self.high < math.inf:
+            return f"{words} from {self.low:,} to {self.high:,}"
+        return f"{words} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
 
 
-def _range_in_words(kind: type, low: float, high: float, above: float) -> str:
-    words = "a whole number" if kind is int else "a number"
-    if above > -math.inf:
-        return f"{words} above {above:g}"
-    if high < math.inf:
-        return f"{words} from {low:,} to {high:,}"
-    return f"{words} of at least {low:,}" if low > -math.inf else f"a finite {words[2:]}"
+def integer(low: float, high: float = math.inf) -> Number:
+    """A parser of whole numbers in [low, high]."""
+    return Number(int, low, high)
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Number:
+    """A parser of finite numbers in [low, high], greater than `above`."""
+    return Number(float, low, high, above)

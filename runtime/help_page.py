@@ -72,8 +72,9 @@ def _operand(flag: Flag) -> str:
         return ""
     if isinstance(flag.kind, tuple):
         return f" {'|'.join(map(str, flag.kind))}"
+    if isinstance(flag.metavar, tuple):
+        return f" {' '.join(flag.metavar)}"
     word = flag.metavar or getattr(flag.kind, "metavar", "TEXT")
-    word = word if isinstance(word, str) else " ".join(word)
     return f" {word} ..." if flag.nargs == "+" else f" {word}"
 
 
