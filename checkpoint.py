@@ -26,7 +26,7 @@ from runtime.flags import RENDERABLE
 from runtime.run_folder import run_folder
 from structures import Cameras, Scene, Shading, TensorRecord
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
@@ -168,7 +168,7 @@ def newest_valid(folder: Path) -> tuple[dict[str, Any], Path]:
         try:
             return read_checkpoint(path), path
         except UserError as error:
-            log.warning("Skipped: %s", error)
+            logger.warning("Skipped: %s", error)
     raise UserError(f"{folder} holds no valid checkpoint; train first, set --run, --log_dir or "
                     "--exp_name to another folder, or delete this one if its files are corrupt.")
 

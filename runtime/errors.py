@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +29,19 @@ def is_out_of_memory(error: BaseException) -> bool:
             or "can't allocate memory" in text)
 
 
+class PrintHandler(logging.Handler):
+    """Prints to whatever `sys.stdout` is at the time, so that silenced ranks stay silent."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def run_script(main: Callable[..., Any], *args: Any) -> NoReturn:
-    """Exit with the status that `main(*args)` returns, or with 2 after printing a user's error."""
+    """Exit with the status that `main(*args)` returns, or with 2 after printing a user's error.
+
+    What library code logs is printed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[PrintHandler()])
     with exit_on_user_error():
         sys.exit(main(*args))
 
