@@ -41,7 +41,8 @@ def main(argv=None):
                         "pip install -r requirements.txt.")
     torch.manual_seed(0)
     levels = hash_grid.make_levels(args.coarsest, args.finest, args.log2_size)
-    points, weights = torch.rand(args.points, 1, 3), torch.rand(args.points, 1, len(levels.num_entries))
+    points = torch.rand(args.points, 1, 3)
+    weights = torch.rand(args.points, 1, len(levels.num_entries))
     table = torch.randn(levels.table_size, args.features, requires_grad=True)
     seconds = {(name, part): [] for name in WAYS for part in ("forward", "both")}
     for turn in range(args.rounds + 1):
