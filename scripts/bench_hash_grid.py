@@ -41,8 +41,9 @@ def main(argv=None):
                         "pip install -r requirements.txt.")
     torch.manual_seed(0)
     levels = hash_grid.make_levels(args.coarsest, args.finest, args.log2_size)
-    points, weights = torch.rand(args.points, 1, 3), torch.rand(args.points, 1, len(levels.sizes))
-    table = torch.randn(levels.num_entries, args.features, requires_grad=True)
+    points = torch.rand(args.points, 1, 3)
+    weights = torch.rand(args.points, 1, len(levels.num_entries))
+    table = torch.randn(levels.table_size, args.features, requires_grad=True)
     seconds = {(name, part): [] for name in WAYS for part in ("forward", "both")}
     for turn in range(args.rounds + 1):
         for name, encode in WAYS.items():
@@ -50,7 +51,7 @@ def main(argv=None):
             if turn:  # The first turn compiles, and pays for memory that later ones reuse.
                 seconds[name, "forward"].append(forward)
                 seconds[name, "both"].append(both)
-    print(f"{len(levels.sizes)} levels, {levels.num_entries:,} entries of {args.features}, "
+    print(f"{len(levels.num_entries)} levels, {levels.table_size:,} entries of {args.features}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| way | forward, million points/s | forward and backward |\n| --- | --- | --- |")
     for name in WAYS:

@@ -179,7 +179,7 @@ def lookups(field, rows, device, training):
     members = field.num_multisamples
     along = torch.linspace(0, 1, rows * members, device=device)
     points = torch.stack([along, 1 - along, (7 * along) % 1], dim=-1).reshape(rows, members, 3)
-    weights = torch.ones(rows, members, len(field.levels.sizes), device=device)
+    weights = torch.ones(rows, members, len(field.levels.num_entries), device=device)
     table = field.table.detach().clone().requires_grad_(training)
 
     def call():

@@ -1,4 +1,4 @@
-"""A model whose scene is known: soft-edged solids, marched finely, with a colour for each place."""
+"""A model with an analytic scene: soft-edged solids, marched in fine steps, of known colour."""
 
 import torch
 
@@ -10,9 +10,9 @@ NUM_SAMPLES = 500
 
 
 class AnalyticModel:
-    """Solids given by a signed distance in the world, `peak` dense inside.
+    """Solids given by a signed distance in the world, with density `peak` inside.
 
-    colour: a function of world points; ndc: as in `Cameras`, when rays arrive in NDC.
+    colour: a function of world points; ndc: as in `Cameras`, for rays in NDC.
     """
 
     def __init__(self, signed_distance, colour, *, ndc=None, peak=200.0, softness=0.004,
@@ -20,25 +20,25 @@ class AnalyticModel:
         self.signed_distance, self.colour, self.ndc = signed_distance, colour, ndc
         self.peak, self.softness, self.bg_rgb = peak, softness, bg_rgb
         self.ray_shape = "cone" if ndc is None else "cylinder"
-        self.num_asked, self.max_samples_per_level = 0, NUM_SAMPLES
+        self.num_queries, self.max_samples_per_level = 0, NUM_SAMPLES
 
     def density(self, means, covs):
-        self.num_asked += means.shape[:-1].numel()
+        self.num_queries += means.shape[:-1].numel()
         distance = self.signed_distance(self._world(means))
         return self.peak * torch.sigmoid(-distance / self.softness)
 
-    def __call__(self, rays):
+    def __call__(self, rays, shading=None):
         tdist = sample_along_rays(rays.near, rays.far, NUM_SAMPLES)
         means, covs = cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape)
         weights = compute_weights(self.density(means, covs), tdist, rays.directions)
-        rendering = volumetric_rendering(self.colour(self._world(means)), weights, tdist,
-                                         self.bg_rgb)
-        return [RenderOutput(**rendering._asdict(), sdist=tdist, tdist=tdist, weights=weights)]
+        composited = volumetric_rendering(
+            self.colour(self._world(means)), weights, tdist, self.bg_rgb)
+        return [RenderOutput(**composited._asdict(), sdist=tdist, tdist=tdist, weights=weights)]
 
     samples_evenly = False
 
-    def set_rendering(self, config):
-        """It has one way to be drawn."""
+    def extra_images(self, output):
+        return {}
 
     def max_samples_per_chunk(self, device):
         return 8192
@@ -66,4 +66,5 @@ def brick(low, high):
 
 
 def union(*shapes):
+    """The signed distance of a union."""
     return lambda points: torch.stack([shape(points) for shape in shapes]).amin(dim=0)

@@ -57,7 +57,7 @@ def test_pos_enc_equals_a_slow_loop_in_value_and_order(min_deg, max_deg, append_
     torch.testing.assert_close(got, torch.tensor(expected, dtype=x.dtype), atol=1e-14, rtol=0)
 
 
-def test_pos_enc_appends_the_identity_unless_told_otherwise():
+def test_pos_enc_appends_the_identity_by_default():
     assert coord.pos_enc(torch.zeros(2, 3), 0, 4).shape == (2, 27)
 
 
@@ -90,14 +90,14 @@ def test_ipe_of_diagonal_and_full_covariances_agree_exactly():
                                atol=0, rtol=0)
 
 
-def test_ipe_of_a_full_covariance_reads_its_own_axis():
+def test_ipe_reads_the_diagonal_of_full_covariances():
     # With as many samples as axes, rank is all that tells a diagonal from a matrix.
     means, covs = torch.zeros(3, 3), torch.diag_embed(torch.rand(3, 3))
     cosines = coord.integrated_pos_enc(means, covs, 0, 1)[..., 3:]
     torch.testing.assert_close(cosines, (-0.5 * covs.diagonal(dim1=-2, dim2=-1)).exp())
 
 
-def test_ipe_damps_each_scale_by_the_gaussians_own_factor():
+def test_ipe_damps_each_scale():
     mean, variances = torch.zeros(3, dtype=torch.float64), torch.tensor([1e-4, 1e-2, 0.5]).double()
     sines, cosines = coord.integrated_pos_enc(mean, variances, 0, 16).reshape(2, 16, 3)
     expected = np.exp(-0.5 * 4.0 ** np.arange(16)[:, None] * variances.numpy())
@@ -113,7 +113,7 @@ def test_ipe_in_float32_is_exact_at_realistic_cones():
     torch.testing.assert_close(got.double(), exact, atol=4 * EPS, rtol=0)
 
 
-def test_rays_to_features_in_float32_keep_what_is_not_damped():
+def test_rays_to_features_are_accurate_in_float32():
     got = coord.integrated_pos_enc(*realistic_gaussians(torch.float32), 0, 16)
     exact = coord.integrated_pos_enc(*realistic_gaussians(torch.float64), 0, 16)
     # Means are off by 4 eps. A feature's slope is x exp(-x^2 v / 2) < 1 / sqrt(e v), and v is at
@@ -180,7 +180,7 @@ def test_ndc_of_rays_worked_out_by_hand():
     assert line.directions.tolist() == [[0, 0, 2], [-1, 0, 2], [-0.5, -0.5, 2]]
 
 
-def test_ndc_points_at_the_frustums_corners():
+def test_ndc_of_frustum_corners():
     # The corners of the near plane and of a plane ten times as far are those of the cube.
     corners = torch.tensor([[2.0, 1.0, -2.0], [-20.0, 10.0, -20.0], [0.0, 0.0, -2e7]])
     got = coord.points_to_ndc(corners, focal=2.0, width=4, height=2, near=2.0)
@@ -216,7 +216,7 @@ def test_points_of_a_world_ray_lie_on_its_ndc_ray_in_order(near):
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("near", [1.0, 0.3])
-def test_ndc_of_points_comes_back(near, dtype, rtol):
+def test_ndc_of_points_inverts(near, dtype, rtol):
     points = torch.randn(2, 30, 3, dtype=dtype)
     points[..., 2] = -near - 20 * torch.rand(2, 30, dtype=dtype)
     ndc = coord.points_to_ndc(points, **LENS, near=near)

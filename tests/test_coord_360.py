@@ -24,7 +24,7 @@ def random_covariances(count, spread, dtype=DOUBLE):
 # Contraction.
 
 
-def test_the_unit_ball_stays_and_all_else_comes_inside_radius_two():
+def test_contraction_keeps_the_unit_ball_and_ends_at_radius_two():
     x = random_points()
     z = coord.contract(x)
     length = x.norm(dim=-1)
@@ -36,13 +36,13 @@ def test_the_unit_ball_stays_and_all_else_comes_inside_radius_two():
 
 
 @pytest.mark.parametrize("dtype,rtol", [(DOUBLE, 1e-9), (torch.float32, 2e-3)])
-def test_contraction_and_its_inverse_undo_one_another(dtype, rtol):
+def test_contraction_inverts(dtype, rtol):
     x = random_points().to(dtype)
     torch.testing.assert_close(coord.inv_contract(coord.contract(x)), x, rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("x", [[0.0, 0, 0], [1.0, 0, 0], [0, 0, 1e15], [1e-30, 0, 0]])
-def test_contraction_is_finite_everywhere_and_so_are_its_gradients(x):
+def test_contraction_and_its_gradients_are_finite(x):
     x = torch.tensor(x, requires_grad=True)
     for fn in (coord.contract, lambda p: coord.inv_contract(coord.contract(p))):
         value = fn(x)
@@ -51,7 +51,7 @@ def test_contraction_is_finite_everywhere_and_so_are_its_gradients(x):
             assert torch.isfinite(torch.autograd.grad(value.sum(), x)[0]).all()
 
 
-def test_covariances_go_through_the_jacobian():
+def test_contracted_covariances_use_the_jacobian():
     x = random_points(40)
     covs = random_covariances(40, 0.1)
     jacobian = torch.stack([torch.autograd.functional.jacobian(coord.contract, p) for p in x])
@@ -61,7 +61,7 @@ def test_covariances_go_through_the_jacobian():
 
 
 @pytest.mark.parametrize("length", [0.3, 1.7, 20.0])
-def test_contracted_gaussians_are_those_of_contracted_samples(length):
+def test_contracted_gaussians_equal_monte_carlo(length):
     """Monte Carlo: means and covariances of small Gaussians, within four standard errors."""
     count = 200_000
     mean = length * torch.nn.functional.normalize(torch.tensor([[1.0, -2.0, 0.5]], dtype=DOUBLE))
@@ -76,14 +76,14 @@ def test_contracted_gaussians_are_those_of_contracted_samples(length):
     assert ((torch.cov(samples.T) - found.covs[0]).abs() < 0.05 * scale).all()
 
 
-def test_diagonal_covariances_are_full_ones_without_the_rest():
+def test_contraction_accepts_diagonal_covariances():
     x, variances = random_points(30), torch.rand(30, 3, dtype=DOUBLE)
     a = coord.contract_gaussians(x, variances)
     b = coord.contract_gaussians(x, torch.diag_embed(variances))
     torch.testing.assert_close(a.covs, b.covs)
 
 
-def test_contraction_turns_with_space():
+def test_contraction_commutes_with_rotation():
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=DOUBLE)).Q
     x, covs = random_points(50), random_covariances(50, 0.2)
     a = coord.contract_gaussians(x @ rotation.T, rotation @ covs @ rotation.T)
@@ -99,7 +99,7 @@ RANGES = {"linear": (0.0, 8.0), "reciprocal": (0.2, 1e6), "piecewise": (0.0, 1e6
 
 
 @pytest.mark.parametrize("fn", sorted(coord.CURVES))
-def test_warps_go_from_0_to_1_rising_and_back(fn):
+def test_warps_are_monotonic_and_invert(fn):
     near, far = RANGES[fn]
     warps = coord.construct_ray_warps(fn, torch.tensor([near], dtype=DOUBLE),
                                       torch.tensor([far], dtype=DOUBLE))
@@ -113,7 +113,7 @@ def test_warps_go_from_0_to_1_rising_and_back(fn):
 
 @pytest.mark.parametrize("fn,near", [("power", 0.0), ("power", 0.2), ("reciprocal", 0.2),
                                      ("piecewise", 0.0), ("linear", 0.0)])
-def test_the_far_end_of_a_warp_is_far_and_never_beyond(fn, near):
+def test_warps_end_at_far(fn, near):
     """In float32 a curve that is flat far out must not lead to infinity."""
     far = torch.tensor([[1e3], [1e6]])
     warps = coord.construct_ray_warps(fn, torch.full_like(far, near), far)
@@ -136,7 +136,7 @@ def test_warps_worked_out_by_hand():
     assert power.t_to_s(torch.tensor(3.0)) == pytest.approx(g(3) / g(10), rel=1e-5)
 
 
-def test_warps_take_a_range_for_each_ray():
+def test_warps_accept_a_range_per_ray():
     near, far = torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [8.0]])
     warps = coord.construct_ray_warps("linear", near, far)
     assert warps.s_to_t(torch.tensor([[0.0, 0.5, 1.0]])).tolist() == [[1, 2.5, 4], [2, 5, 8]]
@@ -145,7 +145,7 @@ def test_warps_take_a_range_for_each_ray():
 # Off-axis directions.
 
 
-def test_the_icosahedrons_directions_are_21_and_even():
+def test_the_icosahedron_basis_has_21_even_directions():
     basis = coord.icosahedron_basis().double()
     assert basis.shape == (3, 21)
     torch.testing.assert_close(basis.norm(dim=0), torch.ones(21, dtype=DOUBLE), atol=1e-6, rtol=0)
@@ -158,7 +158,7 @@ def test_the_icosahedrons_directions_are_21_and_even():
     torch.testing.assert_close(nearest, torch.full((21,), 31.717, dtype=DOUBLE), atol=0.01, rtol=0)
 
 
-def test_projected_gaussians_are_those_of_projected_samples():
+def test_projected_gaussians():
     basis = coord.icosahedron_basis().double()
     mean, covs = torch.randn(1, 3, dtype=DOUBLE), random_covariances(1, 0.4)
     found = coord.project_gaussians(coord.Gaussians(mean, covs), basis)
@@ -166,7 +166,7 @@ def test_projected_gaussians_are_those_of_projected_samples():
     torch.testing.assert_close(found.covs, torch.diagonal(basis.T @ covs[0] @ basis)[None])
 
 
-def test_the_plain_axes_are_a_special_case():
+def test_plain_axes_are_a_special_case():
     covs = random_covariances(5, 0.4)
     gaussians = coord.Gaussians(torch.randn(5, 3, dtype=DOUBLE), covs)
     found = coord.project_gaussians(gaussians, torch.eye(3, dtype=DOUBLE))

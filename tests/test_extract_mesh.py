@@ -241,7 +241,7 @@ def test_an_output_folder_that_cannot_be_is_said_before_the_work(monkeypatch, bl
     (run.path.parent / "mesh_00000007_64").write_text("a file")
     with pytest.raises(FileExistsError):
         extract(monkeypatch, run)
-    assert run.model.num_asked == 0
+    assert run.model.num_queries == 0
 
 
 def test_a_surface_that_no_camera_sees_is_said(monkeypatch, blender_scene):

@@ -72,7 +72,7 @@ def slow_network(arrays, encoding, view_encoding, *, depth, skip, view_depth):
     dict(depth=5, skip=2, view_depth=2, hidden=13, view_hidden=7, max_deg=4, min_deg=1),
     dict(depth=3, skip=4, view_depth=3, hidden=6, view_hidden=5, max_deg=2, min_deg=0),
 ])
-def test_network_equals_a_slow_twin_layer_for_layer(sizes):
+def test_network_equals_a_slow_twin(sizes):
     model = make_model(**sizes)
     arrays = reference_arrays(model.field)
     model.load_reference_params(arrays)
@@ -111,7 +111,7 @@ def test_weights_start_glorot_uniform_and_biases_at_zero():
     (lambda a: a.update(Dense_99_bias=np.zeros(1)), "Dense_99_bias"),
     (lambda a: a.update(Dense_0_bias=np.zeros(1)), "Dense_0_bias"),
 ])
-def test_reference_params_that_do_not_fit_are_refused(change, message):
+def test_mismatched_reference_params_raise(change, message):
     model = make_model()
     arrays = reference_arrays(model.field)
     change(arrays)
@@ -154,8 +154,9 @@ def test_every_model_passes_gradients_to_all_weights(name):
     model, rays = make_model(model=name).train(), make_rays(6)
     for train_frac, _ in model.stages:
         outputs = model(rays, train_frac)
-        shown = [v for output in outputs for v in (output.rgb, *output.extras.values())]
-        sum(value.sum() for value in shown).backward()
+        values = [v for output in outputs
+                  for v in (output.rgb, *output.extras.values(), output.visibility_error)]
+        sum(value.sum() for value in values if value is not None).backward()
     for parameter_name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), parameter_name
     moved = [bool((p.grad != 0).any()) for p in model.parameters()]
@@ -184,16 +185,16 @@ def test_fine_samples_follow_the_coarse_weights():
     assert ((wanted > 3.9) & (wanted < 4.3)).float().mean() > 0.95
 
 
-def test_density_noise_is_normal_with_the_flags_deviation_and_only_in_training():
+def test_density_noise_is_gaussian_and_only_in_training():
     model = make_model(density_noise=0.7)
     like = torch.zeros(400, 500)
-    noise = model.train()._density_noise(like, None) / 0.7
+    noise = model.train().sample_density_noise(like, None) / 0.7
     count = noise.numel()
     assert abs(noise.mean()) < 5 / math.sqrt(count)
     assert abs(noise.var() - 1) < 5 * math.sqrt(2 / count)
     assert abs((noise**4).mean() - 3) < 5 * math.sqrt(96 / count)  # Uniform noise has 1.8.
-    assert model.eval()._density_noise(like, None) is None
-    assert make_model(density_noise=0.0).train()._density_noise(like, None) is None
+    assert model.eval().sample_density_noise(like, None) is None
+    assert make_model(density_noise=0.0).train().sample_density_noise(like, None) is None
 
 
 def test_noise_is_added_to_raw_density():
@@ -208,7 +209,7 @@ def test_noise_is_added_to_raw_density():
                                atol=1e-5, rtol=1e-4)
 
 
-def test_density_is_that_of_the_rendering():
+def test_model_density_equals_the_rendered_density():
     model = make_model()
     means, covs = torch.randn(3, 4, 3), torch.rand(3, 4, 3) * 0.01
     viewdirs = torch.nn.functional.normalize(torch.randn(3, 3), dim=-1)
@@ -218,7 +219,7 @@ def test_density_is_that_of_the_rendering():
     torch.testing.assert_close(model.density(means, full), rendered)
 
 
-def test_weights_follow_from_the_seed_alone():
+def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(3)
     first = build_model(default_config(**ODD))
     state = torch.get_rng_state()
@@ -237,7 +238,7 @@ def test_empty_rays_show_the_background(white):
     torch.testing.assert_close(output.distance_mean, torch.full((3,), 6.0))
 
 
-def test_reduced_precision_touches_the_linear_layers_alone():
+def test_reduced_precision_affects_linear_layers_only():
     full, reduced = make_model(max_deg=16), make_model(max_deg=16, precision="bf16")
     means = torch.rand(20, 5, 3) * 6
     covs = torch.full((20, 5, 3), 1e-10)
@@ -256,7 +257,7 @@ def test_reduced_precision_touches_the_linear_layers_alone():
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000, None])
-def test_pictures_do_not_depend_on_the_chunk(chunk):
+def test_images_do_not_depend_on_the_chunk(chunk):
     model, rays = make_model().eval(), make_rays(4, 5)
     whole = render_image(model, rays, chunk=20)
     torch.testing.assert_close(render_image(model, rays, chunk).rgb, whole.rgb,

@@ -54,7 +54,7 @@ def test_records_are_frozen():
             record.rgb = None
 
 
-def test_map_reaches_every_tensor_and_nothing_else():
+def test_map_applies_to_every_tensor():
     batch = ray_utils.Batch(rays=make_rays(4), rgb=torch.rand(4, 3))
     doubled = batch.map(lambda x: 2 * x)
     torch.testing.assert_close(doubled.rays.origins, 2 * batch.rays.origins)
@@ -95,7 +95,7 @@ def test_rays_flatten_to_one_batch_axis(batch):
 
 
 @pytest.mark.parametrize("size, parts", [(1, 7), (3, 3), (7, 1), (100, 1)])
-def test_split_batches_share_the_sum_of_the_whole(size, parts):
+def test_split_batches_keep_the_total_weight(size, parts):
     mask = torch.tensor([1.0, 0, 1, 1, 0, 0, 1])[:, None]
     batch = ray_utils.Batch(rays=make_rays(7), rgb=torch.rand(7, 3), mask=mask)
     pieces = batch.split(size)
@@ -108,14 +108,14 @@ def test_split_batches_share_the_sum_of_the_whole(size, parts):
     assert [len(piece.mask) for piece in pieces] == [len(piece.rays) for piece in pieces]
 
 
-def test_split_keeps_a_sum_that_was_given():
+def test_split_keeps_a_given_total_weight():
     batch = ray_utils.Batch(rays=make_rays(4), rgb=torch.rand(4, 3),
                             lossmult_sum=torch.tensor(100.0))
     assert [piece.lossmult_sum.item() for piece in batch.split(3)] == [100, 100]
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
-def test_render_outputs_of_any_batch_are_accepted(batch):
+def test_render_outputs_accept_any_batch_shape(batch):
     make_output(*batch)
     make_output(*batch, sdist=None, tdist=None, weights=None)
 
@@ -125,7 +125,7 @@ def test_render_outputs_of_any_batch_are_accepted(batch):
     ("distance_median", (4, 5)), ("tdist", (4, 5)), ("sdist", (4, 5)), ("sdist", (1, 6)),
     ("weights", (4, 6)), ("weights", (4, 4)), ("weights", (9, 5)), ("weights", (1, 5)),
 ])
-def test_render_outputs_of_wrong_shape_are_refused(field, shape):
+def test_render_outputs_of_wrong_shape_raise(field, shape):
     with pytest.raises(AssertionError):
         make_output(4, **{field: torch.zeros(shape)})
 
@@ -205,7 +205,7 @@ def test_a_ray_worked_out_by_hand():
     assert (rays.near.item(), rays.far.item(), rays.lossmult.item()) == (1.5, 6, 16)
 
 
-def test_upper_left_pixel_looks_left_and_up_and_the_middle_straight_ahead():
+def test_directions_of_the_corner_and_centre_pixels():
     intrinsics = [[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]]
     cameras = make_cameras(pixtocams=pixtocam_opengl(intrinsics)[None])
     corner, last = pixel_rays(cameras, [0, WIDTH - 1], [0, HEIGHT - 1]).directions
@@ -310,13 +310,13 @@ def test_fisheye_and_pinhole_cameras_mix_in_one_set():
     assert not torch.allclose(pinhole, curved)
 
 
-def test_the_centre_of_a_fisheye_looks_straight_ahead():
+def test_the_centre_of_a_fisheye_is_the_optical_axis():
     pixtocam = torch.tensor([[[0.1, 0, -0.05], [0, -0.1, 0.05], [0, 0, -1]]], dtype=DOUBLE)
     cameras = make_cameras(pixtocams=pixtocam, fisheye=torch.tensor([True]))
     assert pixel_rays(cameras, [0], [0]).directions.tolist() == [[0, 0, -1]]
 
 
-def test_radii_of_a_pinhole_are_those_of_the_pixels_variance_also_at_the_border():
+def test_pinhole_radii_match_the_pixel_variance_also_at_the_border():
     rays = ray_utils.pixels_to_rays(make_cameras(random_pose()[None]), *all_pixels())
     # A disc of radius r has variance r^2 / 4 along an axis, a pixel of width w has w^2 / 12.
     mean_width = (1 / INTRINSICS[0, 0] + 1 / INTRINSICS[1, 1]) / 2
@@ -340,7 +340,7 @@ def test_ndc_rays_are_world_rays_in_ndc_with_radii_between_origins():
     torch.testing.assert_close(rays.radii[:-1, :-1, 0], (right + down) / 2 * 2 / 12**0.5)
 
 
-def test_radii_do_not_depend_on_where_the_image_ends():
+def test_radii_do_not_depend_on_the_image_size():
     # The last pixels of a small image are inner pixels of a larger one.
     for ndc in (None, (45.0, WIDTH, HEIGHT)):
         cameras = make_cameras(distortion=lens(**LENS), ndc=ndc)
@@ -349,7 +349,7 @@ def test_radii_do_not_depend_on_where_the_image_ends():
         torch.testing.assert_close(small.radii, large.radii[:4, :5])
 
 
-def test_turning_and_moving_the_camera_turns_and_moves_its_rays():
+def test_rays_move_with_their_camera():
     rotation, pose = random_rotation(), random_pose()
     moved = torch.cat([rotation @ pose[:, :3], pose[:, 3:] + 1], dim=1)
     a = ray_utils.pixels_to_rays(make_cameras(pose[None]), *all_pixels())
@@ -360,7 +360,7 @@ def test_turning_and_moving_the_camera_turns_and_moves_its_rays():
     torch.testing.assert_close(b.radii, a.radii)
 
 
-def test_each_ray_reads_its_own_camera():
+def test_each_ray_uses_its_own_camera():
     poses = torch.stack([random_pose() for _ in range(3)])
     cameras = make_cameras(poses, near=torch.tensor([1.0, 2, 3]),
                            lossmult=torch.tensor([1.0, 4, 16]))
@@ -387,7 +387,7 @@ def test_rays_have_the_shape_of_their_pixels(batch, dtype):
         assert value.dtype == (torch.long if field.name == "cam_idx" else dtype)
 
 
-def test_pixels_of_different_shapes_are_refused():
+def test_pixels_of_different_shapes_raise():
     with pytest.raises(AssertionError):
         ray_utils.pixels_to_rays(make_cameras(), torch.zeros(1).long(), torch.arange(3),
                                  torch.arange(3))
@@ -438,7 +438,7 @@ def test_coarse_samples_are_even_from_near_to_far(lindisp):
 
 
 @pytest.mark.parametrize("lindisp", [False, True])
-def test_jittered_posts_stay_between_midpoints_and_centre_there(lindisp):
+def test_jittered_edges_are_uniform_between_midpoints(lindisp):
     rays, samples = 4000, 8
     near, far = torch.full((rays, 1), 2.0), torch.full((rays, 1), 6.0)
     even = ray_utils.sample_along_rays(near[0], far[0], samples, lindisp=lindisp)
@@ -484,7 +484,7 @@ def test_resampling_is_blurring_padding_and_inverting(jittered):
         np.testing.assert_allclose(fine[ray], np.interp(u, cdf, tdist[ray]), atol=1e-9)
 
 
-def test_resampled_posts_are_sorted_inside_and_without_gradient():
+def test_resampled_edges_are_sorted_and_detached():
     tdist = random_tdist(500, bins=32, dtype=torch.float32)
     weights = (torch.rand(500, 32) ** 20).requires_grad_()
     fine = ray_utils.resample_along_rays(tdist, weights, 64, torch.rand(500, 65))
@@ -493,7 +493,7 @@ def test_resampled_posts_are_sorted_inside_and_without_gradient():
     assert (fine >= tdist[:, :1]).all() and (fine <= tdist[:, -1:]).all()
 
 
-def test_padding_lets_empty_space_be_visited():
+def test_padding_samples_empty_space():
     tdist, spike = torch.linspace(0, 1, 33), torch.zeros(32)
     spike[3] = 1
     padded = ray_utils.resample_along_rays(tdist, spike, 200)
@@ -582,7 +582,7 @@ def test_sampled_frustums_lie_inside_and_fill_evenly(section):
 
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_section_moments_are_those_of_samples(shape, section):
+def test_moments_equal_monte_carlo(shape, section):
     t0, t1, radius, _ = section
     inputs = single_section(section)
     x = section_samples(shape, inputs[0], t0, t1, radius)
@@ -628,7 +628,7 @@ def test_diagonal_covariances_are_the_diagonals_of_full_ones(shape):
 
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_turning_a_ray_turns_its_gaussians(shape, section):
+def test_gaussians_rotate_with_their_ray(shape, section):
     direction, *rest = single_section(section)
     rotation = random_rotation()
     before = SHAPES[shape](direction, *rest, diag=False)
@@ -638,7 +638,7 @@ def test_turning_a_ray_turns_its_gaussians(shape, section):
 
 
 @pytest.mark.parametrize("shape, radius_scale", [("cone", 2.0), ("cylinder", 1.0)])
-def test_longer_directions_with_smaller_t_are_the_same_section(shape, radius_scale):
+def test_gaussians_do_not_depend_on_the_length_of_directions(shape, radius_scale):
     direction, t0, t1, radius = single_section(SECTIONS[2])
     a = SHAPES[shape](direction, t0, t1, radius, diag=False)
     b = SHAPES[shape](2 * direction, t0 / 2, t1 / 2, radius * radius_scale, diag=False)
@@ -766,7 +766,7 @@ def test_thin_density_keeps_its_opacity_in_float32():
     assert weights.sum().item() == pytest.approx(4e-7, rel=1e-5)
 
 
-def test_splitting_intervals_changes_no_pixel():
+def test_splitting_intervals_keeps_pixels():
     density, rgb, tdist, directions = random_samples(6)
     middle = tdist[:, :-1] + 0.3 * tdist.diff(dim=-1)
     split = torch.cat([tdist, middle], dim=-1).sort(dim=-1).values
@@ -777,7 +777,7 @@ def test_splitting_intervals_changes_no_pixel():
     torch.testing.assert_close(halves.acc, whole.acc)
 
 
-def test_longer_directions_with_smaller_t_change_no_weight():
+def test_weights_do_not_depend_on_the_length_of_directions():
     density, _, tdist, directions = random_samples(6)
     torch.testing.assert_close(ray_utils.compute_weights(density, tdist / 2, directions * 2),
                                ray_utils.compute_weights(density, tdist, directions))
@@ -807,14 +807,14 @@ def test_compositing_converges_in_second_order():
 
 
 @pytest.mark.parametrize("background", [1.0, 0.25, torch.tensor([0.1, 0.5, 0.9])])
-def test_an_empty_ray_shows_the_background_at_the_far_end(background):
+def test_an_empty_ray_has_the_background_at_the_far_end(background):
     tdist = torch.tensor([[2.0, 3, 4.5, 6]])
     got = ray_utils.volumetric_rendering(torch.rand(1, 3, 3), torch.zeros(1, 3), tdist, background)
     torch.testing.assert_close(got.rgb, torch.as_tensor(background).expand(1, 3))
     assert (got.acc.item(), got.distance_mean.item(), got.distance_median.item()) == (0, 6, 6)
 
 
-def test_an_opaque_first_interval_hides_all_else():
+def test_an_opaque_first_interval_hides_the_rest():
     rgb = torch.rand(1, 4, 3)
     density, tdist = torch.tensor([[1e10, 0.0, 5.0, 1e10]]), torch.tensor([[2.0, 3, 4, 5, 6]])
     got = composite(density, rgb, tdist, torch.tensor([[0.0, 0, 1]]), 1.0)
@@ -822,7 +822,7 @@ def test_an_opaque_first_interval_hides_all_else():
     assert (got.acc.item(), got.distance_mean.item(), got.distance_median.item()) == (1, 2.5, 2.5)
 
 
-def test_each_ray_shows_its_own_background():
+def test_each_ray_has_its_own_background():
     backgrounds = torch.rand(3, 3)
     weights = torch.tensor([[0.25], [0.0], [1.0]])
     got = ray_utils.volumetric_rendering(torch.ones(3, 1, 3), weights, torch.tensor([[2.0, 6]] * 3),
@@ -834,7 +834,7 @@ def test_each_ray_shows_its_own_background():
     ([0.5, 0.0, 0.5, 0.0], 4.0), ([0.25, 0.5, 0.25, 0.0], 3.5), ([0.0, 0.0, 0.0, 1.0], 5.5),
     ([0.0, 0.8, 0.0, 0.0], 3.625), ([0.1, 0.1, 0.1, 0.1], 6.0),
 ])
-def test_the_median_is_where_half_of_the_light_has_ended(weights, median):
+def test_the_median_is_where_transmittance_is_a_half(weights, median):
     tdist, weights = torch.tensor([2.0, 3, 4, 5, 6]), torch.tensor(weights)
     got = ray_utils.volumetric_rendering(torch.rand(4, 3), weights, tdist, 0.0)
     assert got.distance_median.item() == pytest.approx(median, abs=1e-5)
@@ -892,7 +892,7 @@ def test_compositing_equals_the_official_code(golden, colour, background):
 
 
 @pytest.mark.parametrize("kind", ["pinhole", "distorted", "fisheye", "mixed"])
-def test_points_project_to_the_pixels_whose_rays_they_lie_on(kind):
+def test_points_project_to_their_pixels(kind):
     facts = {}
     if kind in ("distorted", "mixed"):
         facts["distortion"] = torch.tensor([[-0.1, 0.02, 0.003, 0.0, 0.004, -0.003],
@@ -911,13 +911,13 @@ def test_points_project_to_the_pixels_whose_rays_they_lie_on(kind):
     torch.testing.assert_close(depth, ((points - rays.origins) * forward).sum(dim=-1))
 
 
-def test_points_behind_a_camera_or_in_it_have_no_depth_and_stay_finite():
+def test_points_behind_a_camera_project_to_finite_pixels():
     points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]], dtype=DOUBLE)
     pixels, depth = ray_utils.points_to_pixels(make_cameras(), torch.zeros(2).long(), points)
     assert depth.tolist() == [-2, 0] and torch.isfinite(pixels).all()
 
 
-def test_points_where_a_lens_folds_back_have_no_pixel():
+def test_points_beyond_a_lens_fold_have_no_pixel():
     """r + k r^3 with k < 0 falls beyond r = 1 / sqrt(-3 k), and would come back to the middle."""
     lens = torch.tensor([[-0.1, 0, 0, 0, 0, 0]], dtype=DOUBLE)
     fold = (1 / 0.3) ** 0.5

@@ -39,7 +39,7 @@ def exact_cdf(t, w):
 # integrate_weights
 
 
-def test_integral_of_weights_is_their_cumulative_sum_and_exact_at_the_ends():
+def test_cdf_is_the_cumulative_sum_and_exact_at_the_ends():
     _, w = random_histogram(50, bins=128, dtype=torch.float32)
     cdf = stepfun.integrate_weights(w)
     assert cdf.shape == (50, 129)
@@ -49,7 +49,7 @@ def test_integral_of_weights_is_their_cumulative_sum_and_exact_at_the_ends():
                                atol=128 * EPS, rtol=0)
 
 
-def test_integral_of_a_single_weight():
+def test_cdf_of_a_single_weight():
     assert stepfun.integrate_weights(torch.ones(3, 1)).tolist() == [[0, 1]] * 3
 
 
@@ -101,7 +101,7 @@ def test_jitter_places_a_sample_within_its_stratum(jitter):
     torch.testing.assert_close(samples, (torch.arange(5) + jitter) / 5, atol=2 * EPS, rtol=0)
 
 
-def test_deterministic_samples_span_from_the_first_to_just_before_the_last_post():
+def test_deterministic_samples_span_all_fenceposts():
     t, w = random_histogram(7, dtype=torch.float32)
     samples = stepfun.sorted_piecewise_constant_pdf(t, w, 12)
     torch.testing.assert_close(samples[:, 0], t[:, 0], atol=0, rtol=0)
@@ -111,7 +111,7 @@ def test_deterministic_samples_span_from_the_first_to_just_before_the_last_post(
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-12, 1e-7])
-def test_weights_of_nothing_are_sampled_uniformly(level):
+def test_empty_histograms_are_sampled_uniformly(level):
     t = torch.linspace(2, 6, 9)
     samples = stepfun.sorted_piecewise_constant_pdf(t, torch.full((8,), level), 33)
     torch.testing.assert_close(samples, torch.linspace(2, 6, 33), atol=4 * 4 * EPS, rtol=0)
@@ -133,7 +133,7 @@ def test_no_sample_falls_into_an_interval_without_mass():
     assert not ((samples > 1) & (samples < 2)).any()
 
 
-def test_equal_fence_posts_give_that_place_and_a_finite_gradient():
+def test_equal_fenceposts_have_finite_gradients():
     t = torch.tensor([1.0, 1, 1, 2, 2]).requires_grad_()
     w = torch.tensor([0.2, 0.0, 0.3, 0.5]).requires_grad_()
     samples = stepfun.sorted_piecewise_constant_pdf(t, w, 11)
@@ -212,14 +212,14 @@ def test_percentiles_equal_interpolation_of_the_cdf():
         np.testing.assert_allclose(got[ray].numpy(), expected, atol=1e-12)
 
 
-def test_the_median_of_a_uniform_histogram_is_its_middle_however_it_is_split():
+def test_the_median_of_a_uniform_histogram_is_its_midpoint():
     for posts in ([2.0, 6.0], [2.0, 3.0, 6.0], [2.0, 2.0, 5.5, 6.0]):
         t = torch.tensor(posts)
         median = stepfun.weighted_percentile(t, t.diff() / 4, [50])
         assert median.item() == pytest.approx(4.0, abs=1e-6)
 
 
-def test_percentiles_of_half_empty_histograms_lie_where_the_mass_is():
+def test_percentiles_of_a_spike_lie_in_its_bin():
     t = torch.arange(6.0)
     w = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
     got = stepfun.weighted_percentile(t, w, [0, 50, 99.9])
@@ -242,7 +242,7 @@ def test_blur_equals_a_slow_loop(bins):
     torch.testing.assert_close(stepfun.max_blur(w), expected, atol=0, rtol=0)
 
 
-def test_blur_is_an_envelope_that_spreads_a_spike_by_one_bin():
+def test_blur_widens_a_spike_by_one_bin():
     w = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     assert stepfun.max_blur(w).tolist() == [0, 0, 0.5, 1, 0.5, 0]
     w = torch.rand(50, 12)

@@ -39,7 +39,7 @@ def test_intervals_equal_a_slow_twin(kind):
         np.testing.assert_allclose(got[ray], wanted, atol=1e-9)
 
 
-def test_one_jitter_moves_all_samples_of_a_ray_alike():
+def test_single_jitter_shifts_all_samples_of_a_ray():
     t = torch.tensor([[0.0, 1.0]]).expand(2, 2)
     jitter = torch.tensor([[0.0, 0.9, 0.2, 0.7], [0.5, 0.1, 0.3, 0.8]])
     posts = stepfun.sample_intervals(t, torch.zeros(2, 1), 4, jitter, True, (0.0, 1.0))
@@ -72,7 +72,7 @@ def test_random_points_follow_the_histogram():
         assert share == pytest.approx(float(cdf(place)), abs=0.04)
 
 
-def test_one_sample_is_refused():
+def test_one_sample_raises():
     with pytest.raises(ValueError, match="at least 2"):
         stepfun.sample_intervals(torch.tensor([0.0, 1.0]), torch.zeros(1), 1)
 
@@ -80,7 +80,7 @@ def test_one_sample_is_refused():
 # Dilation.
 
 
-def test_dilated_densities_are_the_largest_within_reach():
+def test_dilation_takes_the_maximum_density():
     t, w = random_histogram(4, bins=7)
     dilation = 0.3
     posts, weights = stepfun.max_dilate_weights(t, w, dilation, (2.0, 6.0))
@@ -97,7 +97,7 @@ def test_dilated_densities_are_the_largest_within_reach():
             assert weights[ray, i].item() / (right - left) == pytest.approx(max(near, default=0))
 
 
-def test_dilation_by_nothing_changes_nothing_but_the_number_of_posts():
+def test_zero_dilation_keeps_the_histogram():
     t, w = random_histogram(5, bins=6)
     posts, weights = stepfun.max_dilate_weights(t, w, 0.0)
     a = stepfun.weighted_percentile(t, w, [10, 50, 90])
@@ -106,7 +106,7 @@ def test_dilation_by_nothing_changes_nothing_but_the_number_of_posts():
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1.0])
-def test_dilated_weights_sum_to_one_when_asked_and_stay_finite(level):
+def test_dilated_weights_are_normalised_and_finite(level):
     t, w = random_histogram(5, bins=6, dtype=torch.float32)
     t[:, 3] = t[:, 2]  # An interval without width.
     w = level * w
@@ -155,7 +155,7 @@ def test_distortion_of_one_bin_and_its_scaling():
     torch.testing.assert_close(stepfun.distortion_loss(t, 2 * w), 4 * base)
 
 
-def test_splitting_an_interval_leaves_the_distortion_as_it_was():
+def test_splitting_an_interval_keeps_the_distortion():
     t, w = random_histogram(6, bins=5)
     middle = 0.3 * t[:, 2:3] + 0.7 * t[:, 3:4]
     split_t = torch.cat([t[:, :3], middle, t[:, 3:]], dim=-1)
@@ -189,7 +189,7 @@ def test_interlevel_loss_equals_a_slow_twin():
         assert found[i].item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
-def test_an_envelope_that_covers_costs_nothing():
+def test_a_covering_envelope_costs_nothing():
     t, w = random_histogram(10, bins=6)
     assert stepfun.interlevel_loss(t, w, t, w).max() < 1e-25
     finer = torch.cat([t[:, :1], 0.5 * (t[:, 1:] + t[:, :-1]), t[:, -1:]], dim=-1)
@@ -200,7 +200,7 @@ def test_an_envelope_that_covers_costs_nothing():
     assert (lost > 0).all()
 
 
-def test_the_interlevel_gradient_reaches_the_proposal_alone_and_lifts_it():
+def test_the_interlevel_gradient_raises_the_proposal_alone():
     t, w = random_histogram(10, bins=6)
     t_env, w_env = random_histogram(10, bins=5)
     leaves = [x.requires_grad_() for x in (t, w, t_env, w_env)]

@@ -22,17 +22,17 @@ def random_case(num_groups, num_members, features, levels=None, dtype=torch.floa
     levels = levels or make_levels(3, 50, 9)
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(num_groups, num_members, 3, generator=generator, dtype=dtype)
-    weights = torch.rand(num_groups, num_members, len(levels.sizes), generator=generator,
+    weights = torch.rand(num_groups, num_members, len(levels.num_entries), generator=generator,
                          dtype=dtype)
-    table = torch.randn(levels.num_entries, features, generator=generator, dtype=dtype)
+    table = torch.randn(levels.table_size, features, generator=generator, dtype=dtype)
     return points, weights, table, levels
 
 
-def test_levels_double_and_are_dense_while_their_corners_fit():
+def test_levels_double_and_are_dense_while_they_fit_the_table():
     levels = make_levels(4, 70, 10)
     assert levels.resolutions == (4, 8, 16, 32, 64)
-    assert levels.sizes == (125, 729, 1024, 1024, 1024)
-    assert levels.first == (0, 125, 854, 1878, 2902) and levels.num_entries == 3926
+    assert levels.num_entries == (125, 729, 1024, 1024, 1024)
+    assert levels.offsets == (0, 125, 854, 1878, 2902) and levels.table_size == 3926
     assert make_levels(5, 9, 10).resolutions == (5,)
 
 
@@ -49,7 +49,7 @@ def test_a_dense_level_is_trilinear(encode_by):
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
-def test_a_corner_of_a_hashed_level_has_the_entry_of_its_hash(encode_by):
+def test_hashed_corners_use_the_hash_as_table_index(encode_by):
     _, _, table, levels = random_case(1, 1, 2, make_levels(200, 200, 9))
     for corner in itertools.product((0, 1, 77, 200), repeat=3):
         mixed = corner[0] ^ (corner[1] * 2654435761) ^ (corner[2] * 805459861)
@@ -59,7 +59,7 @@ def test_a_corner_of_a_hashed_level_has_the_entry_of_its_hash(encode_by):
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
-def test_members_of_a_group_are_weighted_and_averaged(encode_by):
+def test_multisamples_are_weighted_and_averaged(encode_by):
     points, weights, table, levels = random_case(5, 6, 4)
     alone = encode_by(points.reshape(30, 1, 3), torch.ones(30, 1, 5), table, levels)
     wanted = (alone.reshape(5, 6, 5, 4) * weights[..., None]).mean(dim=1).reshape(5, 20)
@@ -68,7 +68,7 @@ def test_members_of_a_group_are_weighted_and_averaged(encode_by):
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
-def test_weights_learn_nothing(encode_by):
+def test_no_gradient_flows_to_the_weights(encode_by):
     points, weights, table, levels = random_case(5, 2, 3)
     table.requires_grad_()
     weights.requires_grad_()
@@ -78,10 +78,10 @@ def test_weights_learn_nothing(encode_by):
 
 @pytest.mark.parametrize("num_groups", [0, 1, 1300])
 @pytest.mark.parametrize("num_members,features", [(1, 4), (6, 1), (2, 3)])
-def test_the_kernels_equal_their_twin_in_value_and_gradient(num_groups, num_members, features):
+def test_kernels_equal_pytorch_in_value_and_gradient(num_groups, num_members, features):
     assert hash_grid.has_numba()
     points, weights, table, levels = random_case(num_groups, num_members, features)
-    upstream = torch.randn(num_groups, len(levels.sizes) * features)
+    upstream = torch.randn(num_groups, len(levels.num_entries) * features)
     answers = []
     for encode_by in (encode, encode_torch):
         inputs = [x.clone().requires_grad_() for x in (points, table)]
@@ -91,7 +91,7 @@ def test_the_kernels_equal_their_twin_in_value_and_gradient(num_groups, num_memb
         torch.testing.assert_close(kernel, plain, atol=tolerance, rtol=1e-4)
 
 
-def test_the_twins_gradients_are_those_of_finite_differences():
+def test_pytorch_gradients_equal_finite_differences():
     points, weights, table, levels = random_case(4, 2, 2, make_levels(3, 12, 7), DOUBLE)
     # Inside cells: at their faces the slope jumps.
     points = (((points * 12).floor() + 0.2 + 0.6 * (points * 7 % 1)) / 12).requires_grad_()
@@ -103,7 +103,7 @@ def test_the_twins_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
 @pytest.mark.parametrize("value,inside", [(-3.0, 0.0), (1.0, 1.0), (7.5, 1.0), (float("nan"), 0.0),
                                           (float("inf"), 1.0)])
-def test_points_outside_count_as_on_the_border(encode_by, value, inside):
+def test_points_outside_are_clamped_to_the_cube(encode_by, value, inside):
     points, weights, table, levels = random_case(3, 1, 2)
     points[:, :, 1] = value
     moved = points.clone()
@@ -116,7 +116,7 @@ def test_points_outside_count_as_on_the_border(encode_by, value, inside):
         assert (slope[:, :, 1] == 0).all()
 
 
-def test_the_kernels_give_the_same_bits_whatever_the_number_of_threads():
+def test_kernels_do_not_depend_on_the_number_of_threads():
     points, weights, table, levels = random_case(3000, 2, 4)
     before, answers = torch.get_num_threads(), []
     for threads in (1, 2):
@@ -128,7 +128,7 @@ def test_the_kernels_give_the_same_bits_whatever_the_number_of_threads():
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 
 
-def test_the_kernels_have_no_second_derivative_and_say_so():
+def test_second_derivatives_of_kernels_raise():
     points, weights, table, levels = random_case(4, 1, 2)
     points.requires_grad_()
     first, = torch.autograd.grad(encode(points, weights, table, levels).square().sum(), points,
@@ -137,7 +137,7 @@ def test_the_kernels_have_no_second_derivative_and_say_so():
         first.sum().backward()
 
 
-def test_kernels_are_compiled_where_nothing_can_be_kept():
+def test_kernels_compile_without_a_cache():
     """As of a function that is in no file."""
     from fields import kernels_numba
 
@@ -146,13 +146,14 @@ def test_kernels_are_compiled_where_nothing_can_be_kept():
     assert kernels_numba._compiled()(names["twice"])(3) == 6
 
 
-def test_without_a_compiler_that_is_said(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "hash_kernels", None)
-    assert not hash_grid.has_numba.__wrapped__()
-    assert "pip install -r requirements.txt" in capsys.readouterr().out
+def test_missing_numba_is_logged(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "fields.kernels_numba", None)
+    with caplog.at_level("INFO"):
+        assert not hash_grid.has_numba.__wrapped__()
+    assert "pip install -r requirements.txt" in caplog.text
 
 
-def test_without_a_compiler_the_twin_does_it(monkeypatch):
+def test_missing_numba_falls_back_to_pytorch(monkeypatch):
     points, weights, table, levels = random_case(10, 1, 2)
     wanted = encode(points, weights, table, levels)
     monkeypatch.setattr(hash_grid, "has_numba", lambda: False)
@@ -162,21 +163,21 @@ def test_without_a_compiler_the_twin_does_it(monkeypatch):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_the_benchmark_prints_a_row_for_each_way(capsys):
+def test_the_benchmark_prints_a_row_per_implementation(capsys):
     assert bench_hash_grid.main(["--points", "64", "--rounds", "1", "--finest", "32"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert [row[0] for row in rows[2:]] == ["| kernels", "| PyTorch"]
     assert all(float(cell.rstrip(" |")) >= 0 for row in rows[2:] for cell in row[1:])
 
 
-def test_the_kernels_leave_the_number_of_threads_as_it_is():
+def test_kernels_keep_the_number_of_threads():
     """Each of several ranks would otherwise take all cores."""
     words = """
 import torch, numba
 torch.zeros(9).sum()
-import hash_grid, hash_kernels
+from fields import hash_grid, kernels_numba
 levels = hash_grid.make_levels(4, 8, 10)
-table = torch.zeros(levels.first[-1] + levels.sizes[-1], 2)
+table = torch.zeros(levels.table_size, 2)
 kernels_numba.forward(torch.rand(9, 1, 3), torch.ones(9, 1, 2), table, levels)
 print(torch.get_num_threads(), numba.get_num_threads())
 """

@@ -11,7 +11,7 @@ from fields.occupancy import RESOLUTION, RayOccupancy, build_occupancy_grid
 from image_utils import psnr
 from model import build_model
 from ray_utils import image_rays, reached_box
-from rendering import render_image
+from rendering import build_occupancy, render_image
 from scripts import bench_rendering
 from structures import Rays
 from tests.scenes import write_blender
@@ -19,6 +19,10 @@ from tests.test_model import make_rays
 
 BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
 CELL = 4 / RESOLUTION
+
+
+def make_grid(density, box=BOX):
+    return build_occupancy_grid(density, box, max_queries=1 << 13)
 
 
 def soft_ball(points, centre=(0.0, 0.0, 0.0), radius=0.5, peak=60.0):
@@ -39,19 +43,19 @@ def holds(occupancy, points):
 
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (1.1, -0.7, 0.3)])
-def test_cells_of_a_ball_are_held_and_those_far_from_it_are_not(centre):
-    occupancy = build_occupancy_grid(lambda means, _: soft_ball(means, centre), BOX)
+def test_cells_near_a_ball_are_occupied(centre):
+    occupancy = make_grid(lambda means, _: soft_ball(means, centre))
     points = torch.rand(20000, 3) * 4 - 2
     distance = (points - torch.tensor(centre)).norm(dim=-1) - 0.5
     held = holds(occupancy, points)
     assert held[distance < 0].all()
     # Its soft edge, and a cell's neighbours in all directions.
     assert not held[distance > 0.06 + 2 * CELL * 3**0.5].any()
-    assert occupancy.step == CELL
+    assert occupancy.cell_size == CELL
 
 
-def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
-    occupancy = build_occupancy_grid(lambda means, _: soft_ball(means), BOX)
+def test_segments_through_the_ball_are_occupied_and_others_empty():
+    occupancy = make_grid(lambda means, _: soft_ball(means))
     starts = torch.rand(5000, 3) * 3.9 - 1.95
     ends = (starts + torch.randn(5000, 3) * torch.logspace(-2, 0, 5000)[:, None]).clamp(-1.9, 1.9)
     shares = torch.linspace(0, 1, 400)[:, None, None]
@@ -61,8 +65,8 @@ def test_no_way_through_the_ball_is_missed_and_few_others_are_kept():
     assert not found[distance > 0.2].any() and (distance > 0.2).sum() > 1000
 
 
-def test_no_interval_with_something_is_missed():
-    occupancy = build_occupancy_grid(lambda means, _: soft_ball(means, radius=0.1), BOX)
+def test_no_occupied_interval_is_missed():
+    occupancy = make_grid(lambda means, _: soft_ball(means, radius=0.1))
     starts, ends = 0.3 * torch.randn(2, 2000, 3)
     rays = ways(starts, ends)
     tdist = torch.rand(2000, 20).sort(dim=-1).values
@@ -77,11 +81,11 @@ def test_no_interval_with_something_is_missed():
     assert profile.any_occupied()[inside.any(dim=-1)].all()
 
 
-def test_the_profile_has_the_mass_of_a_smooth_cloud():
+def test_mean_density_of_a_smooth_cloud():
     def cloud(points, variances=None):
         return 3 * torch.exp(-((points - 0.2) ** 2).sum(dim=-1) / (2 * 0.4**2))
 
-    occupancy = build_occupancy_grid(cloud, BOX)
+    occupancy = make_grid(cloud)
     starts, ends = 0.3 * torch.randn(2, 100, 3)
     tdist = torch.rand(100, 9).sort(dim=-1).values
     rays = ways(starts - 1, ends + 1)
@@ -94,39 +98,39 @@ def test_the_profile_has_the_mass_of_a_smooth_cloud():
     assert wanted.max() > 1.5
 
 
-def test_rays_may_leave_the_grid_which_is_empty_outside():
-    occupancy = build_occupancy_grid(lambda means, _: soft_ball(means, (1.9, 0.0, 0.0)), BOX)
+def test_space_outside_the_grid_is_empty():
+    occupancy = make_grid(lambda means, _: soft_ball(means, (1.9, 0.0, 0.0)))
     points = torch.tensor([[1.9, 0.0, 0.0], [2.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert holds(occupancy, points).tolist() == [True, False, False]
     none = occupancy.along_rays(ways(torch.zeros(0, 3), torch.zeros(0, 3)))
     assert none.any_occupied().shape == (0,)
 
 
-def test_the_grid_is_the_cube_about_a_long_box():
+def test_the_grid_is_the_cube_around_a_long_box():
     box = torch.tensor([[1.0, 0.0, 0.0], [2.0, 4.0, 1.0]])
-    occupancy = build_occupancy_grid(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box)
+    occupancy = make_grid(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box)
     points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [1.5, 2.8, 0.6]])
     assert holds(occupancy, points).tolist() == [True, False, False, True]
 
 
-def test_a_density_that_is_no_number_counts_as_something():
+def test_nan_density_counts_as_occupied():
     def density(means, _):
         return torch.where(means[:, 0] > 1.5, torch.nan, 0.0)
 
-    occupancy = build_occupancy_grid(density, BOX)
+    occupancy = make_grid(density)
     points = torch.tensor([[1.7, 0.3, -1.0], [0.3, 0.3, -1.0]])
     assert holds(occupancy, points).tolist() == [True, False]
-    infinite = build_occupancy_grid(
-        lambda means, _: torch.where(means[:, 0] > 1.5, torch.inf, 0.0), BOX)
+    infinite = make_grid(
+        lambda means, _: torch.where(means[:, 0] > 1.5, torch.inf, 0.0))
     profile = infinite.along_rays(ways(torch.zeros(1, 3), torch.tensor([[2.0, 0, 0]])))
     assert profile.mean_density(torch.linspace(0, 1, 9)[None]).isfinite().all()
 
 
-def test_where_little_is_empty_there_is_no_grid():
-    assert build_occupancy_grid(lambda means, _: torch.ones(len(means)), BOX) is None
+def test_mostly_occupied_boxes_have_no_grid():
+    assert make_grid(lambda means, _: torch.ones(len(means))) is None
 
 
-def test_the_box_holds_the_scene_and_its_rays(tmp_path):
+def test_the_box_contains_the_scene_and_its_rays(tmp_path):
     write_blender(tmp_path / "scene", num_views=5, size=(16, 12))
     scene = load_dataset(default_config(scene=str(tmp_path / "scene")), "train").scene
     low, high = reached_box(scene)
@@ -142,17 +146,17 @@ def test_the_box_holds_the_scene_and_its_rays(tmp_path):
 class BallField(torch.nn.Module):
     """A field that is a coloured ball, and counts the Gaussians that it is asked about."""
 
-    needs_full_covariance, has_rgb, num_multisamples = False, True, 0
+    needs_full_covariance, num_multisamples = False, 0
 
     def __init__(self):
         super().__init__()
-        self.asked = 0
+        self.num_queries = 0
 
     def layers(self):
         return [torch.nn.Linear(30, 20)]
 
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
-        self.asked += gaussians.means.shape[:-1].numel()
+        self.num_queries += gaussians.means.shape[:-1].numel()
         density, rgb = soft_ball(gaussians.means), None
         if with_rgb:
             rgb = torch.sigmoid(3 * gaussians.means) * (0.5 + 0.5 * viewdirs[..., None, :] ** 2)
@@ -182,13 +186,13 @@ def make_model(name, **flags):
 
 
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
-def test_pictures_are_the_same_and_cost_a_fraction(name):
+def test_skipping_keeps_images_and_saves_queries(name):
     model, rays = make_model(name), rays_at_the_ball()
     whole = render_image(model, rays)
-    asked = model.field.asked
-    model.build_occupancy(BOX, 10**9)
-    model.field.asked = 0
-    found = render_image(model, rays)
+    num_queries = model.field.num_queries
+    occupancy = build_occupancy(model, BOX, 10**9)
+    model.field.num_queries = 0
+    found = render_image(model, rays, occupancy=occupancy)
     assert psnr(found.rgb.numpy(), whole.rgb.numpy()) > 50
     assert (found.acc - whole.acc).abs().max() < 0.02
     hit = whole.acc > 0.9
@@ -196,51 +200,51 @@ def test_pictures_are_the_same_and_cost_a_fraction(name):
     torch.testing.assert_close(found.distance_median[hit], whole.distance_median[hit],
                                atol=0.01, rtol=0)
     # Proposals have gathered most samples about the ball already.
-    assert model.field.asked < (0.5 if name == "mipnerf" else 0.75) * asked
+    assert model.field.num_queries < (0.5 if name == "mipnerf" else 0.75) * num_queries
 
 
 @pytest.mark.parametrize("num_samples,coarse", [(64, 0), (12, 1)])
-def test_the_grid_stands_in_for_a_coarse_level_that_is_as_fine(num_samples, coarse):
+def test_the_grid_replaces_a_coarse_level_of_similar_resolution(num_samples, coarse):
     model, rays = make_model("mipnerf"), rays_at_the_ball(50)
     model.num_samples = num_samples
-    model.build_occupancy(BOX, 10**9)
-    calls, ask = [], model.query_occupied
-    model.query_occupied = lambda *args, with_rgb: calls.append(with_rgb) or ask(
+    occupancy = build_occupancy(model, BOX, 10**9)
+    calls, query = [], model.query_occupied
+    model.query_occupied = lambda *args, with_rgb: calls.append(with_rgb) or query(
         *args, with_rgb=with_rgb)
-    render_image(model, rays)
+    render_image(model, rays, occupancy=occupancy)
     assert calls == coarse * [False] + [True]
 
 
 @pytest.mark.parametrize("flags,num_rays", [
     ({}, 1000), ({"contraction": True}, 10**9), ({"opaque_background": True}, 10**9),
     ({"lindisp": True}, 10**9)])
-def test_few_rays_and_models_of_all_space_have_no_grid(flags, num_rays):
+def test_few_rays_and_unbounded_models_have_no_grid(flags, num_rays):
     model = make_model("mipnerf", **flags)
-    model.build_occupancy(BOX, num_rays)
-    assert model.occupancy is None
+    assert build_occupancy(model, BOX, num_rays) is None
 
 
-def test_rays_that_meet_nothing_show_the_background():
+def test_empty_rays_show_the_background_when_skipping():
     model, rays = make_model("mipnerf", white_bkgd=False), rays_at_the_ball()
-    model.build_occupancy(BOX, 10**9)
-    met = model.profile(rays).any_occupied()
+    occupancy = build_occupancy(model, BOX, 10**9)
+    met = occupancy.along_rays(rays).any_occupied()
     assert 0.3 * len(rays) < met.sum() < 0.95 * len(rays)
-    picture = render_image(model, rays)
+    picture = render_image(model, rays, occupancy=occupancy)
     assert (picture.rgb[~met] == 0).all() and (picture.acc[~met] == 0).all()
     torch.testing.assert_close(picture.distance_median[~met], rays.far[~met, 0])
     assert (picture.acc[met] > 0.9).any()
 
 
-def test_levels_and_training_are_of_everything():
+def test_training_skips_nothing():
     model, rays = make_model("mipnerf").train(), rays_at_the_ball(20)
-    model.build_occupancy(BOX, 10**9)
+    assert build_occupancy(model, BOX, 10**9) is not None
+    model.field.num_queries = 0
     model(rays)
-    assert model.field.asked == 2 * 64 * 20
+    assert model.field.num_queries == 2 * 64 * 20
 
 
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
 @pytest.mark.parametrize("precision,tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_asking_interval_by_interval_gives_the_same(name, precision, tolerance):
+def test_queries_per_interval_equal_queries_per_ray(name, precision, tolerance):
     """Real fields, with nothing to pass over."""
     model = build_model(default_config(
         model=name, num_samples=12, prop_samples=10, hidden=16, depth=2, view_hidden=8,
@@ -251,21 +255,21 @@ def test_asking_interval_by_interval_gives_the_same(name, precision, tolerance):
     rays = rays_at_the_ball(40)
     whole = model(rays)[-1]
     full = torch.ones(40, 3)  # Of few parts, so that no grid stands in for the first level.
-    ray_occupancy = RayOccupancy.from_density(full.repeat(1, 10), rays.near, rays.far)
+    ray_occupancy = RayOccupancy.from_density(full.repeat(1, 10), rays.near, rays.far, 1 << 13)
     found = model(rays, ray_occupancy=ray_occupancy)[-1]
     torch.testing.assert_close(found.rgb, whole.rgb, atol=tolerance, rtol=0)
     torch.testing.assert_close(found.acc, whole.acc, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
-def test_any_batch_shape_can_pass_over_empty_space(shape):
+def test_skipping_supports_any_batch_shape(shape):
     model = make_model("mipnerf")
-    model.build_occupancy(BOX, 10**9)
+    occupancy = build_occupancy(model, BOX, 10**9)
     rays = make_rays(*shape)
-    assert render_image(model, rays).rgb.shape == (*shape, 3)
+    assert render_image(model, rays, occupancy=occupancy).rgb.shape == (*shape, 3)
 
 
-def test_the_benchmark_compares_both_ways(tmp_path, capsys):
+def test_the_benchmark_compares_with_and_without_skipping(tmp_path, capsys):
     write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
     train.main(["--preset", "debug", "--device", "cpu", "--scene", str(tmp_path / "scene"),
                 "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",

@@ -35,7 +35,7 @@ def make_batch(*shape):
 class Wall(torch.nn.Module):
     """A field whose density is a thin wall about t = 4 of rays along one direction."""
 
-    needs_full_covariance, has_rgb, num_multisamples = False, False, 0
+    needs_full_covariance, num_multisamples = False, 0
 
     def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
         from fields.base import FieldOutput
@@ -51,7 +51,7 @@ def straight_rays(count=3):
         "origins": torch.zeros(count, 3), "directions": forward, "viewdirs": forward}))
 
 
-def test_levels_have_their_own_numbers_of_samples_and_end_at_near_and_far():
+def test_levels_have_their_numbers_of_samples_and_span_near_to_far():
     outputs = make_model().eval()(make_rays(4))
     assert [o.weights.shape[-1] for o in outputs] == [9, 9, 6]
     first = outputs[0]
@@ -59,7 +59,7 @@ def test_levels_have_their_own_numbers_of_samples_and_end_at_near_and_far():
     torch.testing.assert_close(first.sdist.diff(dim=-1), torch.full((4, 9), 1 / 9))
 
 
-def test_samples_gather_where_the_proposals_see_a_wall():
+def test_samples_concentrate_at_the_proposals_surface():
     model = make_model(num_samples=16, prop_samples=32).eval()
     model.proposal = Wall()
     outputs = model(straight_rays())
@@ -71,14 +71,14 @@ def test_samples_gather_where_the_proposals_see_a_wall():
 
 
 @pytest.mark.parametrize("train_frac", [0.0, 0.3, 1.0])
-def test_rays_whose_proposals_see_nothing_are_finite(train_frac):
+def test_empty_proposals_give_finite_outputs(train_frac):
     model = make_model(density_bias=-300.0).train()
     outputs = model(make_rays(5), train_frac)
     for output in outputs:
         assert all(torch.isfinite(x).all() for x in (output.tdist, output.weights, output.rgb))
 
 
-def test_one_jitter_moves_all_samples_of_a_ray():
+def test_one_jitter_shifts_all_samples_of_a_ray():
     model = make_model().train()
     first = model(make_rays(20), 0.5)[0].sdist
     inner = first[:, 1:-1].diff(dim=-1)
@@ -86,7 +86,7 @@ def test_one_jitter_moves_all_samples_of_a_ray():
     assert first[:, 1].std() > 0.01
 
 
-def test_an_opaque_background_takes_all_that_is_left():
+def test_an_opaque_background_takes_the_remaining_weight():
     density, tdist = torch.rand(4, 7), torch.linspace(1, 3, 8).expand(4, 8)
     directions = torch.randn(4, 3)
     plain = compute_weights(density, tdist, directions)
@@ -97,7 +97,7 @@ def test_an_opaque_background_takes_all_that_is_left():
     torch.testing.assert_close(model(make_rays(4))[-1].acc, torch.ones(4))
 
 
-def test_a_random_background_shows_through_while_training_alone():
+def test_random_backgrounds_are_for_training_only():
     model = make_model(random_bkgd=True, density_bias=-300.0)
     rays = make_rays(6)
     shown = model.train()(rays, 1.0)[-1].rgb
@@ -117,7 +117,7 @@ def gradients(model, terms, batch):
             ("field", "proposal")}
 
 
-def test_each_loss_reaches_its_own_network():
+def test_each_loss_trains_its_own_network():
     model, batch = make_model().train(), make_batch(30)
     assert gradients(model, ["charbonnier"], batch) == {"field": True, "proposal": False}
     assert gradients(model, ["distortion"], batch) == {"field": True, "proposal": False}
@@ -148,7 +148,7 @@ OF_GRIDS = {"antialiased_interlevel", "grid_decay"}
 @pytest.mark.parametrize("model,name", [
     (model, name) for model in sorted(MODELS) for name in sorted(loss.LOSSES)
     if model in ("zipnerf", "nerv") or name not in OF_GRIDS])
-def test_every_loss_of_parts_adds_up_to_that_of_the_whole(model, name):
+def test_losses_of_micro_batches_add_up(model, name):
     model, batch = make_model(model=model, grid_log2_size=9).eval(), make_batch(11)
     whole = loss.LOSSES[name](model, model(batch.rays), batch)
     parts = sum(loss.LOSSES[name](model, model(p.rays), p) for p in batch.split(4))
@@ -158,7 +158,7 @@ def test_every_loss_of_parts_adds_up_to_that_of_the_whole(model, name):
 # Flags.
 
 
-def test_defaults_follow_the_model_and_whether_the_scene_is_bounded():
+def test_defaults_depend_on_the_model_and_dataset():
     bounded = get_config(["--model", "mipnerf360"])
     assert (bounded.hidden, bounded.num_samples, bounded.contraction) == (1024, 32, False)
     unbounded = get_config(["--model", "mipnerf360", "--dataset_name", "colmap"])
@@ -174,7 +174,7 @@ def test_defaults_follow_the_model_and_whether_the_scene_is_bounded():
     assert typed.hidden == 64 and typed.contraction
 
 
-def test_the_classic_model_takes_contraction_and_the_distortion_loss():
+def test_mipnerf_supports_contraction_and_the_distortion_loss():
     plain, contracted = (make_model(model="mipnerf", contraction=c).eval() for c in (False, True))
     rays = make_rays(5)
     assert not torch.equal(plain(rays)[-1].rgb, contracted(rays)[-1].rgb)
@@ -182,7 +182,7 @@ def test_the_classic_model_takes_contraction_and_the_distortion_loss():
     assert loss.distortion_loss(plain, outputs, make_batch(5)) > 0
 
 
-def test_gradients_are_scaled_down_to_the_norm_that_was_asked():
+def test_gradients_are_clipped_to_the_maximum_norm():
     config = default_config(**(SMALL | dict(grad_max_norm=1e-3, micro_batch=8)))
     model = build_model(config).train()
     scalars = train.compute_gradients(model, make_batch(16), config, 0.5)
@@ -192,7 +192,7 @@ def test_gradients_are_scaled_down_to_the_norm_that_was_asked():
     torch.testing.assert_close(found, torch.tensor(1e-3), rtol=1e-3, atol=0)
 
 
-def test_it_learns_a_thing_before_a_white_background(tmp_path):
+def test_training_finds_an_object_on_a_white_background(tmp_path):
     """With absolute errors it stays with a white picture."""
     y, x = np.mgrid[:16, :16] - 7.5
     ball = np.zeros((16, 16, 4), np.uint8)
@@ -205,7 +205,7 @@ def test_it_learns_a_thing_before_a_white_background(tmp_path):
     assert scores["psnr"] > scores["blank_psnr"] + 3, scores
 
 
-def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys):
+def test_scripts_run_from_training_to_mesh(tmp_path, capsys):
     write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
     train.main(["--preset", "debug", "--device", "cpu", "--model", "mipnerf360", "--scene",
                 str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run",

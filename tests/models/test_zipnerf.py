@@ -48,7 +48,7 @@ def random_sections(count=40):
 
 @pytest.mark.parametrize("shape,gaussian", [("cone", conical_frustum_to_gaussian),
                                             ("cylinder", cylinder_to_gaussian)])
-def test_six_multisamples_have_the_mean_and_covariance_of_their_section(shape, gaussian):
+def test_six_multisamples_have_the_moments_of_their_frustum(shape, gaussian):
     """The mean always; the covariance over all ways in which they are turned."""
     tdist, origins, directions, radii = random_sections()
     mean, wanted = gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii, diag=False)
@@ -67,7 +67,7 @@ def test_six_multisamples_have_the_mean_and_covariance_of_their_section(shape, g
         torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1), size)
 
 
-def test_a_multisample_is_half_as_wide_as_its_distance_from_the_axis():
+def test_multisample_stds_are_half_the_distance_from_the_axis():
     tdist, origins, directions, radii = random_sections()
     points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 6)
     offset = points - origins[:, None, None]
@@ -76,7 +76,7 @@ def test_a_multisample_is_half_as_wide_as_its_distance_from_the_axis():
     torch.testing.assert_close(stds, 0.5 * (offset - along).norm(dim=-1))
 
 
-def test_rotations_turn_the_points_first_one_way_then_the_other():
+def test_rotations_beyond_a_half_are_mirrored():
     _, origins, _, radii = random_sections(1)
     tdist = torch.tensor([[2.0, 2.1, 2.2]], dtype=DOUBLE)
 
@@ -93,10 +93,10 @@ def test_rotations_turn_the_points_first_one_way_then_the_other():
     np.testing.assert_allclose(np.diff(turned[1]), -np.diff(turned[0]), atol=1e-6)
 
 
-def test_without_chance_neighbouring_sections_are_turned_against_one_another():
+def test_alternate_intervals_are_rotated_at_test_time():
     model, rays = make_model(num_multisamples=6).eval(), make_rays(1)
     tdist = torch.linspace(2, 3, 4)[None]
-    seen = model._gaussians(model.field, tdist, rays, None).means
+    seen = model.cast_gaussians(model.field, tdist, rays, None).means
     axis = torch.nn.functional.normalize(rays.directions, dim=-1)
     offsets = seen - rays.origins
     offsets = torch.nn.functional.normalize(
@@ -106,7 +106,7 @@ def test_without_chance_neighbouring_sections_are_turned_against_one_another():
     torch.testing.assert_close(offsets[0, 0], offsets[0, 2], atol=1e-3, rtol=0)
 
 
-def test_one_multisample_lies_at_the_mean_and_is_as_wide_as_the_ray():
+def test_one_multisample_lies_at_the_mean_with_the_ray_width():
     tdist, origins, directions, radii = random_sections()
     points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 1)
     mean, _ = conical_frustum_to_gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii)
@@ -116,13 +116,13 @@ def test_one_multisample_lies_at_the_mean_and_is_as_wide_as_the_ray():
 
 
 @pytest.mark.parametrize("number", [0, 2, 7])
-def test_other_numbers_of_multisamples_are_refused(number):
-    with pytest.raises(ValueError, match="1 or 6 are possible"):
+def test_other_numbers_of_multisamples_raise(number):
+    with pytest.raises(ValueError, match="1 or 6 is expected"):
         multisample_rays(*random_sections(), "cone", number)
 
 
 @pytest.mark.parametrize("number", [1, 6])
-def test_empty_sections_at_the_camera_are_finite(number):
+def test_empty_intervals_at_the_camera_are_finite(number):
     ray = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 1), 0.01)
     points, stds = multisample_rays(torch.zeros(1, 4), *ray, "cone", number)
     assert torch.isfinite(points).all() and (stds == 0).all()
@@ -132,16 +132,16 @@ def test_empty_sections_at_the_camera_are_finite(number):
 
 
 @pytest.mark.parametrize("cells", [0.1, 0.5, 3.0, 100.0])
-def test_a_level_weighs_what_lies_within_one_of_its_cells(cells):
+def test_downweights_are_the_fraction_within_half_a_cell(cells):
     wanted = norm.cdf(0.5 / cells) - norm.cdf(-0.5 / cells)
     assert float(downweights(torch.tensor(cells))) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_point_weighs_in_full():
+def test_a_point_is_not_downweighted():
     assert float(downweights(torch.tensor(0.0))) == 1
 
 
-def test_round_gaussians_grow_with_the_cube_root_of_the_volume():
+def test_contracted_stds_scale_with_the_cube_root_of_the_volume():
     points = 4 * torch.randn(50, 3, dtype=DOUBLE)
     stds = torch.rand(50, dtype=DOUBLE)
     jacobian = torch.stack([torch.autograd.functional.jacobian(coord.contract, p) for p in points])
@@ -171,7 +171,7 @@ def test_blurring_is_convolution_with_a_box(half_width):
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
-def test_the_integral_of_a_blurred_histogram():
+def test_integral_of_a_blurred_histogram():
     t, w = random_histogram(3, 6)
     posts, values = stepfun.blur_stepfun(t, w, 0.07)
     x = torch.sort(1.6 * torch.rand(3, 9, dtype=DOUBLE) - 0.3, dim=-1).values
@@ -185,7 +185,7 @@ def test_the_integral_of_a_blurred_histogram():
     torch.testing.assert_close(everything, torch.ones_like(everything))
 
 
-def test_the_loss_is_what_proposals_miss_of_the_blurred_weights():
+def test_blurred_interlevel_loss_equals_a_slow_twin():
     t, w = random_histogram(4, 6)
     t_env, w_env = random_histogram(4, 5)
     w_env = (0.6 * w_env).requires_grad_()
@@ -207,7 +207,7 @@ def test_the_loss_is_what_proposals_miss_of_the_blurred_weights():
     assert t.grad is None and w.grad is None and (w_env.grad != 0).any()
 
 
-def test_proposals_that_cover_the_blurred_weights_lose_nothing():
+def test_proposals_that_cover_the_blurred_weights_cost_nothing():
     t, w = random_histogram(5, 6)
     t_env = torch.linspace(-0.2, 1.2, 20, dtype=DOUBLE).expand(5, -1)
     posts, values = stepfun.blur_stepfun(t, w, 0.05)
@@ -217,7 +217,7 @@ def test_proposals_that_cover_the_blurred_weights_lose_nothing():
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1.0])
-def test_the_loss_and_its_gradient_are_finite_at_worst_inputs(level):
+def test_blurred_interlevel_loss_is_finite_at_worst_inputs(level):
     t, w = (x.float() for x in random_histogram(6, 8))
     t[:, 4] = t[:, 3]
     t[3:] = 0.5
@@ -245,7 +245,7 @@ def make_batch(count):
     return Batch(rays=make_rays(count), rgb=torch.rand(count, 3))
 
 
-def test_each_loss_reaches_its_own_grids():
+def test_each_loss_trains_its_own_grids():
     model, batch = make_model().train(), make_batch(30)
     fine, first, second = "field", "proposals.0", "proposals.1"
     assert gradients(model, "charbonnier", batch) == {fine: True, first: False, second: False}
@@ -255,7 +255,7 @@ def test_each_loss_reaches_its_own_grids():
 
 
 @pytest.mark.parametrize("warp", ["power", "linear"])
-def test_the_spread_of_unbounded_rays_counts_along_a_curve_of_distances(warp):
+def test_distortion_of_unbounded_rays_is_measured_in_warped_distance(warp):
     model = make_model(ray_warp=warp).eval()
     batch = make_batch(3)
     output = model(batch.rays)[-1]
@@ -269,11 +269,11 @@ def test_the_spread_of_unbounded_rays_counts_along_a_curve_of_distances(warp):
     assert float(found) == pytest.approx(wanted, rel=1e-3) and wanted > 1e-5
 
 
-def test_the_grids_decay_level_by_level():
+def test_grid_decay_is_a_mean_per_level():
     model, batch = make_model(), make_batch(3)
     wanted = 0
     for field in (model.field, *model.proposals):
-        for first, size in zip(field.levels.first, field.levels.sizes, strict=True):
+        for first, size in zip(field.levels.offsets, field.levels.num_entries, strict=True):
             wanted += float((field.table[first : first + size].double() ** 2).mean())
     found = loss.grid_decay_loss(model, None, batch)
     assert float(found) == pytest.approx(wanted, rel=1e-4)
@@ -286,7 +286,7 @@ def test_each_round_has_a_finer_grid():
 
 
 @pytest.mark.parametrize("contraction", [False, True])
-def test_the_grid_lies_in_the_scenes_box_or_in_contracted_space(contraction):
+def test_the_grid_covers_the_box_or_contracted_space(contraction):
     box = torch.tensor([[1.0, -2.0, 0.0], [2.0, 4.0, 1.0]])
     config = default_config(**(SMALL | {"contraction": contraction}))
     field = build_model(config, box=box).field
@@ -304,7 +304,7 @@ def test_the_grid_lies_in_the_scenes_box_or_in_contracted_space(contraction):
                                rtol=1e-4, atol=1e-2)
 
 
-def test_the_density_of_a_gaussian_is_that_of_a_round_one():
+def test_density_uses_an_isotropic_gaussian_of_equal_variance():
     model = make_model().eval()
     means = torch.rand(7, 2, 3)
     wide = model.density(means, torch.full((7, 2, 3), 0.04))
@@ -313,7 +313,7 @@ def test_the_density_of_a_gaussian_is_that_of_a_round_one():
     assert not torch.equal(wide, model.density(means, torch.full((7, 2, 3), 1e-6)))
 
 
-def test_grids_learn_at_their_own_rate():
+def test_grids_have_their_own_learning_rate():
     config = default_config(**(SMALL | dict(grid_lr_mult=3.0, lr_init=1e-2, lr_delay_steps=0)))
     optimizer = train.make_optimizer(make_model(), config)
     train.make_scheduler(optimizer, config)
@@ -322,7 +322,7 @@ def test_grids_learn_at_their_own_rate():
     assert len(optimizer.param_groups[1]["params"]) == 3 and names[1] == {2}
 
 
-def test_a_rounds_blur_and_grid_must_be_given_for_each_round(capsys):
+def test_blur_and_grid_flags_need_one_value_per_round(capsys):
     for words, said in ([["--prop_rounds", "1"], "--prop_finest has 2 numbers"],
                         [["--pulse_width", "0.1"], "--pulse_width has 1 numbers"],
                         [["--grid_coarsest", "1024"], "must not be above --grid_finest 8192"]):
@@ -344,7 +344,7 @@ def test_defaults_follow_the_paper():
 
 
 @pytest.mark.parametrize("multisamples", ["1", "6"])
-def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys, multisamples):
+def test_scripts_run_from_training_to_mesh(tmp_path, capsys, multisamples):
     write_blender(tmp_path / "scene", num_views=4, size=(16, 12))
     train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
                 str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run",
@@ -361,7 +361,7 @@ def test_the_scripts_take_the_model_from_training_to_mesh(tmp_path, capsys, mult
     assert "Mesh: " in capsys.readouterr().out
 
 
-def test_a_continued_run_ends_with_the_same_weights(tmp_path):
+def test_a_resumed_run_is_bit_identical(tmp_path):
     """To the bit, with the grids' own learning rate."""
     write_blender(tmp_path / "scene", num_views=3, size=(12, 10))
     train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",

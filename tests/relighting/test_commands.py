@@ -18,6 +18,7 @@ from checkpoint import load_checkpoint
 from config import get_config
 from datasets import load_dataset
 from procedural import lit_scene
+from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights, typical_light
 from relighting.lights import Lights, environment_lights, incident, point_lights
 from rendering import render_image
@@ -26,7 +27,6 @@ from scripts import bench_relighting
 from tests.scenes import write_blender
 
 ORIGIN = torch.zeros(3)
-COMPONENTS = ("albedo", "roughness", "shading_normals", "visibility", "direct", "indirect")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def copy_of(run, tmp_path):
     return tmp_path / "copy"
 
 
-def test_environments_are_trained_under_and_scored(scene, tmp_path):
+def test_training_and_scoring_under_environments(scene, tmp_path):
     run = trained(scene, tmp_path, "--lights", "env", "--shade_at", "surface")
     check_scores(run, "test_env")
 
@@ -74,7 +74,7 @@ def test_environments_are_trained_under_and_scored(scene, tmp_path):
 @pytest.mark.parametrize("flags", [
     ["--nerv_field", "hash"], ["--nerv_field", "mlp", "--shade_at", "surface"],
 ])
-def test_the_scripts_take_the_model_from_training_to_mesh(scene, tmp_path, capsys, flags):
+def test_scripts_run_from_training_to_mesh(scene, tmp_path, capsys, flags):
     run = trained(scene, tmp_path, *flags)
     check_scores(run, "test")
     assert "Its stages begin after steps 0, 3, 4" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_the_scripts_take_the_model_from_training_to_mesh(scene, tmp_path, capsy
     assert not np.array_equal(frames[0], frames[1]) and np.array_equal(frames[2], frames[3])
 
 
-def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_path, capsys,
+def test_scoring_under_other_lights_than_in_training(scene, tmp_path, capsys,
                                                                   monkeypatch):
     run = trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0", "--shade_at", "surface")
     evaluate.main(["--run", str(run), "--no-save_images"])
@@ -110,7 +110,7 @@ def test_pictures_are_scored_under_other_lights_than_trained_under(scene, tmp_pa
     assert out.count("| its geometry, baked | point | 2 |") == 2
 
 
-def test_baked_colours_learn_and_the_geometry_stays(scene, tmp_path):
+def test_baking_trains_colours_and_keeps_geometry(scene, tmp_path):
     run = load_checkpoint(trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0"))
     before = {name: x.clone() for name, x in run.model.state_dict().items()}
     rays = load_dataset(run.config, "test").image(0).rays.flatten()[:50]
@@ -127,7 +127,7 @@ def test_baked_colours_learn_and_the_geometry_stays(scene, tmp_path):
     assert torch.equal(render_image(more, dark).rgb, pictures[1].rgb)
 
 
-def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):
+def test_a_resumed_run_is_bit_identical(scene, tmp_path):
     """To the bit, from the first stage into the last."""
     run = trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
     shutil.copytree(run, tmp_path / "stopped")
@@ -142,13 +142,13 @@ def test_a_continued_run_ends_with_the_same_weights(scene, tmp_path):
     ["--shade_at", "surface"], ["--bounce_directions", "3"], ["--march_shadows"],
     ["--lights", "env"],
 ])
-def test_a_run_does_not_go_on_shaded_or_lit_otherwise(copy_of, flags):
+def test_a_run_cannot_resume_with_other_shading_or_lights(copy_of, flags):
     (copy_of / "checkpoint_00000006.pt").unlink()
     with pytest.raises(UserError, match=f"{flags[0]} .* was given, but this run was started with"):
         train.main(["--run", str(copy_of), "--continue_training", *flags])
 
 
-def test_a_longer_run_does_not_go_back_a_stage(copy_of, capsys):
+def test_a_longer_run_does_not_return_to_an_earlier_stage(copy_of, capsys):
     """Surfaces are shaded after 0.55 of all steps: six steps are that of ten and not of eleven."""
     words = ["--run", str(copy_of), "--continue_training", "--no-final_eval"]
     with pytest.raises(UserError, match="back to an earlier stage.* at most 10"):
@@ -164,7 +164,7 @@ def test_a_longer_run_does_not_go_back_a_stage(copy_of, capsys):
     lambda meta: meta["frames"][0].update(light_loc=[[0, 0, 3], [0, 3, 3]],
                                           light_weights=2 * [[1, 1, 1]]),
 ])
-def test_a_scene_whose_lights_have_changed_is_another_one(scene, copy_of, tmp_path, change):
+def test_a_scene_with_changed_lights_is_refused(scene, copy_of, tmp_path, change):
     (copy_of / "checkpoint_00000006.pt").unlink()
     moved = tmp_path / "moved"
     shutil.copytree(scene, moved)
@@ -179,12 +179,12 @@ def test_a_scene_whose_lights_have_changed_is_another_one(scene, copy_of, tmp_pa
         evaluate.main(words)
 
 
-def test_the_strength_of_environments_is_in_their_maps(scene, tmp_path):
+def test_light_intensity_is_refused_for_environments(scene, tmp_path):
     with pytest.raises(UserError, match="--light_intensity is for --lights point"):
         trained(scene, tmp_path, "--lights", "env", "--light_intensity", "3")
 
 
-def test_pictures_that_are_shaded_otherwise_lie_elsewhere(copy_of):
+def test_outputs_of_other_shading_have_their_own_folders(copy_of):
     words = ["--run", str(copy_of), "--device", "cpu"]
     ways = {"": [], "_surface": ["--shade_at", "surface"], "_marched": ["--march_shadows"],
             "_surface_bounce7": ["--shade_at", "surface", "--bounce_directions", "7"]}
@@ -199,13 +199,13 @@ def test_pictures_that_are_shaded_otherwise_lie_elsewhere(copy_of):
     assert len(set(pictures.values())) == len(ways)
 
 
-def test_meshes_and_videos_know_no_other_lights_than_the_runs(copy_of):
+def test_meshes_and_videos_refuse_other_lights(copy_of):
     for script in (visualize, extract_mesh):
         with pytest.raises(UserError, match="--lights env was given, but this run was started"):
             script.main(["--run", str(copy_of), "--lights", "env"])
 
 
-def test_components_are_asked_for_when_surfaces_are_shaded(copy_of):
+def test_components_need_the_shading_stage(copy_of):
     for step in (3, 6):
         (copy_of / f"checkpoint_0000000{step}.pt").unlink()
     with pytest.raises(UserError, match="before surfaces are shaded; train on, or leave the flag"):
@@ -221,7 +221,7 @@ def bench(monkeypatch, *words):
     bench_relighting.main()
 
 
-def test_rows_tell_how_a_run_was_shaded(scene, copy_of, tmp_path, monkeypatch, capsys):
+def test_benchmark_rows_name_the_shading(scene, copy_of, tmp_path, monkeypatch, capsys):
     for step in (3, 6):
         (copy_of / f"checkpoint_0000000{step}.pt").unlink()
     bench(monkeypatch, copy_of, "--lights", "point", "--march_shadows")
@@ -235,7 +235,7 @@ def test_rows_tell_how_a_run_was_shaded(scene, copy_of, tmp_path, monkeypatch, c
         "bench_test_00000006", "bench_test_00000006_unmarched"}
 
 
-def test_rows_are_of_runs_under_known_lights(scene, copy_of, tmp_path, monkeypatch, capsys):
+def test_the_benchmark_refuses_runs_without_lights(scene, copy_of, tmp_path, monkeypatch, capsys):
     shutil.copytree(scene, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "test_env")
     plain = ["--preset", "debug", "--device", "cpu", "--log_dir", str(tmp_path), "--max_steps", "1",
@@ -258,7 +258,7 @@ def change_views(path):
     path.write_text(json.dumps(meta))
 
 
-def test_views_under_other_lights_may_be_others(scene, copy_of, tmp_path):
+def test_views_under_other_lights_may_differ(scene, copy_of, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(scene, moved)
     change_views(moved / "test_env" / "transforms_test.json")
@@ -271,7 +271,7 @@ def test_views_under_other_lights_may_be_others(scene, copy_of, tmp_path):
         evaluate.main([*words, "--lights", "env"])
 
 
-def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
+def test_other_models_train_on_lit_scenes_but_cannot_relight(scene, tmp_path):
     train.main(["--preset", "debug", "--device", "cpu", "--dataset_name", "nerv", "--scene",
                 str(scene), "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "2",
                 "--eval_every", "0", "--no-final_eval"])
@@ -298,7 +298,7 @@ def test_a_plain_model_trains_on_a_lit_scene_and_is_not_relit(scene, tmp_path):
      "ends before surfaces"),
     (["--preset", "demonerv", "--visibility_finest", "8"], "must not be above --visibility_finest"),
 ])
-def test_flags_that_contradict_each_other_are_refused(words, message, capsys):
+def test_contradictory_flags_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as error:
         get_config(words)
     assert error.value.code == 2 and message in capsys.readouterr().err
@@ -312,7 +312,7 @@ def known_points():
     return point_lights(positions, torch.full((3, 1, 3), 32.0))
 
 
-def test_a_light_goes_round_counterclockwise_as_far_and_as_strong_as_the_known_ones():
+def test_a_light_circles_counterclockwise_at_typical_distance_and_strength():
     lights = frame_lights(known_points(), "light", 4)
     x, y, z = lights.places[:, 0].T
     torch.testing.assert_close(lights.places.norm(dim=-1), torch.full((4, 1), 4.0))
@@ -322,7 +322,7 @@ def test_a_light_goes_round_counterclockwise_as_far_and_as_strong_as_the_known_o
     torch.testing.assert_close(lights.colours, torch.full((4, 1, 3), 32.0))
 
 
-def test_what_is_known_of_environments_becomes_a_distant_light():
+def test_the_typical_light_of_environments_is_distant():
     sky = environment_lights(torch.ones(6, 12, 3))
     light = typical_light(sky.map(lambda x: x[None]))
     assert bool(light.distant.all())
@@ -331,7 +331,7 @@ def test_what_is_known_of_environments_becomes_a_distant_light():
     assert float(arriving) == pytest.approx(3 * 4 * math.pi, rel=0.02)
 
 
-def test_an_environment_turns_once(tmp_path):
+def test_an_environment_rotates_once(tmp_path):
     sky = torch.zeros(4, 8, 3)
     sky[1, 3] = 5.0
     known = environment_lights(sky).map(lambda x: x[None])
@@ -345,7 +345,7 @@ def test_an_environment_turns_once(tmp_path):
         frame_lights(known_points(), "environment", 2)
 
 
-def test_environments_of_different_sizes_are_environments():
+def test_padded_environments_are_environments():
     """The smaller one has dark lights besides, which have a position."""
     large, small = (environment_lights(torch.ones(h, 2 * h, 3)) for h in (4, 2))
     small = small.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, 24)))
@@ -356,12 +356,12 @@ def test_environments_of_different_sizes_are_environments():
     torch.testing.assert_close(lights.places[2, :8, :2], -small.places[:8, :2])
 
 
-def test_a_finer_environment_is_averaged(tmp_path):
+def test_a_fine_environment_map_is_averaged(tmp_path):
     lit_scene.write_exr(tmp_path / "sky.exr", np.full((64, 128, 3), 2.0))
     lights = frame_lights(known_points(), "environment", 2, str(tmp_path / "sky.exr"))
     assert lights.places.shape == (2, 16 * 32, 3)
     torch.testing.assert_close(lights.colours[0].sum(0), torch.full((3,), 8 * math.pi), rtol=0.01,
                                atol=0)
     for path in (tmp_path, tmp_path / "none.exr", tmp_path / "none.png"):
-        with pytest.raises(UserError, match=f"--environment {path} is no file; give"):
+        with pytest.raises(UserError, match=f"--environment {path} is not a file; give"):
             frame_lights(known_points(), "environment", 2, str(path))

@@ -13,10 +13,10 @@ from relighting.lights import (
     importance_sample_lights,
     incident,
     luminance,
-    overall,
+    mean_light,
     point_lights,
     tone_map,
-    turned,
+    rotate_about_z,
 )
 from tests.test_model import make_rays
 
@@ -47,12 +47,12 @@ def one_bright_texel(height, width, row, column):
     ((999, 3), (0, 0), [0.0, 0, 1]),
     ((999, 3), (998, 2), [0.0, 0, -1]),
 ])
-def test_a_texel_shines_from_where_a_panorama_shows_it(size, texel, direction):
+def test_texels_have_the_directions_of_a_panorama(size, texel, direction):
     found = brightest(one_bright_texel(*size, *texel))
     torch.testing.assert_close(found, torch.tensor(direction), atol=2e-3, rtol=0)
 
 
-def test_what_is_right_of_the_middle_and_above_it_lies_towards_minus_y_and_z():
+def test_right_and_up_in_the_map_are_minus_y_and_z():
     x, y, z = brightest(one_bright_texel(9, 31, 3, 17))
     assert x > 0.5 and y < -0.1 and z > 0.1
 
@@ -63,7 +63,7 @@ def test_a_quarter_turn_brings_x_to_y():
 
 
 @pytest.mark.parametrize("turn", [0.0, 1.3, -2.9])
-def test_environments_are_those_of_the_demo_scenes_own_tracer(turn):
+def test_environments_equal_the_demo_tracers(turn):
     environment = torch.rand(5, 8, 3)
     lights = environment_lights(environment, turn)
     directions, colours = lit_scene.environment_texels(environment, turn)
@@ -72,13 +72,13 @@ def test_environments_are_those_of_the_demo_scenes_own_tracer(turn):
     assert lights.distant.shape == (40, 1) and lights.distant.all()
 
 
-def test_an_environments_solid_angles_make_a_sphere():
+def test_solid_angles_sum_to_a_sphere():
     solid_angles = environment_lights(torch.ones(64, 16, 3)).colours
     wanted = torch.full((3,), 4 * math.pi)
     torch.testing.assert_close(solid_angles.sum(dim=0), wanted, rtol=2e-4, atol=0)
 
 
-def test_a_uniform_environment_gives_a_horizontal_patch_pi_times_its_radiance():
+def test_irradiance_of_a_uniform_environment_is_pi_times_its_radiance():
     radiance = torch.tensor([1.0, 0.2, 5.0])
     light = incident(environment_lights(radiance.expand(64, 32, 3)), torch.tensor([0.3, -2.0, 1.0]))
     irradiance = (light.radiance * light.directions[:, 2:].clamp(min=0)).sum(dim=0)
@@ -88,7 +88,7 @@ def test_a_uniform_environment_gives_a_horizontal_patch_pi_times_its_radiance():
 # What arrives.
 
 
-def test_a_point_lights_radiance_falls_with_the_square_of_the_distance():
+def test_point_lights_fall_off_with_squared_distance():
     lights = point_lights(torch.tensor([[2.0, 2, 3], [1.0, 0, 1]]),
                           torch.tensor([[9.0, 18, 36], [1.0, 2, 3]]))
     light = incident(lights, torch.tensor([1.0, 0, 1]) * torch.ones(4, 1))
@@ -98,7 +98,7 @@ def test_a_point_lights_radiance_falls_with_the_square_of_the_distance():
     assert torch.isfinite(light.radiance).all()  # Also where a point is the light.
 
 
-def test_distant_lights_are_the_same_for_all_points():
+def test_distant_lights_are_equal_at_all_points():
     lights = environment_lights(torch.rand(3, 4, 3), 0.5)
     light = incident(lights, 5 * torch.randn(6, 3))
     for row in range(6):
@@ -107,7 +107,7 @@ def test_distant_lights_are_the_same_for_all_points():
     assert (light.distance == torch.inf).all() and light.distance.shape == (6, 12)
 
 
-def test_near_and_distant_lights_shine_together():
+def test_near_and_distant_lights_mix():
     mixed = Lights(places=torch.tensor([[0.0, 0, 2], [0.0, 0, 1]]), colours=4 * torch.ones(2, 3),
                    distant=torch.tensor([[False], [True]]))
     light = incident(mixed, torch.tensor([0.0, 0, -2]))
@@ -115,12 +115,12 @@ def test_near_and_distant_lights_shine_together():
     torch.testing.assert_close(light.distance, torch.tensor([4.0, torch.inf]))
 
 
-def test_turned_lights_are_lights_turned_about_z():
-    one = turned(point_lights(torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3)), math.pi / 2)
+def test_lights_rotate_about_z():
+    one = rotate_about_z(point_lights(torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3)), math.pi / 2)
     torch.testing.assert_close(one.places, torch.tensor([[-2.0, 1, 3]]))
     environment = torch.rand(4, 7, 3)
-    found, wanted = turned(environment_lights(environment), 0.8), environment_lights(environment,
-                                                                                     0.8)
+    found = rotate_about_z(environment_lights(environment), 0.8)
+    wanted = environment_lights(environment, 0.8)
     torch.testing.assert_close(found.places, wanted.places)
     assert torch.equal(found.colours, wanted.colours) and found.distant.all()
 
@@ -128,7 +128,7 @@ def test_turned_lights_are_lights_turned_about_z():
 # Draws.
 
 
-def test_drawn_lights_send_on_average_what_all_send():
+def test_sampled_lights_are_unbiased():
     lights = random_lights(7).map(lambda x: x.expand(40_000, *x.shape))
     point, normal = torch.tensor([0.2, 0.1, -0.3]), torch.tensor([0.6, 0.0, 0.8])
 
@@ -143,7 +143,7 @@ def test_drawn_lights_send_on_average_what_all_send():
     assert (error < 4 * deviation).all() and (deviation > 0).all()
 
 
-def test_drawn_lights_are_as_bright_together_as_all():
+def test_sampled_lights_keep_the_total_luminance():
     lights = random_lights(9, rows=(50,))
     found = importance_sample_lights(lights, torch.rand(50, 4))
     assert found.places.shape == (50, 4, 3)
@@ -151,7 +151,7 @@ def test_drawn_lights_are_as_bright_together_as_all():
                                luminance(lights.colours).sum(dim=-1))
 
 
-def test_lights_of_one_colour_are_each_drawn_once_where_there_is_a_draw_for_each():
+def test_equal_lights_are_each_sampled_once_with_one_sample_per_light():
     lights = random_lights(6, rows=(3,))
     lights = replace(lights, colours=torch.full_like(lights.colours, 2.5))
     found = importance_sample_lights(lights, ((torch.arange(6) + 0.5) / 6).expand(3, -1))
@@ -159,7 +159,7 @@ def test_lights_of_one_colour_are_each_drawn_once_where_there_is_a_draw_for_each
     torch.testing.assert_close(found.colours, lights.colours)
 
 
-def test_lights_that_are_none_are_not_drawn_and_all_dark_ones_send_nothing():
+def test_dark_lights_are_not_sampled():
     lights = random_lights(5, rows=(2,))
     lights.colours[0, [0, 2, 4]] = 0
     lights.colours[1] = 0
@@ -168,7 +168,7 @@ def test_lights_that_are_none_are_not_drawn_and_all_dark_ones_send_nothing():
     assert (found.colours[1] == 0).all()
 
 
-def test_draws_keep_which_lights_are_distant():
+def test_sampled_lights_stay_distant():
     distant = torch.tensor([[True], [False], [True]])
     lights = replace(random_lights(3), colours=torch.ones(3, 3), distant=distant)
     found = importance_sample_lights(
@@ -179,35 +179,35 @@ def test_draws_keep_which_lights_are_distant():
 # On the whole, and as colours.
 
 
-def test_one_light_on_the_whole_is_its_direction_and_radiance():
+def test_the_mean_of_one_light_is_its_direction_and_radiance():
     lights = point_lights(torch.tensor([[0.0, 3, 4]]), torch.tensor([[25.0, 50, 5]]))
-    direction, radiance = overall(lights)
+    direction, radiance = mean_light(lights)
     torch.testing.assert_close(direction, torch.tensor([0.0, 0.6, 0.8]))
     torch.testing.assert_close(radiance, torch.tensor([1.0, 2, 0.2]))
 
 
 def test_lights_from_more_sides_have_a_shorter_mean_direction():
     places = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[1.0, 0, 0], [0.0, 1, 0]]])
-    direction, radiance = overall(point_lights(places, torch.ones(2, 2, 3)))
+    direction, radiance = mean_light(point_lights(places, torch.ones(2, 2, 3)))
     torch.testing.assert_close(direction, torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0]]))
     torch.testing.assert_close(radiance, torch.full((2, 3), 2.0))
-    direction, radiance = overall(environment_lights(torch.ones(32, 16, 3)))
+    direction, radiance = mean_light(environment_lights(torch.ones(32, 16, 3)))
     assert direction.norm() < 1e-5
     torch.testing.assert_close(radiance, torch.full((3,), 4 * math.pi), rtol=1e-3, atol=0)
 
 
-def test_brighter_lights_count_more_in_the_mean_direction():
+def test_the_mean_direction_is_weighted_by_luminance():
     colours = torch.tensor([[3.0, 0, 0], [0.0, 1, 0]])  # Of luminance 0.6378 and 0.7152.
-    direction, _ = overall(point_lights(torch.eye(3)[:2], colours))
+    direction, _ = mean_light(point_lights(torch.eye(3)[:2], colours))
     torch.testing.assert_close(direction[:2] / direction[0], torch.tensor([1, 0.7152 / 0.6378]))
 
 
-def test_darkness_has_no_direction():
-    direction, radiance = overall(point_lights(torch.zeros(2, 3), torch.zeros(2, 3)))
+def test_dark_lights_have_no_mean_direction():
+    direction, radiance = mean_light(point_lights(torch.zeros(2, 3), torch.zeros(2, 3)))
     assert (direction == 0).all() and (radiance == 0).all()
 
 
-def test_the_tone_map_is_below_one_grows_and_can_be_inverted():
+def test_the_tone_map_is_monotonic_and_below_one():
     radiance = torch.logspace(-4, 4, 50, dtype=torch.float64)
     mapped = tone_map(radiance)
     assert (mapped < 1).all() and (mapped.diff() > 0).all()
@@ -218,7 +218,7 @@ def test_the_tone_map_is_below_one_grows_and_can_be_inverted():
 # Lights of rays.
 
 
-def test_rays_under_lights_have_them_each():
+def test_every_ray_has_all_lights():
     lights = random_lights(4)
     rays = make_rays(3, 5).with_lights(lights)
     assert rays.lights.places.shape == (3, 5, 4, 3) and rays.lights.distant.shape == (3, 5, 4, 1)
@@ -228,7 +228,7 @@ def test_rays_under_lights_have_them_each():
     torch.testing.assert_close(flat.lights.places[11], lights.places)
 
 
-def test_rays_keep_their_own_lights_when_they_are_flattened_and_chosen():
+def test_rays_keep_their_lights_when_flattened_and_indexed():
     lights = random_lights(4, rows=(3, 5))
     flat = replace(make_rays(3, 5), lights=lights).flatten()
     torch.testing.assert_close(flat.lights.places[7], lights.places[1, 2])

@@ -101,7 +101,7 @@ def premultiplied(pixels):
 # Radiance.
 
 
-def test_exr_files_and_16_bit_pngs_give_the_same_radiance_times_alpha(tmp_path):
+def test_exr_and_16_bit_png_give_equal_premultiplied_radiance(tmp_path):
     pixels = straight_colours()
     wanted = torch.from_numpy(premultiplied(pixels)).float()
     folder = write_frames(tmp_path, [one_light()] * 3).parent
@@ -113,7 +113,7 @@ def test_exr_files_and_16_bit_pngs_give_the_same_radiance_times_alpha(tmp_path):
         torch.testing.assert_close(radiance(dataset, index), wanted, rtol=1e-3, atol=2e-5)
 
 
-def test_a_frame_names_its_file_with_or_without_the_ending(tmp_path):
+def test_frames_name_files_with_or_without_suffix(tmp_path):
     names = ["train/a.exr", "train/b.png", "train/c", "train/d.1"]
     folder = write_frames(tmp_path, [one_light(file_path=f"./{n}") for n in names]).parent
     (folder / "train").mkdir()
@@ -125,7 +125,7 @@ def test_a_frame_names_its_file_with_or_without_the_ending(tmp_path):
     np.testing.assert_allclose(found, [0.1, 1, 0.2, 0.3], rtol=1e-3)
 
 
-def test_radiance_is_tone_mapped_and_put_on_the_background(tmp_path):
+def test_radiance_is_tone_mapped_and_composited(tmp_path):
     pixels = np.zeros((4, 6, 4), np.float32)
     pixels[1, 2], pixels[3, 5] = [3.0, 1.0, 0.25, 1.0], [1.0, 0.0, 3.0, 0.5]
     write_scene(tmp_path, [one_light()], pixels)
@@ -137,7 +137,7 @@ def test_radiance_is_tone_mapped_and_put_on_the_background(tmp_path):
     torch.testing.assert_close(black[3, 5], torch.tensor([0.5, 0.0, 0.75]))
 
 
-def test_a_factor_is_a_mean_of_radiance_over_areas(tmp_path):
+def test_downsampling_averages_radiance(tmp_path):
     wanted = premultiplied(straight_colours()).astype(np.float32)
     wanted[2, 4] *= 1000
     write_scene(tmp_path, [one_light()], wanted)
@@ -147,12 +147,12 @@ def test_a_factor_is_a_mean_of_radiance_over_areas(tmp_path):
     torch.testing.assert_close(radiance(dataset), torch.from_numpy(means), rtol=1e-3, atol=2e-5)
 
 
-def test_what_half_floats_cannot_hold_stays_finite(tmp_path):
+def test_radiance_beyond_half_floats_stays_finite(tmp_path):
     write_scene(tmp_path, [one_light()], np.full((4, 6, 4), 1e6, np.float32))
     assert torch.isfinite(radiance(load(tmp_path))).all()
 
 
-def test_pictures_that_are_not_read_at_first_are_read_when_asked_for(tmp_path):
+def test_images_are_read_lazily(tmp_path):
     wanted = premultiplied(straight_colours()).astype(np.float32)
     write_scene(tmp_path, [one_light()], wanted)
     config = get_config(["--dataset_name", "nerv", "--scene", str(tmp_path)])
@@ -161,7 +161,7 @@ def test_pictures_that_are_not_read_at_first_are_read_when_asked_for(tmp_path):
     torch.testing.assert_close(later.image(0).rgb, load(tmp_path).image(0).rgb)
 
 
-def test_large_scenes_are_mapped_from_a_file(tmp_path):
+def test_large_scenes_are_memory_mapped(tmp_path):
     write_scene(tmp_path, [one_light()] * 2, premultiplied(straight_colours()).astype(np.float32))
     mapped = load(tmp_path, "train", "--pixel_memory", "0")
     assert (tmp_path / ".pixels").is_dir()
@@ -171,7 +171,7 @@ def test_large_scenes_are_mapped_from_a_file(tmp_path):
 # Lights.
 
 
-def test_released_scenes_have_one_light_of_100_or_several_of_55(tmp_path):
+def test_intensities_of_the_released_scenes(tmp_path):
     several = {"light_loc": [[1, 2, 3], [4, 5, 6.0]], "light_weights": [[1, 1, 1], [0.5, 0, 2]]}
     write_scene(tmp_path, [one_light((1, 2, 3)), several])
     lights = load(tmp_path).lights
@@ -188,7 +188,7 @@ def test_released_scenes_have_one_light_of_100_or_several_of_55(tmp_path):
     ({}, ["--light_intensity", "3"], 3.0),
     ({"light_intensity": 7.5}, ["--light_intensity", "3"], 3.0),
 ])
-def test_a_typed_intensity_wins_over_the_files_and_that_over_the_released_ones(
+def test_the_intensity_flag_overrides_the_file(
     tmp_path, top, words, wanted
 ):
     write_scene(tmp_path, [one_light(light_weights=[[1.0, 2.0, 0.0]])], **top)
@@ -196,7 +196,7 @@ def test_a_typed_intensity_wins_over_the_files_and_that_over_the_released_ones(
     torch.testing.assert_close(found, wanted * torch.tensor([1.0, 2.0, 0.0]))
 
 
-def test_frames_with_fewer_lights_have_dark_ones_besides(tmp_path):
+def test_frames_are_padded_with_dark_lights(tmp_path):
     write_scene(tmp_path, [one_light((1, 1, 1)), {
         "light_loc": [[1, 0, 0], [0, 2, 0], [0, 0, 3.0]], "light_weights": 3 * WHITE}])
     lights = load(tmp_path).lights
@@ -205,7 +205,7 @@ def test_frames_with_fewer_lights_have_dark_ones_besides(tmp_path):
     assert (lights.colours[1] == 55).all()
 
 
-def test_environments_are_the_lights_of_frames_that_name_them(tmp_path):
+def test_frames_may_name_environments(tmp_path):
     environment = np.random.default_rng(0).uniform(0, 2, (3, 4, 3)).astype(np.float32)
     write_exr(tmp_path / "train_env" / "environments" / "sky.exr", environment)
     frames = [{"environment": "./environments/sky.exr"},
@@ -221,7 +221,7 @@ def test_environments_are_the_lights_of_frames_that_name_them(tmp_path):
     assert (lights.colours[2, 1:] == 0).all()
 
 
-def test_each_ray_has_the_lights_of_its_picture(tmp_path):
+def test_each_ray_has_the_lights_of_its_image(tmp_path):
     write_scene(tmp_path, [one_light((i, 0, 4)) for i in range(3)])
     dataset = load(tmp_path)
     batch = dataset.batch(50, torch.Generator().manual_seed(0))
@@ -233,7 +233,7 @@ def test_each_ray_has_the_lights_of_its_picture(tmp_path):
     assert (image.lights.places[..., 0, 0] == 2).all()
 
 
-def test_training_and_test_pictures_lie_where_the_released_scenes_have_them(tmp_path):
+def test_folders_of_the_released_scenes(tmp_path):
     write_scene(tmp_path, [one_light((1, 0, 0))])
     write_scene(tmp_path, [one_light((2, 0, 0))], split="test")
     write_exr(tmp_path / "test_env" / "sky.exr", np.ones((2, 2, 3), np.float32))
@@ -261,18 +261,18 @@ def picture_of(scene):
 
 @pytest.mark.parametrize("spoil,said", [
     (lambda path: path.unlink(), "is missing"),
-    (lambda path: path.write_bytes(b"no picture at all"), "is no OpenEXR file"),
-    (lambda path: path.write_bytes(b""), "is no OpenEXR file"),
+    (lambda path: path.write_bytes(b"no picture at all"), "is not an OpenEXR file"),
+    (lambda path: path.write_bytes(b""), "is not an OpenEXR file"),
     (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read as OpenEXR"),
     (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot be read as OpenEXR"),
     (lambda path: path.write_bytes(path.read_bytes()[:400]), "cannot be read as OpenEXR"),
     (lambda path: write_exr(path, np.ones((4, 6, 3), np.float32)), "has the channels RGB; RGBA"),
     (lambda path: write_layer(path, "ViewLayer.Combined.RGBA"), "ViewLayer.Combined.RGBA; RGBA"),
-    (lambda path: write_exr(path, np.full((4, 6, 4), np.nan, np.float32)), "no finite number"),
-    (lambda path: write_exr(path, np.full((4, 6, 4), np.inf, np.float16)), "no finite number"),
-    (lambda path: write_exr(path, np.full((4, 6, 4), -1, np.float32)), "no finite number"),
+    (lambda path: write_exr(path, np.full((4, 6, 4), np.nan, np.float32)), "infinite or NaN"),
+    (lambda path: write_exr(path, np.full((4, 6, 4), np.inf, np.float16)), "infinite or NaN"),
+    (lambda path: write_exr(path, np.full((4, 6, 4), -1, np.float32)), "infinite or NaN"),
 ])
-def test_an_exr_picture_that_cannot_be_used_is_named(tmp_path, spoil, said):
+def test_errors_name_an_invalid_exr_file(tmp_path, spoil, said):
     noise = np.random.default_rng(0).random((40, 6, 4), np.float32)  # Of three compressed blocks.
     picture = picture_of(write_scene(tmp_path, [one_light()], noise))
     spoil(picture)
@@ -281,12 +281,12 @@ def test_an_exr_picture_that_cannot_be_used_is_named(tmp_path, spoil, said):
 
 
 @pytest.mark.parametrize("write,said", [
-    (lambda path: imwrite(path, np.full((4, 6, 4), 200, np.uint8)), "does not have 16 bits"),
+    (lambda path: imwrite(path, np.full((4, 6, 4), 200, np.uint8)), "has uint8 channels; 16 bits"),
     (lambda path: write_png(path, np.full((4, 6, 3), 0.5)), "has 3 channel(s); RGBA"),
     (lambda path: write_png(path, np.full((4, 6, 1), 0.5)), "has 1 channel(s); RGBA"),
     (lambda path: path.write_bytes(b"no picture"), "cannot be read as an image"),
 ])
-def test_a_png_that_cannot_be_used_is_named(tmp_path, write, said):
+def test_errors_name_an_invalid_png_file(tmp_path, write, said):
     scene = write_scene(tmp_path, [one_light()])
     picture_of(scene).unlink()
     picture = picture_of(scene).with_suffix(".png")
@@ -301,27 +301,27 @@ def test_a_png_that_cannot_be_used_is_named(tmp_path, write, said):
     ({"light_loc": [1.0, 2.0]}, "three for each light"),
     ({"light_loc": [[1.0, 2.0, 3.0], [1.0, 2.0]]}, "three for each light"),
     ({"light_loc": []}, "light_loc = []"),
-    ({"light_loc": [1, 2, math.nan]}, "finite numbers are wanted"),
+    ({"light_loc": [1, 2, math.nan]}, "finite numbers are expected"),
     ({"light_loc": "above"}, "light_loc = 'above'"),
-    (one_light(light_weights=2 * WHITE), "for each light is wanted"),
-    (one_light(light_weights=[[1.0, 1.0]]), "for each light is wanted"),
+    (one_light(light_weights=2 * WHITE), "for each light is expected"),
+    (one_light(light_weights=[[1.0, 1.0]]), "for each light is expected"),
     (one_light(light_weights=[[1.0, -0.1, 1.0]]), "at least 0"),
     (one_light(light_weights="bright"), "light_weights = 'bright'"),
-    ({"light_loc": [[1, 2, 3], [4, 5, 6]]}, "for each light is wanted"),
+    ({"light_loc": [[1, 2, 3], [4, 5, 6]]}, "for each light is expected"),
     ({"environment": "environments/none.exr"}, "is missing"),
     ({"environment": None}, "environment = None; the name of a map"),
     ({"environment": "."}, "environment = '.'; the name of a map"),
-    ({"light_loc": [1, 2, 1e300]}, "finite numbers are wanted"),
-    (one_light(light_weights=[[1e39] * 3]), "finite numbers are wanted"),
+    ({"light_loc": [1, 2, 1e300]}, "finite numbers are expected"),
+    (one_light(light_weights=[[1e39] * 3]), "finite numbers are expected"),
 ])
-def test_lights_that_cannot_be_used_are_told_of_with_their_file(tmp_path, frame, said):
+def test_errors_name_the_file_of_invalid_lights(tmp_path, frame, said):
     scene = write_scene(tmp_path, [frame])
     sentence = refused(tmp_path)
     assert said in sentence
     assert str(scene.parent / "environments" if "missing" in said else scene) in sentence
 
 
-def test_an_intensity_or_turn_that_is_no_number_is_told_of_with_its_file(tmp_path):
+def test_errors_name_the_file_of_an_invalid_intensity_or_turn(tmp_path):
     scene = write_scene(tmp_path, [one_light()], light_intensity="strong")
     sentence = refused(tmp_path)
     assert str(scene) in sentence and "light_intensity = 'strong'" in sentence
@@ -338,19 +338,19 @@ def test_an_intensity_or_turn_that_is_no_number_is_told_of_with_its_file(tmp_pat
     lambda path: write_exr(path, np.full((2, 2, 3), np.nan, np.float32)),
     lambda path: path.write_bytes(b"dark"),
 ])
-def test_an_environment_that_cannot_be_used_is_named(tmp_path, spoil):
+def test_errors_name_an_invalid_environment(tmp_path, spoil):
     write_scene(tmp_path, [{"environment": "sky.exr"}], lights="env")
     spoil(tmp_path / "train_env" / "sky.exr")
     assert str(tmp_path / "train_env" / "sky.exr") in refused(tmp_path, "--lights", "env")
 
 
-def test_a_factor_that_leaves_no_pixel_is_refused(tmp_path):
+def test_a_factor_that_leaves_no_pixel_raises(tmp_path):
     picture = picture_of(write_scene(tmp_path, [one_light()]))
     sentence = refused(tmp_path, "--factor", "5")
     assert str(picture) in sentence and "is 6x4" in sentence
 
 
-def test_an_environment_of_16_bits_without_alpha_is_no_light_of_65535(tmp_path):
+def test_16_bit_environments_are_scaled_to_one(tmp_path):
     write_scene(tmp_path, [{"environment": "sky.png"}], lights="env")
     colour = np.array([0.8, 0.4, 0.2])
     write_png(tmp_path / "train_env" / "sky.png", np.broadcast_to(colour, (2, 2, 3)))
@@ -361,12 +361,12 @@ def test_an_environment_of_16_bits_without_alpha_is_no_light_of_65535(tmp_path):
 
 
 @pytest.mark.parametrize("intensity", [-5.0, 0, 1e16])
-def test_an_intensity_that_is_none_is_refused(tmp_path, intensity):
+def test_invalid_intensities_raise(tmp_path, intensity):
     scene = write_scene(tmp_path, [one_light()], light_intensity=intensity)
     assert str(scene) in refused(tmp_path)
 
 
-def test_a_fine_environment_of_a_scene_is_averaged(tmp_path):
+def test_fine_environments_of_scenes_are_averaged(tmp_path):
     write_scene(tmp_path, [{"environment": "sky.exr"}], lights="env")
     sky = np.zeros((64, 128, 3), np.float32)
     sky[:4] = 3.0
@@ -401,11 +401,11 @@ def write_truths(folder, truths):
         imwrite(folder / f"r_0_{name}.png", np.rint(255 * truth).astype(np.uint8))
 
 
-def test_truths_beside_a_picture_are_read(tmp_path):
+def test_ground_truth_beside_an_image_is_read(tmp_path):
     scene = write_scene(tmp_path, [one_light()], split="test")
     truths = random_truths()
     write_truths(scene.parent / "test", truths)
-    found = load(tmp_path, "test").truth(0)
+    found = load(tmp_path, "test").ground_truth(0)
     wanted = truths | {"albedo": truths["albedo"][..., :3], "coverage": truths["albedo"][..., 3:]}
     assert found.keys() == wanted.keys()
     for name, value in found.items():
@@ -413,11 +413,11 @@ def test_truths_beside_a_picture_are_read(tmp_path):
         np.testing.assert_allclose(value, true, atol=0.501 / 255)
 
 
-def test_a_smaller_picture_and_one_without_their_files_have_no_truths(tmp_path):
+def test_downsampled_images_and_missing_files_have_no_ground_truth(tmp_path):
     scene = write_scene(tmp_path, [one_light()] * 2, split="test")
     write_truths(scene.parent / "test", random_truths())
-    assert load(tmp_path, "test", "--factor", "2").truth(0) == {}
-    assert load(tmp_path, "test").truth(1) == {}
+    assert load(tmp_path, "test", "--factor", "2").ground_truth(0) == {}
+    assert load(tmp_path, "test").ground_truth(1) == {}
 
 
 def perfect_pictures(truth):
@@ -431,17 +431,17 @@ def perfect_pictures(truth):
 def truth(tmp_path):
     scene = write_scene(tmp_path / "truth", [one_light()], split="test")
     write_truths(scene.parent / "test", random_truths())
-    return load(tmp_path / "truth", "test").truth(0)
+    return load(tmp_path / "truth", "test").ground_truth(0)
 
 
-def test_perfect_pictures_have_no_errors(truth):
+def test_perfect_components_have_no_error(truth):
     scores = score_components(perfect_pictures(truth), truth)
     assert scores.keys() == {"albedo_rmse", "normals_degrees", "visibility_mae", "roughness_mae"}
     assert scores.pop("normals_degrees") < 0.05  # An arccosine near 1, in single precision.
     np.testing.assert_allclose(list(scores.values()), 0, atol=1e-6)
 
 
-def test_the_strength_of_each_channel_of_an_albedo_is_forgiven_and_nothing_else(truth):
+def test_albedo_errors_ignore_a_scale_per_channel(truth):
     pictures = perfect_pictures(truth)
     pictures["albedo"] = truth["albedo"] * np.array([0.3, 1.7, 1.0])
     assert score_components(pictures, truth)["albedo_rmse"] < 1e-6
@@ -462,7 +462,7 @@ def test_orthogonal_normals_are_90_degrees_wrong(truth):
     assert degrees == pytest.approx(180, abs=0.05)
 
 
-def test_errors_count_where_pixels_are_all_surface(truth):
+def test_errors_cover_fully_covered_pixels_only(truth):
     pictures = {name: value.copy() for name, value in perfect_pictures(truth).items()}
     for value in pictures.values():
         value[0] = 7.0
@@ -472,18 +472,18 @@ def test_errors_count_where_pixels_are_all_surface(truth):
     assert score_components(pictures, truth)["visibility_mae"] == pytest.approx(0.1, rel=1e-5)
 
 
-def test_what_is_not_known_is_not_scored(truth):
+def test_components_without_ground_truth_are_not_scored(truth):
     pictures = perfect_pictures(truth)
     assert score_components({"rgb": 0}, truth) == score_components(pictures, {}) == {}
     del truth["visibility"]
     assert "visibility_mae" not in score_components(pictures, truth)
 
 
-def test_pictures_of_components_show_what_is_true_on_solid_surfaces(truth):
+def test_component_images_match_ground_truth_units(truth):
     """What a model says, made pictures and scored, is compared in the same units."""
     ones = torch.ones(SIZE[::-1])
     said = {name: torch.from_numpy(truth[name]) for name in ("albedo", "roughness", "visibility")}
-    said["normals"] = torch.from_numpy(2 * truth["normals"] - 1)
+    said["shading_normals"] = torch.from_numpy(2 * truth["normals"] - 1)
     said["direct"] = torch.full((*ones.shape, 3), 3.0)
     output = RenderOutput(rgb=torch.ones(*ones.shape, 3), acc=ones, distance_mean=ones,
                           distance_median=ones, extras=said)
@@ -495,7 +495,7 @@ def test_pictures_of_components_show_what_is_true_on_solid_surfaces(truth):
 
 
 @pytest.mark.parametrize("missing", ["albedo", "normals"])
-def test_of_what_is_known_in_part_the_rest_is_scored(truth, missing):
+def test_partial_ground_truth_is_scored(truth, missing):
     pictures = perfect_pictures(truth)
     for name in ("albedo", "coverage") if missing == "albedo" else ("normals",):
         del truth[name]
@@ -503,7 +503,7 @@ def test_of_what_is_known_in_part_the_rest_is_scored(truth, missing):
     assert not any(name.startswith(missing) for name in scores)
 
 
-def test_scores_that_some_pictures_have_are_means_over_these():
+def test_partial_scores_are_means_over_their_images():
     images = [{"name": "a", "psnr": 20.0, "albedo_rmse": 0.1}, {"name": "b", "psnr": 30.0}]
     scores = summarize(images)
     assert scores["psnr"] == 25 and scores["albedo_rmse"] == 0.1
