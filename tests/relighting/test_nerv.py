@@ -405,7 +405,8 @@ def test_a_light_before_the_blocker_is_visible():
     look = exact_shading(BALL)
     lights = point_lights(torch.tensor([[0.0, 0, 0.05]]), torch.ones(1, 3))
     points, _ = patches(torch.zeros(1, 3), UP[None])
-    wanted = 400 * lit_scene.reference_brdf(UP, UP, points.view_dirs, points.albedo, points.roughness)
+    wanted = 400 * lit_scene.reference_brdf(
+        UP, UP, points.view_dirs, points.albedo, points.roughness)
     torch.testing.assert_close(look.direct_light(points, for_all(lights, 1))[0], wanted)
     far = replace(lights, places=torch.tensor([[0.0, 0, 3]]))
     assert (look.direct_light(points, for_all(far, 1))[0] == 0).all()
