@@ -383,8 +383,10 @@ def time_per_ray(count, device, call):
 
 
 def format_duration(seconds):
-    """Minutes or hours, in words."""
-    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+    """Seconds, minutes or hours, in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
 
 
 def print_summary(training, folder):
