@@ -4,44 +4,85 @@
     python extract_mesh.py --scene lego --grid_size 128 --mesh_format glb
     python extract_mesh.py --scene lego --sigma_threshold 20 --x_range -1 1 --keep_unseen
 
-Needs a run folder and nothing else (the photograph beside the picture of the mesh is left out where
-the data are not there). The mesh is in the coordinates of the scene's own files. Where the surface
-lies, how dense it is, and what was never seen, is found out by looking from the training cameras.
+Needs only the run folder, not the dataset. The mesh is in the coordinates of the scene's files. Its
+bounding box and density threshold are estimated by rendering from the training cameras, and
+surfaces that no training view sees are removed (`--keep_unseen` keeps them).
 """
 
 import json
 import time
+from collections.abc import Sequence
 
 from config import early_config, get_config
-from runtime.errors import run_script
+from runtime.errors import UserError, run_script
 
 if __name__ == "__main__":
     early_config("extract_mesh")
 
+from torch import Tensor
+
 import image_utils
-from checkpoint import open_run
-from exporters.mesh import draw_beside_photograph, extract, folder_name, write_mesh
+from checkpoint import Checkpoint, open_run
+from datasets import load_dataset
+from exporters.mesh import (
+    Mesh,
+    extract,
+    find_target,
+    folder_name,
+    mesh_sheet,
+    representative_view,
+    write_mesh,
+)
+from ray_utils import image_rays
+from rendering import render_image
 from runtime.devices import select_device
 from runtime.files import sole_writer, write_atomically
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     run = open_run(get_config(argv, "extract_mesh"))
-    config = run.config
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
-        begin = time.perf_counter()
-        mesh, facts = extract(run.model, run.scene["train"].to(select_device(config)), config)
-        print(f"{len(mesh.vertices):,} vertices and {len(mesh.faces):,} faces, after "
-              f"{time.perf_counter() - begin:.0f} s.", flush=True)
-        file = folder / f"mesh.{config.mesh_format}"
-        write_mesh(file, mesh, run.scene["train"].world_to_scene)
-        note = json.dumps({"step": run.step} | facts).encode()
-        write_atomically(folder / "mesh.json", lambda file: file.write(note))
-        print(f"Mesh: {file}", flush=True)
-        image_utils.write_image(folder / "view.png", draw_beside_photograph(mesh, run, config))
-        print(f"Its picture: {folder / 'view.png'}")
+        mesh, facts = extract_and_report(run)
+        path = folder / f"mesh.{run.config.mesh_format}"
+        write_mesh(path, mesh, run.scene["train"].world_to_scene)
+        text = json.dumps({"step": run.step} | facts)
+        write_atomically(folder / "mesh.json", lambda file: file.write(text.encode()))
+        print(f"Mesh: {path}", flush=True)
+        index = representative_view(run.scene["train"].cameras)
+        sheet = mesh_sheet(mesh, run.scene["train"].cameras, index, reference_image(run, index))
+        image_utils.write_image(folder / "view.png", sheet)
+        print(f"Image: {folder / 'view.png'}")
     return 0
+
+
+def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
+    """The mesh and the content of `mesh.json`; prints what is found on the way."""
+    begin = time.perf_counter()
+    scene = run.scene["train"].to(select_device(run.config))
+    target = find_target(run.model, scene, run.config)
+    grid = target.grid
+    print(f"Surface of density {target.threshold:.3g} between {target.low.round(3)} and "
+          f"{target.high.round(3)}, on {'x'.join(map(str, grid.shape))} points "
+          f"{grid.cell_size:.3g} apart.", flush=True)
+    mesh, facts = extract(run.model, scene, run.config, target)
+    print(f"{facts['evaluated']:,} points evaluated, {facts['evaluated_share']:.1%} of the grid.\n"
+          f"{facts['vertices']:,} vertices and {facts['faces']:,} faces, after "
+          f"{time.perf_counter() - begin:.0f} s.", flush=True)
+    return mesh, facts
+
+
+def reference_image(run: Checkpoint, index: int) -> Tensor:
+    """A training image `[h, w, 3]`; the model's rendering of it if the dataset is not available."""
+    try:
+        dataset = load_dataset(run.config, "train", read_pixels=False)
+        dataset.check_same_scene(run.scene)
+        return dataset.image(index).rgb
+    except UserError as error:
+        print(f"The image of the mesh is shown beside a rendering, not the photograph: {error}")
+    scene = run.scene["train"].to(select_device(run.config))
+    rays = scene.light_rays(image_rays(scene.cameras, index), index)
+    return render_image(run.model, rays, run.config.chunk, shading=run.shading).rgb
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def resample_along_rays(tdist: Tensor, weights: Tensor, num_samples: int,
 # From rays to Gaussians.
 
 
-def footprint_radius(radii: Tensor, t: Tensor, ray_shape: str) -> Tensor:
+def footprint_radius(radii: Tensor | float, t: Tensor, ray_shape: str) -> Tensor:
     """Radius of a pixel's cone or cylinder at t; radii (at t = 1) and t broadcast."""
     return radii * (t if ray_shape == "cone" else torch.ones_like(t))
 

@@ -1,207 +1,271 @@
 """Coloured meshes of a trained scene."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import trimesh
+from torch import Tensor
 
 import coord
 import image_utils
 import pose_utils
-from config import shading_name
-from datasets import load_dataset
+from config import BY_NAME, shading_name
 from exporters import isosurface
+from exporters.isosurface import Grid, Isosurface
 from exporters.survey import (
     SURVEY_RAYS,
+    Survey,
+    box_ranges,
     choose_box,
     choose_threshold,
     density_at,
+    grid_to_world,
     is_seen,
-    ranges,
     survey_scene,
-    to_world,
 )
-from ray_utils import image_rays, points_to_pixels, reached_box
+from models.base import RayModel
+from ray_utils import footprint_radius, points_to_pixels, reached_box
 from rendering import build_occupancy, render_image
-from runtime.devices import select_device
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.run_folder import as_name
-from structures import Rays
+from structures import Cameras, Rays, Scene, Shading
 
-# How many steps of the grid behind the surface that a training view sees count as seen.
-SLACK = 2.0
+# Number of grid cells behind the visible surface that still count as seen.
+SLACK_IN_CELLS = 2.0
 
-# Half the length, in grid steps, of the rays that colour the vertices.
-COLOUR_REACH = 2.0
+# Half the length, in grid cells, of the rays that colour the vertices.
+COLOUR_REACH_IN_CELLS = 2.0
 
-# A piece shows when some corner of it differs by more than this from the background, in [0, 1].
-CONTRAST = 0.1
+# A component is kept if a corner of it differs by more than this from the background, in [0, 1].
+MIN_CONTRAST = 0.1
 
-# The picture of the mesh is at most so many pixels wide or high; it is drawn so many times as
-# large, and made smaller.
-PICTURE_SIDE = 800
-
+# Largest side of an image of the mesh, in pixels, and how many times larger it is rasterized.
+VIEW_SIDE = 800
 OVERSAMPLING = 2
 
 
-def extract(model, scene, config):
-    """The coloured `Mesh` of a model and a `dict` of how it was found.
+class Mesh(NamedTuple):
+    """A mesh in the world of the cameras.
 
-    scene: the training views' `Scene`, on the model's device. Raises UserError where there is no
-    surface.
+    vertices: `[V, 3]`; faces: `[F, 3]`; cell_sizes: `[V]`, the size of a grid cell at each vertex;
+    colours: `[V, 3]` in [0, 1], or None before they are known.
     """
-    ndc = scene.cameras.ndc
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    cell_sizes: np.ndarray
+    colours: np.ndarray | None = None
+
+    def select(self, keep: np.ndarray) -> "Mesh":
+        """The mesh of the faces selected by a bool `[F]`, and of the vertices that they use."""
+        faces, used = isosurface.select_faces(self.faces, keep)
+        colours = None if self.colours is None else self.colours[used]
+        return Mesh(self.vertices[used], faces, self.cell_sizes[used], colours)
+
+
+# Extraction.
+
+
+class Target(NamedTuple):
+    """The surface to extract: where `density` equals `threshold` on a grid.
+
+    low, high: corners `[3]` of the bounding box that the grid covers; density: maps points
+    `[M, 3]` to `[M]`. All are in the coordinates of rays.
+    """
+
+    survey: Survey
+    low: np.ndarray
+    high: np.ndarray
+    grid: Grid
+    density: Callable[[np.ndarray], np.ndarray]
+    threshold: float
+
+
+def find_target(model: RayModel, scene: Scene, config: Any) -> Target:
+    """Estimate bounding box and density threshold by rendering from the training cameras.
+
+    scene: that of the training views, on the model's device. Flags override both estimates. Raises
+    UserError if no ray hits a surface, or for an empty range.
+    """
     occupancy = build_occupancy(model, reached_box(scene), SURVEY_RAYS)
-    survey = survey_scene(model, scene, config.chunk, occupancy)
+    survey = survey_scene(model, scene, chunk=config.chunk, occupancy=occupancy)
     low, high = choose_box(config, survey, scene.box.cpu())
     grid = isosurface.make_grid(low, high, config.grid_size)
-    density = density_at(model, survey, grid.step, config.chunk)
+    density = density_at(model, survey, grid.cell_size, config.chunk)
     threshold = choose_threshold(config, survey, density)
-    print(f"Surface of density {threshold:.3g} between {low.round(3)} and {high.round(3)}, on "
-          f"{'x'.join(map(str, grid.shape))} points {grid.step:.3g} apart.", flush=True)
+    return Target(survey, low, high, grid, density, threshold)
 
-    def visible(points, distance):
-        return is_seen(survey, *to_world(points, distance, ndc))
 
-    surface = isosurface.isosurface(density, grid, threshold, survey.points.cpu().numpy(),
-                                    None if config.keep_unseen else visible)
-    share = surface.num_evaluated / math.prod(grid.shape)
-    print(f"{surface.num_evaluated:,} points evaluated, {share:.1%} of the grid.", flush=True)
-    mesh = in_world(surface, grid.step, ndc)
-    check_not_empty(mesh, surface, "there is no surface", threshold)
+def extract(model: RayModel, scene: Scene, config: Any, target: Target
+            ) -> tuple[Mesh, dict]:
+    """The coloured `Mesh` of a target, and the content of `mesh.json`.
+
+    scene: as for `find_target`. Unless `--keep_unseen`, surfaces that no training view sees and
+    components of the background's colour are removed. Raises UserError if nothing is left.
+    """
+    surface = find_surface(target, scene.cameras.ndc, config.keep_unseen)
+    mesh = to_world(surface, target.grid.cell_size, scene.cameras.ndc)
+    check_not_empty(mesh, surface, "there is no surface", target.threshold)
     if not config.keep_unseen:
-        mesh = without_unseen(mesh, survey)
-        check_not_empty(mesh, surface, "no training view sees the surface", threshold)
-    mesh = without_small_pieces(mesh, config.min_component)
-    mesh = coloured(mesh, model, survey, scene, config.chunk)
+        mesh = remove_unseen(mesh, target.survey)
+        check_not_empty(mesh, surface, "no training view sees the surface", target.threshold)
+    mesh = remove_small_components(mesh, config.min_component)
+    mesh = colour_vertices(mesh, model, target.survey, scene, chunk=config.chunk,
+                           shading=Shading.from_config(config))
     if not config.keep_unseen:
-        mesh = without_background(mesh, scene.background)
-    return mesh, {
-        "sigma_threshold": threshold, "box": [low.tolist(), high.tolist()], "grid": grid.shape,
-        "step_of_grid": grid.step, "evaluated": surface.num_evaluated, "evaluated_share": share,
+        mesh = remove_background(mesh, scene.background)
+    return mesh, summary(mesh, surface, target)
+
+
+def find_surface(target: Target, ndc: tuple | None, keep_unseen: bool) -> Isosurface:
+    """The isosurface of a target, evaluated only where training views see, unless `keep_unseen`."""
+    def visible(points: np.ndarray, radius: float) -> np.ndarray:
+        return is_seen(target.survey, *grid_to_world(points, radius, ndc))
+
+    return isosurface.isosurface(
+        target.density, target.grid, target.threshold, target.survey.points.cpu().numpy(),
+        None if keep_unseen else visible)
+
+
+def summary(mesh: Mesh, surface: Isosurface, target: Target) -> dict:
+    """The content of `mesh.json`; lengths are in the coordinates of rays."""
+    return {
+        "sigma_threshold": target.threshold, "box": [target.low.tolist(), target.high.tolist()],
+        "grid": target.grid.shape, "step_of_grid": target.grid.cell_size,
+        "evaluated": surface.num_evaluated,
+        "evaluated_share": surface.num_evaluated / math.prod(target.grid.shape),
         "vertices": len(mesh.vertices), "faces": len(mesh.faces),
     }
 
 
-class Mesh(NamedTuple):
-    """vertices `[V, 3]` in the cameras' world; faces `[F, 3]`; steps `[V]`: how long a step of the
-    grid is there; colours `[V, 3]` in [0, 1], None at first."""
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    steps: np.ndarray
-    colours: np.ndarray | None = None
-
-    def select(self, keep):
-        """The chosen faces `[F]` and the vertices that they use."""
-        faces, used = isosurface.select_faces(self.faces, keep)
-        colours = None if self.colours is None else self.colours[used]
-        return Mesh(self.vertices[used], faces, self.steps[used], colours)
-
-
-def in_world(surface, step, ndc):
-    """An `Isosurface` as a `Mesh`."""
-    vertices, steps = to_world(surface.vertices, step, ndc)
-    # NDC is a mirror image of the world: its z grows with depth.
-    return Mesh(vertices, surface.faces if ndc is None else surface.faces[:, ::-1], steps)
-
-
-def without_unseen(mesh, survey):
-    """The faces of which some training view sees a corner."""
-    seen = is_seen(survey, mesh.vertices, SLACK * mesh.steps)
-    return mesh.select(seen[mesh.faces].any(axis=1))
-
-
-def without_small_pieces(mesh, smallest):
-    """The pieces with at least `smallest` times as many faces as the largest."""
-    piece = isosurface.pieces(len(mesh.vertices), mesh.faces)
-    sizes = np.bincount(piece)
-    return mesh.select(sizes[piece] >= smallest * sizes.max())
-
-
-def without_background(mesh, background):
-    """The pieces that are not all of the background's colour: no picture tells these from nothing.
-
-    A mesh that is nothing else is left as it is.
-    """
-    piece = isosurface.pieces(len(mesh.vertices), mesh.faces)
-    contrast = np.abs(mesh.colours[mesh.faces] - background).max(axis=(1, 2))
-    strongest = np.zeros(piece.max() + 1)
-    np.maximum.at(strongest, piece, contrast)
-    keep = strongest[piece] > CONTRAST
-    return mesh.select(keep) if keep.any() else mesh
-
-
-def check_not_empty(mesh, surface, what, threshold):
+def check_not_empty(mesh: Mesh, surface: Isosurface, problem: str, threshold: float) -> None:
     """Raise UserError for a mesh without faces."""
     if not len(mesh.faces):
         low, high = surface.density_range
-        raise UserError(f"{what} of density {threshold:.3g} in the box, where densities run from "
-                        f"{low:.3g} to {high:.3g}; set --sigma_threshold, or the box by --x_range, "
-                        "--y_range and --z_range.")
+        raise UserError(f"{problem} of density {threshold:.3g} in the bounding box, where "
+                        f"densities range from {low:.3g} to {high:.3g}; set --sigma_threshold, or "
+                        "the box by --x_range, --y_range and --z_range.")
 
 
-def coloured(mesh, model, survey, scene, chunk):
-    """The mesh with the colours that short rays through its vertices, against the normals, see.
+def to_world(surface: Isosurface, cell_size: float, ndc: tuple | None) -> Mesh:
+    """An `Isosurface` as a `Mesh`. ndc: of `Cameras`."""
+    vertices, cell_sizes = grid_to_world(surface.vertices, cell_size, ndc)
+    # NDC mirrors the world, since its z grows with depth.
+    return Mesh(vertices, surface.faces if ndc is None else surface.faces[:, ::-1], cell_sizes)
 
-    Of a relightable model they are the albedo.
+
+# Removal of parts.
+
+
+def remove_unseen(mesh: Mesh, survey: Survey) -> Mesh:
+    """Keep the faces of which a training view sees a corner."""
+    seen = is_seen(survey, mesh.vertices, SLACK_IN_CELLS * mesh.cell_sizes)
+    return mesh.select(seen[mesh.faces].any(axis=1))
+
+
+def remove_small_components(mesh: Mesh, fraction: float) -> Mesh:
+    """Keep connected components with at least this fraction of the faces of the largest one."""
+    component = isosurface.component_of_faces(len(mesh.vertices), mesh.faces)
+    sizes = np.bincount(component)
+    return mesh.select(sizes[component] >= fraction * sizes.max())
+
+
+def remove_background(mesh: Mesh, background: float) -> Mesh:
+    """Remove components of the background's colour, which images cannot tell from empty space.
+
+    A mesh that consists of such components only is returned as it is.
     """
-    ndc = scene.cameras.ndc
-    device = survey.points.device
-    normals = vertex_normals(mesh)
-    reach = COLOUR_REACH * mesh.steps[:, None] * normals
-    ends = [torch.as_tensor(mesh.vertices + way * reach, dtype=torch.float32, device=device)
-            for way in (1, -1)]
-    if ndc is not None:
-        ends = [coord.points_to_ndc(p, *ndc) for p in ends]
-    directions = ends[1] - ends[0]
-    one = torch.ones_like(directions[:, :1])
-    # t runs from 1 to 2, so that samples may also be spaced by 1 / t.
-    rays = Rays(
-        origins=ends[0] - directions, directions=directions, near=one, far=2 * one, lossmult=one,
-        viewdirs=torch.as_tensor(-normals, dtype=torch.float32, device=device),
-        radii=survey.radius / (1.5 if model.ray_shape == "cone" else 1) * one,
-        cam_idx=torch.zeros_like(one, dtype=torch.long),
-    )
-    output = render_image(model, scene.light_rays(rays, 0), chunk)
-    # Of what little passes, the background's colour is no part of the surface's.
+    component = isosurface.component_of_faces(len(mesh.vertices), mesh.faces)
+    contrast = np.abs(mesh.colours[mesh.faces] - background).max(axis=(1, 2))
+    max_contrast = np.zeros(component.max() + 1)
+    np.maximum.at(max_contrast, component, contrast)
+    keep = max_contrast[component] > MIN_CONTRAST
+    return mesh.select(keep) if keep.any() else mesh
+
+
+# Colours.
+
+
+def colour_vertices(mesh: Mesh, model: RayModel, survey: Survey, scene: Scene,
+                    **render_options: Any) -> Mesh:
+    """The mesh with colours: those of short rays through its vertices, against the normals.
+
+    Colours of a relightable model are its albedo. render_options: of `render_image`.
+    """
+    rays = vertex_rays(mesh, survey, scene.cameras.ndc, model.ray_shape)
+    output = render_image(model, scene.light_rays(rays, 0), **render_options)
+    # Subtract the background before dividing by opacity.
     opacity = output.acc[:, None].clamp(min=1e-3)
-    seen = output.rgb - (1 - output.acc[:, None]) * scene.background
-    colours = output.extras.get("albedo", seen) / opacity
+    premultiplied = output.rgb - (1 - output.acc[:, None]) * scene.background
+    colours = output.extras.get("albedo", premultiplied) / opacity
     return mesh._replace(colours=colours.clamp(0, 1).cpu().numpy())
 
 
-def vertex_normals(mesh):
-    """Unit normals `[V, 3]` outward, each the mean of its faces' weighted by their areas."""
+def vertex_rays(mesh: Mesh, survey: Survey, ndc: tuple | None, ray_shape: str) -> Rays:
+    """Rays `[V]` that pass the vertices at t = 1.5 against the normals; t runs from 1 to 2.
+
+    t starts at 1, and not at 0, because samples may be spaced in 1 / t.
+    """
+    normals = vertex_normals(mesh)
+    reach = COLOUR_REACH_IN_CELLS * mesh.cell_sizes[:, None] * normals
+    start, end = (
+        torch.as_tensor(points, dtype=torch.float32, device=survey.points.device)
+        for points in (mesh.vertices + reach, mesh.vertices - reach))
+    if ndc is not None:
+        start, end = coord.points_to_ndc(start, *ndc), coord.points_to_ndc(end, *ndc)
+    directions = end - start
+    one = torch.ones_like(directions[:, :1])
+    return Rays(
+        origins=start - directions, directions=directions, near=one, far=2 * one, lossmult=one,
+        viewdirs=torch.as_tensor(-normals, dtype=torch.float32, device=one.device),
+        radii=survey.radius / float(footprint_radius(1.0, torch.tensor(1.5), ray_shape)) * one,
+        cam_idx=torch.zeros_like(one, dtype=torch.long),
+    )
+
+
+def vertex_normals(mesh: Mesh) -> np.ndarray:
+    """Outward unit normals `[V, 3]`: means of the normals of adjacent faces, weighted by area."""
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    of_face = np.cross(b - a, c - a)
-    summed = np.zeros_like(mesh.vertices)
+    face_normals = np.cross(b - a, c - a)
+    sums = np.zeros_like(mesh.vertices)
     for corner in range(3):
-        np.add.at(summed, mesh.faces[:, corner], of_face)
-    return summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-30)
+        np.add.at(sums, mesh.faces[:, corner], face_normals)
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
 
 
-def folder_name(run):
-    """The name of the folder of a mesh, which tells all that makes it differ from others."""
+# Files.
+
+
+def folder_name(run: Any) -> str:
+    """The name of a mesh's folder, which contains every flag that changes the mesh.
+
+    run: a `Checkpoint`.
+    """
     config = run.config
     name = f"mesh_{run.step:08d}_{config.grid_size}{shading_name(config, run.saved_config)}"
     if config.sigma_threshold is not None:
         name += f"_sigma{as_name(config.sigma_threshold)}"
-    for axis, ends in ranges(config).items():
+    for axis, ends in box_ranges(config).items():
         if ends is not None:
             name += f"_{axis}{as_name(ends[0])}to{as_name(ends[1])}"
     if config.keep_unseen:
         name += "_unseen"
-    if config.min_component != 0.01:
+    if config.min_component != BY_NAME["min_component"].default:
         name += f"_pieces{as_name(config.min_component)}"
     return name
 
 
-def write_mesh(path, mesh, world_to_scene):
-    """Write a mesh in the coordinates of the scene's files."""
+def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
+    """Atomically write a mesh in the coordinates of the scene's files.
+
+    path: with suffix .ply, .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
+    it cannot be written.
+    """
     to_files = np.linalg.inv(world_to_scene.double().numpy())
     vertices = pose_utils.transform_points(mesh.vertices, to_files)
     result = trimesh.Trimesh(vertices, mesh.faces, process=False,
@@ -211,38 +275,28 @@ def write_mesh(path, mesh, world_to_scene):
     write_atomically(path, lambda file: file.write(content))
 
 
-def draw_beside_photograph(mesh, run, config):
-    """The mesh in its colours and its normals, as one training camera sees it.
+# Images.
 
-    Before them the photograph, where the data are there, else what the model renders.
-    """
-    cameras = run.scene["train"].cameras
-    size = cameras.sizes.prod(dim=-1)
-    largest = torch.nonzero(size == size.max())[:, 0]
-    index = int(largest[len(largest) // 2])
+
+def representative_view(cameras: Cameras) -> int:
+    """Index of the camera in the middle of those with the largest image."""
+    num_pixels = cameras.sizes.prod(dim=-1)
+    largest = torch.nonzero(num_pixels == num_pixels.max())[:, 0]
+    return int(largest[len(largest) // 2])
+
+
+def mesh_sheet(mesh: Mesh, cameras: Cameras, index: int, reference: Tensor) -> np.ndarray:
+    """A camera's reference image `[h, w, 3]`, and the mesh in its colours and normals beside it."""
     full = cameras.sizes[index].numpy()
-    width, height = np.maximum(np.rint(full * min(1, PICTURE_SIDE / full.max())), 1).astype(int)
+    width, height = np.maximum(np.rint(full * min(1, VIEW_SIDE / full.max())), 1).astype(int)
     points = torch.as_tensor(mesh.vertices, dtype=torch.float32)
     camera = torch.full((len(points),), index)
     pixels, depths = (x.numpy() for x in points_to_pixels(cameras, camera, points))
-    drawn = isosurface.draw_mesh(
+    image = isosurface.rasterize(
         pixels * (OVERSAMPLING * np.array([width, height]) / full), depths, mesh.faces,
         np.concatenate([mesh.colours, vertex_normals(mesh) * 0.5 + 0.5], axis=1),
         OVERSAMPLING * width, OVERSAMPLING * height,
     )
-    row = [photograph(run, config, index), drawn[..., :3], drawn[..., 3:]]
+    row = [reference, image[..., :3], image[..., 3:]]
     row = [image_utils.resize_area(image_utils.to_uint8(x), width, height) / 255 for x in row]
     return image_utils.contact_sheet([row])
-
-
-def photograph(run, config, index):
-    """A training picture `[h, w, 3]`, or what the model renders in its place, which is said."""
-    try:
-        dataset = load_dataset(config, "train", read_pixels=False)
-        dataset.check_same_scene(run.scene)
-        return dataset.image(index).rgb
-    except UserError as error:
-        print(f"The picture of the mesh has a rendering beside it, not the photograph: {error}")
-    scene = run.scene["train"].to(select_device(config))
-    rays = scene.light_rays(image_rays(scene.cameras, index), index)
-    return render_image(run.model, rays, config.chunk).rgb

@@ -1,93 +1,118 @@
-"""What the training cameras see of a trained scene: its surface, box and density."""
+"""Survey of a trained scene from its training cameras: surface, bounding box, density threshold."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import coord
 from cameras.paths import summarize_cameras
-from ray_utils import pixels_to_rays, points_to_pixels
+from models.base import RayModel
+from ray_utils import footprint_radius, pixels_to_rays, points_to_pixels
 from rendering import render_image, world_distance
 from runtime.errors import UserError
-from structures import Cameras
+from structures import Cameras, Rays, Scene
 
-# The training views look at the scene with this many rays in all, from this many of them.
+# Rays of the survey, over all views, and largest number of views.
 SURVEY_RAYS = 1 << 16
-
 SURVEY_VIEWS = 48
 
-# The box leaves out this percentage of the surface points on each side, and adds this margin.
+# The bounding box excludes this percentage of the surface points on each side, and adds a margin,
+# as a fraction of its longest side.
 BOX_PERCENTILE = 0.5
-
 BOX_MARGIN = 0.05
 
-# Where at least this share of the surface points is within the cameras' circle, the others are
-# surroundings.
-ENCLOSED = 0.1
+# If more than this fraction of the surface points lies within the circle of the cameras, the others
+# are surroundings.
+ENCLOSED_FRACTION = 0.1
 
-# Of the densities where training rays have lost half their light. Measured on the demo scene: a
-# higher one thins what is seen, a lower one thickens it.
+# The density threshold, as a percentile of the densities at the surface, where rays have lost half
+# their light. On the demo scene higher values make the mesh too thin, lower ones too thick.
 THRESHOLD_PERCENTILE = 10
 
 
-class Survey(NamedTuple):
-    """A coarse look from training cameras.
+# Rendering from the training cameras.
 
-    cameras: `Cameras` of the N views; stride: every how many pixels a ray was sent; distances: N
-    tensors `[h, w]` of world distances to the surface, inf where there is none; points: `[M, 3]` on
-    the surface that is wanted, in the coordinates of rays; radius: the median width there of what
-    the model saw at once, likewise.
+
+class Survey(NamedTuple):
+    """Surfaces seen from some of the training cameras.
+
+    cameras: `Cameras` of the N views; stride: distance of the rays in pixels; distances: N tensors
+    `[h, w]`, world distances to the surface, infinite where a ray is not opaque.
+    points: `[M, 3]` on the surface, in the coordinates of rays, without surroundings; radius: the
+    median radius of the rays' cones or cylinders there.
     """
 
     cameras: Cameras
     stride: int
-    distances: list
-    points: torch.Tensor
+    distances: list[Tensor]
+    points: Tensor
     radius: float
 
 
-def survey_scene(model, scene, chunk=None, occupancy=None):
-    """The `Survey` of a scene: where the rays of its training cameras end.
+def survey_scene(model: RayModel, scene: Scene, **render_options: Any) -> Survey:
+    """Render a coarse image of each training camera and collect the surface points.
 
-    Of what cameras stand around, the points are no farther out than they typically are: the
-    surroundings of an unbounded capture would leave few points of the grid for its middle.
+    scene: that of the training views, on the model's device. render_options: of `render_image`.
     """
-    cameras = scene.cameras
-    view = summarize_cameras(cameras)
-    pixels = cameras.sizes.prod(dim=-1)
-    # Of a Multicam scene, the finest scale alone.
-    large = torch.nonzero(2 * pixels > pixels.max())[:, 0]
-    count = min(SURVEY_VIEWS, len(large))
-    cameras = cameras[large[torch.linspace(0, len(large) - 1, count).round().long()]]
-    total = int(cameras.sizes.prod(dim=-1).sum())
-    stride = max(1, round((total / SURVEY_RAYS) ** 0.5))
+    cameras = survey_cameras(scene.cameras)
+    stride = max(1, round((int(cameras.sizes.prod(dim=-1).sum()) / SURVEY_RAYS) ** 0.5))
     distances, points, radii = [], [], []
     for index in range(len(cameras)):
-        axes = [torch.arange(min(stride // 2, side - 1), side, stride, device=pixels.device)
-                for side in cameras.sizes[index].tolist()]
-        y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
-        rays = pixels_to_rays(cameras, torch.full_like(x, index), x, y)
-        output = render_image(model, rays, chunk, occupancy)
-        solid = output.acc > 0.5
+        rays = coarse_rays(cameras, index, stride)
+        output = render_image(model, rays, **render_options)
+        opaque = output.acc > 0.5
         t = output.distance_median
-        distances.append(world_distance(cameras, rays, t).where(solid, torch.inf))
-        points.append((rays.origins + t[..., None] * rays.directions)[solid])
-        width = rays.radii[..., 0] * (t if model.ray_shape == "cone" else 1)
-        radii.append(width[solid])
-    points, radii = torch.cat(points), torch.cat(radii)
+        distances.append(world_distance(cameras, rays, t).where(opaque, torch.inf))
+        points.append((rays.origins + t[..., None] * rays.directions)[opaque])
+        radii.append(footprint_radius(rays.radii[..., 0], t, model.ray_shape)[opaque])
+    surface, radius = enclosed_points(scene.cameras, torch.cat(points), torch.cat(radii))
+    return Survey(cameras, stride, distances, surface,
+                  float(radius.median()) if len(radius) else 0.0)
+
+
+def survey_cameras(cameras: Cameras) -> Cameras:
+    """At most `SURVEY_VIEWS` of the cameras, evenly spaced; of Multicam only the finest scale."""
+    num_pixels = cameras.sizes.prod(dim=-1)
+    large = torch.nonzero(2 * num_pixels > num_pixels.max())[:, 0]
+    count = min(SURVEY_VIEWS, len(large))
+    return cameras[large[torch.linspace(0, len(large) - 1, count).round().long()]]
+
+
+def coarse_rays(cameras: Cameras, index: int, stride: int) -> Rays:
+    """Rays `[h, w]` of every `stride`-th pixel of a camera."""
+    device = cameras.sizes.device
+    axes = [torch.arange(min(stride // 2, side - 1), side, stride, device=device)
+            for side in cameras.sizes[index].tolist()]
+    y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
+    return pixels_to_rays(cameras, torch.full_like(x, index), x, y)
+
+
+def enclosed_points(cameras: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+    """The points, with their radii, inside the circle on which inward-facing cameras stand.
+
+    Otherwise the surroundings of an unbounded capture would leave few grid points for its centre.
+    All points, if few of them are inside or the cameras do not face inward.
+    """
+    view = summarize_cameras(cameras)
     if not view.forward_facing and view.distance:
         focus = torch.as_tensor(view.focus, device=points.device)
-        within = (points.double() - focus).norm(dim=-1) <= view.distance
-        if within.float().mean() > ENCLOSED:
-            points, radii = points[within], radii[within]
-    return Survey(cameras, stride, distances, points, float(radii.median()) if len(radii) else 0.0)
+        inside = (points.double() - focus).norm(dim=-1) <= view.distance
+        if inside.float().mean() > ENCLOSED_FRACTION:
+            return points[inside], radii[inside]
+    return points, radii
 
 
-def choose_box(config, survey, scene_box):
-    """The corners `[3]`, `[3]` of the box: what the survey met, unless flags say otherwise.
+# Bounding box and density threshold.
 
-    With `--keep_unseen` it is the whole scene's, since what was never seen may be anywhere.
+
+def choose_box(config: Any, survey: Survey, scene_box: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Corners `[3]`, `[3]` of the mesh's bounding box: that of the survey's points.
+
+    With `--keep_unseen` it is the whole `scene_box [2, 3]`. `--x_range`, `--y_range` and
+    `--z_range` override both. Raises UserError for an empty range.
     """
     points = survey.points.double().cpu().numpy()
     if len(points) and not config.keep_unseen:
@@ -97,81 +122,104 @@ def choose_box(config, survey, scene_box):
         high = np.minimum(high + margin, scene_box[1].numpy())
     else:
         low, high = scene_box.double().numpy()
-    for axis, (name, ends) in enumerate(ranges(config).items()):
+    for axis, (name, ends) in enumerate(box_ranges(config).items()):
         if ends is not None:
             low[axis], high[axis] = ends
         if not low[axis] < high[axis]:
-            raise UserError(f"the box goes from {low[axis]:g} to {high[axis]:g} along {name}; "
-                            f"give --{name}_range a smaller and a larger number.")
+            raise UserError(f"the bounding box goes from {low[axis]:g} to {high[axis]:g} along "
+                            f"{name}; give --{name}_range a smaller and a larger number.")
     return low, high
 
 
-def ranges(config):
-    """The ends of the box that were typed, or None, by axis."""
+def box_ranges(config: Any) -> dict[str, Any]:
+    """`--x_range`, `--y_range` and `--z_range` by axis; None if not given."""
     return {"x": config.x_range, "y": config.y_range, "z": config.z_range}
 
 
-def choose_threshold(config, survey, density):
-    """`--sigma_threshold`, else a density that most training rays exceed where they end."""
+def choose_threshold(config: Any, survey: Survey, density: Callable) -> float:
+    """`--sigma_threshold`, else a low percentile of the density at the survey's points.
+
+    Raises UserError if there are no such points.
+    """
     if config.sigma_threshold is not None:
         return config.sigma_threshold
     if not len(survey.points):
-        raise UserError("no ray of the training views meets anything, so that there is no surface "
-                        "yet; train longer, or give a --sigma_threshold.")
+        raise UserError("no ray of the training views hits a surface; train longer, or set "
+                        "--sigma_threshold.")
     return float(np.percentile(density(survey.points.cpu().numpy()), THRESHOLD_PERCENTILE))
 
 
-def density_at(model, survey, step, chunk):
-    """A function of points `[M, 3]` that gives the model's density `[M]` there.
+def density_at(model: RayModel, survey: Survey, cell_size: float,
+               chunk: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from points `[M, 3]` to the model's density `[M]`.
 
-    Each point stands for a Gaussian as wide as a grid cell, and not finer than what the training
-    rays told apart.
+    The field is queried with isotropic Gaussians of the grid's resolution (the variance of a
+    uniform distribution over a cell), but not finer than the training rays' footprint.
+    chunk: number of rays whose samples are queried together (`--chunk`), or None.
     """
-    variance = max(step**2 / 12, survey.radius**2 / 4)
+    variance = max(cell_size**2 / 12, survey.radius**2 / 4)
     device = survey.points.device
-    at_once = chunk * model.max_samples_per_level if chunk else model.max_samples_per_chunk(device)
+    max_points = (chunk * model.max_samples_per_level if chunk
+                  else model.max_samples_per_chunk(device))
 
     @torch.no_grad()
-    def density(points):
-        found = [np.empty(0, dtype=np.float32)]
-        for part in np.array_split(points, max(1, -(-len(points) // at_once))):
+    def density(points: np.ndarray) -> np.ndarray:
+        densities = [np.empty(0, dtype=np.float32)]
+        for part in np.array_split(points, max(1, -(-len(points) // max_points))):
             means = torch.as_tensor(part, dtype=torch.float32, device=device)[:, None]
             covs = torch.full_like(means, variance)
-            found.append(model.density(means, covs)[:, 0].cpu().numpy())
-        return np.concatenate(found)
+            densities.append(model.density(means, covs)[:, 0].cpu().numpy())
+        return np.concatenate(densities)
 
     return density
 
 
-def is_seen(survey, points, slack):
-    """Whether a training view sees world points `[M, 3]`, or what is `slack [M]` before them."""
+# Visibility.
+
+
+def is_seen(survey: Survey, points: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """Which world points `[M, 3]` a view of the survey sees, bool `[M]`.
+
+    slack: `[M]`, how far behind the visible surface a point may lie, in world units.
+    """
     seen = np.zeros(len(points), dtype=bool)
-    points, slack = (torch.as_tensor(x, dtype=torch.float32, device=survey.points.device)
-                     for x in (points, slack))
-    for index, surface in enumerate(survey.distances):
-        camera = torch.full_like(slack, index, dtype=torch.long)
-        pixels, depth = points_to_pixels(survey.cameras, camera, points)
-        cell = (pixels / survey.stride).floor()
-        height, width = surface.shape
-        inside = ((cell >= 0) & (cell < cell.new_tensor([width, height]))).all(dim=-1) & (depth > 0)
-        x, y = cell.where(inside[:, None], 0.0).long().unbind(-1)
-        distance = (points - survey.cameras.camtoworlds[index, :, 3]).norm(dim=-1)
-        # A cell of the survey is some pixels wide, and a slanted surface as much deeper in it.
-        cell_width = survey.stride * pixel_width(survey.cameras, index) * distance
-        seen |= (inside & (distance <= surface[y, x] + slack + cell_width)).cpu().numpy()
+    device = survey.points.device
+    world = torch.as_tensor(points, dtype=torch.float32, device=device)
+    tolerance = torch.as_tensor(slack, dtype=torch.float32, device=device)
+    for index in range(len(survey.distances)):
+        seen |= _is_seen_from(survey, index, world, tolerance).cpu().numpy()
     return seen
 
 
-def pixel_width(cameras, index):
-    """The width of a pixel in the middle of a picture, at distance 1."""
+def _is_seen_from(survey: Survey, index: int, points: Tensor, slack: Tensor) -> Tensor:
+    """Which world points the view at `index` sees."""
+    surface = survey.distances[index]
+    camera = torch.full_like(slack, index, dtype=torch.long)
+    pixels, depth = points_to_pixels(survey.cameras, camera, points)
+    cell = (pixels / survey.stride).floor()
+    height, width = surface.shape
+    inside = ((cell >= 0) & (cell < cell.new_tensor([width, height]))).all(dim=-1) & (depth > 0)
+    x, y = cell.where(inside[:, None], 0.0).long().unbind(-1)
+    distance = (points - survey.cameras.camtoworlds[index, :, 3]).norm(dim=-1)
+    # A survey pixel covers this width, and a slanted surface may be that much deeper within it.
+    cell_width = survey.stride * pixel_width(survey.cameras, index) * distance
+    return inside & (distance <= surface[y, x] + slack + cell_width)
+
+
+def pixel_width(cameras: Cameras, index: int) -> float:
+    """Width of the central pixel of a camera at distance 1."""
     return float(cameras.pixtocams[index, 0, :2].norm())
 
 
-def to_world(points, step, ndc):
-    """Points `[M, 3]` of the grid in the world, and how long `[M]` a step of the grid is there."""
+def grid_to_world(points: np.ndarray, cell_size: float, ndc: tuple | None
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    """World positions `[M, 3]` of grid points, and the size `[M]` of a grid cell there.
+
+    ndc: of `Cameras`; if not None, the grid is in NDC, and cells grow with depth.
+    """
     if ndc is None:
-        return points, np.full(len(points), step)
-    points = torch.as_tensor(points)
-    deeper = points + points.new_tensor([0.0, 0.0, step])
-    world, beyond = (coord.from_ndc(p, *ndc).numpy() for p in (points, deeper))
+        return points, np.full(len(points), cell_size)
+    near = torch.as_tensor(points)
+    far = near + near.new_tensor([0.0, 0.0, cell_size])
+    world, beyond = (coord.from_ndc(p, *ndc).numpy() for p in (near, far))
     return world, np.linalg.norm(beyond - world, axis=1)

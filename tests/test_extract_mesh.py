@@ -1,4 +1,4 @@
-"""Meshes of scenes that are known, in the world's coordinates; and the script as users run it."""
+"""Meshes of analytic scenes in world coordinates, and the script as users run it."""
 
 import json
 import signal
@@ -17,6 +17,9 @@ import train
 from checkpoint import Checkpoint
 from config import default_config
 from datasets import load_dataset
+from exporters.survey import density_at, survey_scene
+from ray_utils import image_rays
+from rendering import render_image
 from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
 from tests.scenes import write_blender, write_llff
@@ -26,19 +29,19 @@ RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.8)
 
 
 def colour_by_side(points):
-    """Red where x > 0, blue elsewhere: colours that tell left from right."""
+    """Red where x > 0, blue elsewhere, which distinguishes left from right."""
     red, blue = (points.new_tensor(c) for c in (RED, BLUE))
     return torch.where(points[..., :1] > 0, red, blue)
 
 
 def analytic_run(folder, model, dataset_name="blender", **flags):
-    """A finished run whose model is analytic, with the cameras of the scene in `folder`."""
+    """A finished run with an analytic model and the cameras of the scene in `folder`."""
     config = default_config(dataset_name=dataset_name, scene=str(folder), near=2.0, far=6.0,
                             device="cpu", grid_size=64, chunk=2048, **flags)
     if dataset_name == "llff":
         config.near = config.far = None
-    facts = load_dataset(config, "train").scenes()
-    return Checkpoint(model=model, config=config, own=config, step=7, scene=facts,
+    scenes = load_dataset(config, "train").scenes()
+    return Checkpoint(model=model, config=config, own=config, step=7, scene=scenes,
                       optimizer={}, path=folder.parent / "log" / "checkpoint_00000007.pt")
 
 
@@ -49,7 +52,7 @@ def blender_scene(tmp_path):
 
 
 def extract(monkeypatch, run, *flags):
-    """The mesh that the script writes for a run, and the folder where it lies."""
+    """The mesh that the script writes for a run, and its folder."""
     run.path.parent.mkdir(exist_ok=True)
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
     assert extract_mesh.main(["--run", "unused", *flags]) == 0
@@ -58,14 +61,14 @@ def extract(monkeypatch, run, *flags):
     return trimesh.load(file, process=False, force="mesh"), folder
 
 
-def test_a_ball_comes_back_with_its_place_size_and_colours(monkeypatch, blender_scene):
+def test_a_ball_has_the_right_position_size_and_colours(monkeypatch, blender_scene):
     centre = np.array([0.2, -0.1, 0.15])
     run = analytic_run(blender_scene, AnalyticModel(ball(centre, 0.7), colour_by_side))
     mesh, folder = extract(monkeypatch, run)
     step = 1.4 / 63
     radii = np.linalg.norm(mesh.vertices - centre, axis=1)
     assert np.abs(radii - 0.7).mean() < 0.5 * step and np.abs(radii - 0.7).max() < 1.5 * step
-    # The cameras stand at 23 degrees of elevation and never see the underside.
+    # The cameras are at 23 degrees of elevation and do not see the underside.
     assert mesh.vertices[:, 2].max() > centre[2] + 0.69
     assert mesh.vertices[:, 2].min() > centre[2] - 0.7 + 0.1
     assert (mesh.face_normals * (mesh.triangles_center - centre)).sum(axis=1).min() > 0
@@ -77,15 +80,15 @@ def test_a_ball_comes_back_with_its_place_size_and_colours(monkeypatch, blender_
     assert facts["faces"] == len(mesh.faces) and facts["vertices"] == len(mesh.vertices)
 
 
-def test_the_underside_that_no_camera_sees_is_kept_when_asked(monkeypatch, blender_scene):
+def test_keep_unseen_keeps_the_underside_that_no_camera_sees(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
     mesh, _ = extract(monkeypatch, run, "--keep_unseen", "--sigma_threshold", "100")
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.7**3, rel=0.03)
 
 
-def test_only_what_is_seen_is_evaluated(monkeypatch, blender_scene):
-    """A hollow ball inside a ball costs nothing: no block inside is looked at."""
+def test_unseen_blocks_are_not_evaluated(monkeypatch, blender_scene):
+    """No block near the inner surface of a hollow ball is evaluated."""
     hollow = lambda p: torch.maximum(ball([0, 0, 0], 0.8)(p), -ball([0, 0, 0], 0.5)(p))  # noqa: E731
     run = analytic_run(blender_scene, AnalyticModel(hollow, colour_by_side))
     box = [word for axis in "xyz" for word in (f"--{axis}_range", "-1", "1")]
@@ -97,7 +100,7 @@ def test_only_what_is_seen_is_evaluated(monkeypatch, blender_scene):
     assert json.loads((folder / "mesh.json").read_text())["evaluated"] > 1.15 * seen
 
 
-def test_small_pieces_and_pieces_of_the_backgrounds_colour_are_dropped(monkeypatch, blender_scene):
+def test_small_and_background_coloured_components_are_removed(monkeypatch, blender_scene):
     shapes = union(ball([0, 0, 0], 0.5), ball([0, 0.9, 0.3], 0.06), ball([0.9, 0, 0.2], 0.25))
 
     def colour(points):
@@ -111,8 +114,8 @@ def test_small_pieces_and_pieces_of_the_backgrounds_colour_are_dropped(monkeypat
     assert mesh.body_count == 3
 
 
-def test_far_surroundings_do_not_make_the_box_large(monkeypatch, blender_scene):
-    """A ball on a wide floor: the cameras stand around it, 4 away, and see three times as far."""
+def test_far_surroundings_do_not_enlarge_the_box(monkeypatch, blender_scene):
+    """A ball on a wide floor. The cameras surround it at distance 4 and see three times as far."""
     floor = brick([-12, -12, -1], [12, 12, -0.7])
     run = analytic_run(blender_scene, AnalyticModel(
         union(ball([0, 0, 0], 0.7), floor), colour_by_side))
@@ -123,7 +126,7 @@ def test_far_surroundings_do_not_make_the_box_large(monkeypatch, blender_scene):
     mesh, _ = extract(monkeypatch, run)
     assert np.abs(mesh.vertices[:, :2]).max() < 4.5
     radii = np.linalg.norm(mesh.vertices[mesh.vertices[:, 2] > -0.5], axis=1)
-    # A step of the grid is 0.11; over the whole floor it would be 0.38.
+    # Grid cells have a size of 0.11; with the whole floor it would be 0.38.
     np.testing.assert_allclose(radii, 0.7, atol=0.11)
 
 
@@ -134,9 +137,9 @@ def test_flags_override_the_box_and_the_density(monkeypatch, blender_scene):
                            "--keep_unseen")
     assert folder.name == "mesh_00000007_64_sigma20_x0.1to2_unseen"
     assert mesh.vertices[:, 0].min() == pytest.approx(0.1, abs=1e-5)
-    # 100 * sigmoid(-d / 0.05) = 20 lies outside the middle of the soft edge.
-    wanted = 0.7 + 0.05 * np.log(4)
-    assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(wanted, abs=0.01)
+    # 100 * sigmoid(-d / 0.05) = 20 is outside the middle of the soft edge.
+    radius = 0.7 + 0.05 * np.log(4)
+    assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(radius, abs=0.01)
 
 
 @pytest.mark.parametrize("suffix", ["ply", "obj", "glb"])
@@ -150,19 +153,20 @@ def test_every_format_keeps_vertices_faces_and_colours(monkeypatch, blender_scen
     np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.03)
 
 
-def test_ndc_scenes_come_back_in_the_coordinates_of_their_files(monkeypatch, tmp_path):
+def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(monkeypatch, tmp_path):
     poses = np.tile(np.eye(4), (9, 1, 1))
     poses[:, 0, 3] = np.linspace(-0.8, 0.8, 9)
     poses[:, 1, 3] = 0.3 * np.cos(np.arange(9))
-    turn = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # The files' axes are not the cameras'.
+    # From the cameras' axes to the files'.
+    rotation = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
     moved = poses.copy()
-    moved[:, :3] = turn @ poses[:, :3]
+    moved[:, :3] = rotation @ poses[:, :3]
     moved[:, :3, 3] += [5, 6, 7]
     write_llff(tmp_path / "scene", poses=moved, size=(60, 44))
     config = default_config(dataset_name="llff", scene=str(tmp_path / "scene"), ndc=True,
                             ray_shape="cylinder", white_bkgd=False, factor=4)
     scene = load_dataset(config, "train").scene
-    in_files = turn @ [0.2, -0.1, -4.0] + [5, 6, 7]
+    in_files = rotation @ [0.2, -0.1, -4.0] + [5, 6, 7]
     to_scene = scene.world_to_scene.numpy()
     centre = to_scene[:3, :3] @ in_files + to_scene[:3, 3]
     model = AnalyticModel(ball(centre, 0.8 * scene.scale), colour_by_side, ndc=scene.cameras.ndc,
@@ -174,23 +178,22 @@ def test_ndc_scenes_come_back_in_the_coordinates_of_their_files(monkeypatch, tmp
     assert np.abs(radii - 0.8).mean() < 0.02
     outward = mesh.vertices[mesh.faces].mean(axis=1) - in_files
     assert (mesh.face_normals * outward).sum(axis=1).min() >= 0
-    # Only the half that faces the cameras, which look along the files' turned -z.
-    assert ((mesh.vertices - in_files) @ (turn @ [0, 0, 1])).min() > -0.4
-    right = (mesh.vertices - in_files) @ (turn @ [1.0, 0, 0]) + 0.2 > 0.05
+    # Only the half that faces the cameras, which look along the rotated -z axis.
+    assert ((mesh.vertices - in_files) @ (rotation @ [0, 0, 1])).min() > -0.4
+    right = (mesh.vertices - in_files) @ (rotation @ [1.0, 0, 0]) + 0.2 > 0.05
     colours = mesh.visual.vertex_colors[right][:, :3] / 255
     np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.05)
 
 
-def test_the_picture_shows_the_mesh_where_the_photograph_has_it(monkeypatch, tmp_path):
-    """A brick photographed by its own model: colours agree pixel by pixel."""
+def test_the_image_of_the_mesh_matches_the_photograph(monkeypatch, tmp_path):
+    """The photographs are renderings of the model, so colours agree pixel by pixel."""
     model = AnalyticModel(brick([-0.6, -0.3, -0.4], [0.5, 0.7, 0.2]), colour_by_side)
     write_blender(tmp_path / "scene", num_views=8, size=(40, 40))
     run = analytic_run(tmp_path / "scene", model)
     cameras = run.scene["train"].cameras
-    pictures = [extract_mesh.render_image(model, extract_mesh.image_rays(cameras, i), 4096)
-                for i in range(8)]
     images = []
-    for output in pictures:
+    for i in range(8):
+        output = render_image(model, image_rays(cameras, i), 4096)
         alpha = output.acc[..., None].clamp(1e-3, 1)
         rgb = ((output.rgb - (1 - alpha)) / alpha).clamp(0, 1)
         images.append((torch.cat([rgb, alpha], -1) * 255).round().byte().numpy())
@@ -198,36 +201,38 @@ def test_the_picture_shows_the_mesh_where_the_photograph_has_it(monkeypatch, tmp
     run.config.scene = str(tmp_path / "photographed")
     _, folder = extract(monkeypatch, run)
     view = imread(folder / "view.png") / 255.0
-    photograph, drawn = view[:, :40], view[:, 42:82]
-    assert np.abs(photograph - drawn).mean() < 0.03
-    assert (np.abs(photograph - drawn).max(axis=-1) > 0.2).mean() < 0.05
+    photograph, image = view[:, :40], view[:, 42:82]
+    assert np.abs(photograph - image).mean() < 0.03
+    assert (np.abs(photograph - image).max(axis=-1) > 0.2).mean() < 0.05
 
 
-def test_without_the_data_a_rendering_stands_beside_the_mesh(monkeypatch, blender_scene, capsys):
+def test_without_the_dataset_a_rendering_replaces_the_photograph(monkeypatch, blender_scene,
+                                                                capsys):
     run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
     blender_scene.rename(blender_scene.with_name("gone"))
     _, folder = extract(monkeypatch, run)
-    assert "has a rendering beside it" in capsys.readouterr().out
+    assert "shown beside a rendering, not the photograph" in capsys.readouterr().out
     view = imread(folder / "view.png") / 255.0
     assert np.abs(view[:, :48] - view[:, 50:98]).mean() < 0.03
 
 
-# What cannot be done is said.
+# Errors.
 
 
-def test_an_empty_scene_is_no_empty_file(monkeypatch, blender_scene):
+def test_an_empty_scene_is_an_error(monkeypatch, blender_scene):
     model = AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side, peak=0.01)
     run = analytic_run(blender_scene, model)
-    with pytest.raises(UserError, match="no ray of the training views meets anything.*longer"):
+    with pytest.raises(UserError, match="no ray of the training views hits a surface.*longer"):
         extract(monkeypatch, run)
-    with pytest.raises(UserError, match=r"densities run from .* to 0\.0.*--sigma_threshold"):
+    with pytest.raises(UserError, match=r"densities range from .* to 0\.0.*--sigma_threshold"):
         extract(monkeypatch, run, "--sigma_threshold", "5")
     assert not list(run.path.parent.glob("mesh_*"))
 
 
-def test_a_density_outside_the_range_or_a_box_beside_the_scene_is_said(monkeypatch, blender_scene):
+def test_a_density_out_of_range_or_a_box_beside_the_scene_is_an_error(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
-    with pytest.raises(UserError, match=r"no surface of density 1e\+04.*densities run from 0 to 2"):
+    message = r"no surface of density 1e\+04.*densities range from 0 to 2"
+    with pytest.raises(UserError, match=message):
         extract(monkeypatch, run, "--sigma_threshold", "10000")
     with pytest.raises(UserError, match="there is no surface.*--x_range"):
         extract(monkeypatch, run, "--x_range", "1.2", "1.6")
@@ -235,7 +240,7 @@ def test_a_density_outside_the_range_or_a_box_beside_the_scene_is_said(monkeypat
         extract(monkeypatch, run, "--y_range", "1", "-1")
 
 
-def test_an_output_folder_that_cannot_be_is_said_before_the_work(monkeypatch, blender_scene):
+def test_an_impossible_output_folder_is_an_error_before_the_work(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
     run.path.parent.mkdir()
     (run.path.parent / "mesh_00000007_64").write_text("a file")
@@ -244,32 +249,31 @@ def test_an_output_folder_that_cannot_be_is_said_before_the_work(monkeypatch, bl
     assert run.model.num_queries == 0
 
 
-def test_a_surface_that_no_camera_sees_is_said(monkeypatch, blender_scene):
+def test_a_surface_that_no_camera_sees_is_an_error(monkeypatch, blender_scene):
     run = analytic_run(blender_scene, AnalyticModel(
         union(ball([0, 0, 0], 0.8), ball([0, 0, -2.4], 0.2)), colour_by_side))
-    facts = run.scene["train"]
-    run.scene["train"] = replace(facts, box=torch.tensor([[-3.0] * 3, [3.0] * 3]))
+    run.scene["train"] = replace(run.scene["train"], box=torch.tensor([[-3.0] * 3, [3.0] * 3]))
     with pytest.raises(UserError, match="no training view sees the surface|there is no surface"):
         extract(monkeypatch, run, "--z_range", "-2.9", "-1.6")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run folder whose network has learnt next to nothing, and flags that find a surface."""
+    """The run folder of a hardly trained network, and a command line that finds a surface in it."""
     folder = tmp_path_factory.mktemp("trained")
     write_blender(folder / "scene", num_views=4, size=(16, 12))
     train.main(["--preset", "debug", "--device", "cpu", "--scene", str(folder / "scene"),
                 "--log_dir", str(folder), "--exp_name", "run", "--max_steps", "1",
                 "--eval_every", "0", "--no-final_eval"])
     run = checkpoint.load_checkpoint(folder / "run")
-    density = extract_mesh.density_at(run.model, survey_of(run), 0.1, 999)
+    survey = survey_scene(run.model, run.scene["train"], chunk=4096)
+    density = density_at(run.model, survey, 0.1, 999)
     typical = np.median(density(np.random.default_rng(0).uniform(-2, 2, (500, 3))))
     return folder / "run", ["extract_mesh.py", "--run", folder / "run", "--keep_unseen",
                             "--sigma_threshold", f"{typical:.4f}"]
 
 
-def test_the_script_takes_a_run_folder(trained, capsys):
-    """The whole road, with a network that has learnt next to nothing."""
+def test_the_script_extracts_a_mesh_of_a_run_folder(trained, capsys):
     _, words = trained
     assert extract_mesh.main([*map(str, words[1:]), "--grid_size", "16"]) == 0
     out = capsys.readouterr().out
@@ -278,7 +282,7 @@ def test_the_script_takes_a_run_folder(trained, capsys):
     assert "% of the grid" in out
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(trained):
+def test_a_full_disk_is_an_error_and_leaves_no_partial_file(trained):
     folder, words = trained
     result = run_script(*words, "--grid_size", "20", limit=2000)
     assert result.returncode == 2 and "Traceback" not in result.stderr
@@ -287,20 +291,16 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(trained):
     assert run_script(*words, "--grid_size", "20").returncode == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_extraction_leaves_no_mesh_and_can_be_run_again(trained, how):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_extraction_leaves_no_mesh_and_can_be_repeated(trained, stop):
     folder, words = trained
     words = [*words, "--grid_size", "150"]
     process = start_script(*words)
     for line in process.stdout:
         if line.startswith("Surface of density"):
             break
-    process.send_signal(how)
+    process.send_signal(stop)
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in out
     assert not list(folder.glob("mesh_*_150*/mesh.*"))
     assert run_script(*words[:-1], "24").returncode == 0
-
-
-def survey_of(run):
-    return extract_mesh.survey_scene(run.model, run.scene["train"], 4096)
