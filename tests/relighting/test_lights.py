@@ -15,8 +15,8 @@ from relighting.lights import (
     luminance,
     mean_light,
     point_lights,
-    tone_map,
     rotate_about_z,
+    tone_map,
 )
 from tests.test_model import make_rays
 
