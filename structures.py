@@ -262,7 +262,7 @@ class RenderOutput(TensorRecord):
 
 
 class Shading(NamedTuple):
-    """How a NeRV shades surfaces, as the flags of these names.
+    """Shading options of a NeRV, named as their flags.
 
     shade_at: "samples" (each sample of a ray) or "surface" (one point per ray); bounce_directions:
     directions sampled for indirect light; march_shadows: whether images trace shadow rays through

@@ -51,7 +51,7 @@ class Head:
 
 
 class FieldOutput(NamedTuple):
-    """What a field returns for Gaussians `[..., S]`.
+    """Output of a field for Gaussians `[..., S]`.
 
     density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, C]` for C channels. None
     if the field lacks it or it was not requested.

@@ -170,7 +170,7 @@ class NeRV(MipNeRF360):
 
     def shading_points(self, output: RenderOutput,
                        shade_at: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Where rays are shaded: ray index, t and compositing weight of M points, each `[M]`.
+        """The M points at which rays are shaded: ray index, t and compositing weight, each `[M]`.
 
         "samples": the samples of sufficient weight, which also take the weight of the others;
         "surface": one point per ray, at the expected distance.

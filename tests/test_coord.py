@@ -26,7 +26,7 @@ def random_gaussian(spread=0.3):
 
 
 def realistic_gaussians(dtype):
-    """Sections of the cones of an 800-pixel camera 4 units away, 128 to a ray."""
+    """Frustums of an 800-pixel camera 4 units away, 128 per ray."""
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
     tdist = torch.linspace(2, 6, 129).expand(64, -1)
@@ -220,7 +220,7 @@ def test_ndc_of_points_inverts(near, dtype, rtol):
     points = torch.randn(2, 30, 3, dtype=dtype)
     points[..., 2] = -near - 20 * torch.rand(2, 30, dtype=dtype)
     ndc = coord.points_to_ndc(points, **LENS, near=near)
-    # 1 + 2 near / z loses what z's share of 2 near is: 70-fold at z = -20 and near = 0.3.
+    # 1 + 2 near / z amplifies rounding by |z| / near, about 70 at z = -20 and near = 0.3.
     torch.testing.assert_close(coord.from_ndc(ndc, **LENS, near=near), points, rtol=rtol, atol=0)
 
 

@@ -11,7 +11,7 @@ DOUBLE = torch.float64
 
 
 def random_points(count=200, largest=100.0):
-    """Directions at random, lengths from near 0 to `largest`, inside and outside the unit ball."""
+    """Random directions, lengths from near 0 to `largest`, inside and outside the unit ball."""
     directions = torch.nn.functional.normalize(torch.randn(count, 3, dtype=DOUBLE), dim=-1)
     return directions * torch.logspace(-2, math.log10(largest), count, dtype=DOUBLE)[:, None]
 
@@ -70,7 +70,7 @@ def test_contracted_gaussians_equal_monte_carlo(length):
     samples = coord.contract(mean + noise.T)
     found = coord.contract_gaussians(mean, covs)
     deviation = samples.std(dim=0)
-    # Linearizing leaves out the curvature: a share of (spread / length).
+    # Linearization ignores the curvature, an error of order spread / length.
     assert ((samples.mean(dim=0) - found.means[0]).abs() < 0.03 * deviation).all()
     scale = deviation[:, None] * deviation
     assert ((torch.cov(samples.T) - found.covs[0]).abs() < 0.05 * scale).all()
@@ -114,7 +114,7 @@ def test_warps_are_monotonic_and_invert(fn):
 @pytest.mark.parametrize("fn,near", [("power", 0.0), ("power", 0.2), ("reciprocal", 0.2),
                                      ("piecewise", 0.0), ("linear", 0.0)])
 def test_warps_end_at_far(fn, near):
-    """In float32 a curve that is flat far out must not lead to infinity."""
+    """In float32 a curve that is flat at large t must not give infinity."""
     far = torch.tensor([[1e3], [1e6]])
     warps = coord.construct_ray_warps(fn, torch.full_like(far, near), far)
     t = warps.s_to_t(torch.linspace(0, 1, 50).expand(2, 50))

@@ -1,4 +1,4 @@
-"""The network against a slow twin, and the model's promises: shapes, randomness, rendering."""
+"""mip-NeRF's network against a slow twin; shapes, randomness and rendering of every model."""
 
 import math
 
@@ -14,7 +14,7 @@ from relighting.lights import point_lights
 from rendering import render_image
 from runtime.randomness import BatchRandom
 from stepfun import sorted_piecewise_constant_pdf
-from structures import Rays
+from structures import Rays, Shading
 
 # All sizes differ, so that none can stand in for another.
 ODD = dict(num_samples=7, hidden=18, depth=5, skip=2, view_hidden=11, view_depth=2, max_deg=5,
@@ -131,8 +131,8 @@ def test_every_model_renders_any_batch_shape(name, shape):
         assert (output.acc >= 0).all() and (output.acc <= 1 + 1e-6).all()
         assert (output.tdist.diff(dim=-1) >= 0).all()
         assert (output.sdist >= -1e-6).all() and (output.sdist <= 1 + 1e-6).all()
-    picture = render_image(model, rays, chunk=4)
-    assert picture.rgb.shape == (*shape, 3) and picture.distance_mean.shape == shape
+    image = render_image(model, rays, chunk=4)
+    assert image.rgb.shape == (*shape, 3) and image.distance_mean.shape == shape
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -142,15 +142,32 @@ def test_every_model_is_deterministic_in_eval_and_random_in_training(name):
     assert torch.equal(model(rays)[-1].rgb, model(rays)[-1].rgb)
     model.train()
     rows = torch.arange(4)
-    seen = [model(rays, rng=BatchRandom(s, 4).for_rows(rows))[-1].rgb for s in (1, 1, 2)]
-    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    colours = [model(rays, rng=BatchRandom(s, 4).for_rows(rows))[-1].rgb for s in (1, 1, 2)]
+    assert torch.equal(colours[0], colours[1]) and not torch.equal(colours[0], colours[2])
     model.train().eval()
     assert torch.equal(model(rays)[-1].rgb, model(rays)[-1].rgb)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
+def test_forward_passes_and_renderings_change_no_model(name):
+    model, rays = make_model(model=name), make_rays(4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()(rays, 0.9)
+    image = render_image(model.eval(), rays)
+    model.set_train_frac(1.0)
+    shaded = render_image(model, rays)
+    other = render_image(model, rays, shading=Shading("surface", 3, True))
+    assert torch.equal(render_image(model, rays).rgb, shaded.rgb)
+    # Only NeRV shades surfaces, and only after its last stage has begun.
+    assert torch.equal(other.rgb, shaded.rgb) == torch.equal(shaded.rgb, image.rgb) == (
+        name != "nerv")
+    model.set_train_frac(0.0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_passes_gradients_to_all_weights(name):
-    """In some stage of the training."""
+    """At least one stage of training reaches every weight."""
     model, rays = make_model(model=name).train(), make_rays(6)
     for train_frac, _ in model.stages:
         outputs = model(rays, train_frac)
@@ -164,7 +181,7 @@ def test_every_model_passes_gradients_to_all_weights(name):
 
 
 def test_fine_samples_follow_the_coarse_weights():
-    """A wall of density in [4, 4.2] draws most of the fine samples."""
+    """A wall of density in [4, 4.2] attracts most of the fine samples."""
     model, rays = make_model(num_samples=64), make_rays(50)
     rays = type(rays)(**(vars(rays) | {"origins": torch.zeros(50, 3),
                                        "directions": rays.viewdirs}))
@@ -242,16 +259,16 @@ def test_reduced_precision_affects_linear_layers_only():
     full, reduced = make_model(max_deg=16), make_model(max_deg=16, precision="bf16")
     means = torch.rand(20, 5, 3) * 6
     covs = torch.full((20, 5, 3), 1e-10)
-    seen = []
-    reduced.field.trunk[0].register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    inputs = []
+    reduced.field.trunk[0].register_forward_hook(lambda m, args, out: inputs.append(args[0]))
     viewdirs = torch.nn.functional.normalize(torch.randn(20, 3), dim=-1)
     a = full.field(Gaussians(means, covs), viewdirs)
     b = reduced.field(Gaussians(means, covs), viewdirs)
     assert b.density.dtype == b.rgb.dtype == torch.float32
     # Had the angles been rounded to 8 bits, 2^15 x would be off by hundreds of radians.
     exact = coord.integrated_pos_enc(means.double(), covs.double(), 1, 16).float()
-    assert seen[0].dtype == torch.bfloat16
-    assert (seen[0].float() - exact.flatten(0, 1)).abs().max() < 2**-8 + 0.01
+    assert inputs[0].dtype == torch.bfloat16
+    assert (inputs[0].float() - exact.flatten(0, 1)).abs().max() < 2**-8 + 0.01
     assert (a.density - b.density).abs().max() < 0.05
     assert (a.rgb - b.rgb).abs().max() < 0.05
 

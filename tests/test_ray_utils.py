@@ -12,7 +12,7 @@ import torch
 
 import coord
 import ray_utils
-from structures import concatenate
+from structures import concatenate, stack
 
 EPS = torch.finfo(torch.float32).eps
 DOUBLE = torch.float64
@@ -40,11 +40,11 @@ def make_rays(*batch):
 
 
 def make_output(*batch, bins=5, **changes):
-    per_ray, posts = torch.rand(batch), torch.rand(*batch, bins + 1)
+    per_ray, fenceposts = torch.rand(batch), torch.rand(*batch, bins + 1)
     return ray_utils.RenderOutput(**dict(
         rgb=torch.rand(*batch, 3), acc=per_ray, distance_mean=per_ray, distance_median=per_ray,
-        sdist=posts, tdist=posts, weights=torch.rand(*batch, bins),
-        extras={"normals": torch.rand(*batch, 3)},
+        sdist=fenceposts, tdist=fenceposts, weights=torch.rand(*batch, bins),
+        extras={"normals": torch.rand(*batch, 3)}, visibility_error=torch.rand(batch),
     ) | changes)
 
 
@@ -61,7 +61,9 @@ def test_map_applies_to_every_tensor():
     torch.testing.assert_close(doubled.rgb, 2 * batch.rgb)
     assert doubled.mask is None
     output = make_output(4)
-    torch.testing.assert_close(output.map(torch.neg).extras["normals"], -output.extras["normals"])
+    negated = output.map(torch.neg)
+    torch.testing.assert_close(negated.extras["normals"], -output.extras["normals"])
+    torch.testing.assert_close(negated.visibility_error, -output.visibility_error)
 
 
 def test_to_moves_every_tensor():
@@ -78,6 +80,17 @@ def test_slices_and_concatenation_are_inverse():
     joined = concatenate([output[:3], output[3:3], output[3:]])
     torch.testing.assert_close(joined.weights, output.weights)
     torch.testing.assert_close(joined.extras["normals"], output.extras["normals"])
+    torch.testing.assert_close(joined.visibility_error, output.visibility_error)
+
+
+def test_stacking_adds_an_axis_to_every_tensor():
+    outputs = [make_output(3), make_output(3, visibility_error=None)]
+    stacked = stack([output.map(lambda x: x) for output in (outputs[0], outputs[0])])
+    assert stacked.extras["normals"].shape == (2, 3, 3)
+    torch.testing.assert_close(stacked[1].weights, outputs[0].weights)
+    batch = ray_utils.Batch(rays=make_rays(5), rgb=torch.rand(5, 3))
+    torch.testing.assert_close(stack([batch, batch])[0].rays.far, batch.rays.far)
+    assert stack([outputs[1]]).visibility_error is None and stack([batch]).mask is None
 
 
 def test_concatenation_joins_records_inside_records():
@@ -124,6 +137,7 @@ def test_render_outputs_accept_any_batch_shape(batch):
     ("rgb", (4, 1)), ("acc", (4, 1)), ("acc", (1,)), ("distance_mean", (4, 1)),
     ("distance_median", (4, 5)), ("tdist", (4, 5)), ("sdist", (4, 5)), ("sdist", (1, 6)),
     ("weights", (4, 6)), ("weights", (4, 4)), ("weights", (9, 5)), ("weights", (1, 5)),
+    ("visibility_error", (4, 1)),
 ])
 def test_render_outputs_of_wrong_shape_raise(field, shape):
     with pytest.raises(AssertionError):
@@ -143,7 +157,7 @@ def pixtocam_opengl(intrinsics):
 
 
 def make_cameras(camtoworlds=None, dtype=DOUBLE, **changes):
-    """One pinhole camera with pixels that are not square, at the world's origin unless told."""
+    """One pinhole camera with pixels that are not square, at the world's origin by default."""
     if camtoworlds is None:
         camtoworlds = torch.eye(4)[None, :3]
     count = len(camtoworlds)
@@ -498,8 +512,8 @@ def test_padding_samples_empty_space():
     spike[3] = 1
     padded = ray_utils.resample_along_rays(tdist, spike, 200)
     # Outside the three blurred bins lie 29 of 32 paddings of 0.01.
-    share = (padded > tdist[5]).float().mean().item()
-    assert share == pytest.approx(27 * 0.01 / (2 + 0.32), abs=1 / 200)
+    fraction = (padded > tdist[5]).float().mean().item()
+    assert fraction == pytest.approx(27 * 0.01 / (2 + 0.32), abs=1 / 200)
     bare = ray_utils.resample_along_rays(tdist, spike, 200, resample_padding=0.0)
     assert (bare <= tdist[5]).all()
 
@@ -509,8 +523,8 @@ def test_resampling_equals_the_official_code(golden, kind):
     jitter = golden("sampling.pdf_jitter") * 33 if kind == "rand" else None
     fine = ray_utils.resample_along_rays(golden("sampling.bins"), golden("sampling.weights"), 32,
                                          jitter)
-    # Each bin has at least the padding's share of the mass, so a rounded cdf (8 eps) moves a
-    # sample by at most 8 eps times its width over that share.
+    # Each bin has at least the padding's fraction of the mass, so a rounded cdf (8 eps) moves a
+    # sample by at most 8 eps times its width over that fraction.
     mass = golden("sampling.weights").sum(dim=-1) * 2 + 0.01 * 32
     widest = golden("sampling.bins").diff(dim=-1).amax(dim=-1)
     tolerance = (8 * EPS * widest * mass / 0.01 + 8 * EPS)[:, None]
@@ -520,7 +534,7 @@ def test_resampling_equals_the_official_code(golden, kind):
 # Gaussians.
 
 # t0, t1, radius at t = 1, direction.
-SECTIONS = [
+INTERVALS = [
     (0.0, 1.0, 0.4, (0.0, 0.0, 1.0)),
     (0.5, 0.6, 0.8, (0.3, -0.5, 0.9)),
     (1.0, 3.0, 0.2, (1.5, 0.4, -2.0)),
@@ -528,11 +542,11 @@ SECTIONS = [
 SHAPES = {"cone": ray_utils.conical_frustum_to_gaussian, "cylinder": ray_utils.cylinder_to_gaussian}
 
 
-def section_samples(shape, direction, t0, t1, radius, count=100_000):
+def interval_samples(shape, direction, t0, t1, radius, count=100_000):
     """Points spread evenly over a frustum or cylinder whose apex or axis begins at 0."""
     u, v, phi = torch.rand(3, count, dtype=DOUBLE)
     if shape == "cone":
-        # A cone's cross-section grows as t^2.
+        # A cone's cross-interval grows as t^2.
         t = (t0**3 + u * (t1**3 - t0**3)) ** (1 / 3)
         radius = radius * t
     else:
@@ -543,8 +557,8 @@ def section_samples(shape, direction, t0, t1, radius, count=100_000):
     return t[:, None] * direction + (radius * v.sqrt())[:, None] * (ring @ across)
 
 
-def single_section(section, dtype=DOUBLE):
-    t0, t1, radius, direction = section
+def single_interval(interval, dtype=DOUBLE):
+    t0, t1, radius, direction = interval
     return (torch.tensor(direction, dtype=dtype), torch.tensor([t0], dtype=dtype),
             torch.tensor([t1], dtype=dtype), torch.tensor([radius], dtype=dtype))
 
@@ -561,11 +575,11 @@ def naive_moments(t0, t1, radius):
     return float(mean), float(second - mean**2), float(radius**2 / 4 * second)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_sampled_frustums_lie_inside_and_fill_evenly(section):
-    t0, t1, radius, _ = section
-    direction = single_section(section)[0]
-    x = section_samples("cone", direction, t0, t1, radius)
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_sampled_frustums_lie_inside_and_fill_evenly(interval):
+    t0, t1, radius, _ = interval
+    direction = single_interval(interval)[0]
+    x = interval_samples("cone", direction, t0, t1, radius)
     norm = direction.norm()
     t = x @ direction / norm**2
     # The indicator of mip-NeRF, eq. 5.
@@ -575,17 +589,17 @@ def test_sampled_frustums_lie_inside_and_fill_evenly(section):
     middle = (t0 + t1) / 2
     early = (middle**3 - t0**3) / (t1**3 - t0**3)
     inner = (x - t[:, None] * direction).norm(dim=-1) < radius * t / 2
-    for share, expected in ((t < middle, early), (inner, 0.25)):
+    for inside, expected in ((t < middle, early), (inner, 0.25)):
         sigma = math.sqrt(expected * (1 - expected) / len(x))
-        assert abs(share.double().mean().item() - expected) < 5 * sigma
+        assert abs(inside.double().mean().item() - expected) < 5 * sigma
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_moments_equal_monte_carlo(shape, section):
-    t0, t1, radius, _ = section
-    inputs = single_section(section)
-    x = section_samples(shape, inputs[0], t0, t1, radius)
+def test_moments_equal_monte_carlo(shape, interval):
+    t0, t1, radius, _ = interval
+    inputs = single_interval(interval)
+    x = interval_samples(shape, inputs[0], t0, t1, radius)
     centred = x - x.mean(dim=0)
     products = centred[:, :, None] * centred[:, None, :]
     means, covs = SHAPES[shape](*inputs, diag=False)
@@ -594,11 +608,11 @@ def test_moments_equal_monte_carlo(shape, section):
     assert ((covs[0] - products.mean(dim=0)).abs() <= 5 * products.std(dim=0) / count + 1e-12).all()
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_frustum_moments_equal_the_closed_forms(section):
-    t0, t1, radius, _ = section
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_frustum_moments_equal_the_closed_forms(interval):
+    t0, t1, radius, _ = interval
     along_z = (t0, t1, radius, (0.0, 0.0, 1.0))
-    means, covs = ray_utils.conical_frustum_to_gaussian(*single_section(along_z))
+    means, covs = ray_utils.conical_frustum_to_gaussian(*single_interval(along_z))
     mean, t_var, r_var = naive_moments(t0, t1, radius)
     torch.testing.assert_close(means, torch.tensor([[0, 0, mean]], dtype=DOUBLE))
     torch.testing.assert_close(covs, torch.tensor([[r_var, r_var, t_var]], dtype=DOUBLE))
@@ -610,8 +624,8 @@ def test_frustum_moments_in_float32_do_not_cancel(thickness):
     t1, radius = t0 + thickness, torch.tensor([0.002])
     means, covs = ray_utils.conical_frustum_to_gaussian(torch.tensor([0.0, 0, 1]), t0, t1, radius)
     got = torch.stack([means[:, 2], covs[:, 2], covs[:, 0]], dim=-1).double()
-    expected = [naive_moments(*posts, radius.item()) for posts in zip(t0.tolist(), t1.tolist(),
-                                                                      strict=True)]
+    ends = zip(t0.tolist(), t1.tolist(), strict=True)
+    expected = [naive_moments(*pair, radius.item()) for pair in ends]
     # t1 - t0 is exact, so a handful of roundings is all.
     torch.testing.assert_close(got, torch.tensor(expected, dtype=DOUBLE), rtol=4 * EPS, atol=0)
 
@@ -626,10 +640,10 @@ def test_diagonal_covariances_are_the_diagonals_of_full_ones(shape):
     assert (torch.linalg.eigvalsh(full.covs) > 0).all()
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gaussians_rotate_with_their_ray(shape, section):
-    direction, *rest = single_section(section)
+def test_gaussians_rotate_with_their_ray(shape, interval):
+    direction, *rest = single_interval(interval)
     rotation = random_rotation()
     before = SHAPES[shape](direction, *rest, diag=False)
     after = SHAPES[shape](rotation @ direction, *rest, diag=False)
@@ -639,7 +653,7 @@ def test_gaussians_rotate_with_their_ray(shape, section):
 
 @pytest.mark.parametrize("shape, radius_scale", [("cone", 2.0), ("cylinder", 1.0)])
 def test_gaussians_do_not_depend_on_the_length_of_directions(shape, radius_scale):
-    direction, t0, t1, radius = single_section(SECTIONS[2])
+    direction, t0, t1, radius = single_interval(INTERVALS[2])
     a = SHAPES[shape](direction, t0, t1, radius, diag=False)
     b = SHAPES[shape](2 * direction, t0 / 2, t1 / 2, radius * radius_scale, diag=False)
     torch.testing.assert_close(a, b)
@@ -683,9 +697,17 @@ def test_frustums_and_gradients_are_finite_at_worst_inputs(t0, t1, radius, size,
     assert (variances >= 0).all()
 
 
+@pytest.mark.parametrize("shape, widths", [("cone", [1.0, 0.0, 0.6]), ("cylinder", [0.2] * 3)])
+def test_footprints_widen_along_cones_alone(shape, widths):
+    t = torch.tensor([5.0, 0.0, 3.0], dtype=DOUBLE)
+    radii = torch.tensor([0.2], dtype=DOUBLE)
+    found = ray_utils.footprint_radius(radii, t, shape)
+    torch.testing.assert_close(found, torch.tensor(widths, dtype=DOUBLE))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gaussian_gradients_equal_finite_differences(shape):
-    inputs = [x.requires_grad_() for x in single_section(SECTIONS[2])]
+    inputs = [x.requires_grad_() for x in single_interval(INTERVALS[2])]
     assert torch.autograd.gradcheck(lambda *x: tuple(SHAPES[shape](*x, diag=False)), inputs)
 
 
@@ -702,11 +724,11 @@ def test_gaussians_equal_the_official_code(golden, shape):
                                    atol=EPS / 2, rtol=8 * EPS)
 
 
-# Back to pixels.
+# From samples to pixels.
 
 
 def random_samples(*batch, bins=8, dtype=DOUBLE):
-    """Density, colour, fence posts and directions of random rays."""
+    """Density, colour, fenceposts and directions of random rays."""
     return (3 * torch.rand(*batch, bins, dtype=dtype), torch.rand(*batch, bins, 3, dtype=dtype),
             random_tdist(*batch, bins=bins, dtype=dtype), torch.randn(*batch, 3, dtype=dtype))
 
@@ -840,6 +862,15 @@ def test_the_median_is_where_transmittance_is_a_half(weights, median):
     assert got.distance_median.item() == pytest.approx(median, abs=1e-5)
 
 
+def test_expected_distances_of_nearly_empty_rays():
+    tdist, weights = torch.tensor([2.0, 4, 6]), torch.tensor([[0.3, 0.1], [0.0, 0.02], [0.0, 0.0]])
+    acc = weights.sum(dim=-1)
+    found = ray_utils.expected_distance(weights, acc, tdist, 0.1)
+    torch.testing.assert_close(found, torch.tensor([3.5, 1.0, 0.0]))
+    found = ray_utils.expected_distance(weights, acc, tdist, 0.1, empty=torch.full((3,), 6.0))
+    torch.testing.assert_close(found, torch.tensor([3.5, 6.0, 6.0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("bins", [1, 6])
 @pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
@@ -882,24 +913,24 @@ def test_compositing_equals_the_official_code(golden, colour, background):
         torch.testing.assert_close(ours, golden(f"volumetric.{name}"), atol=8 * EPS, rtol=0)
     # The distance of an empty ray is the near end there, and one that is almost empty has alphas
     # of a few eps.
-    seen = got.acc > 1e-3
-    assert seen.sum() == 4
-    torch.testing.assert_close(got.distance_mean[seen], golden("volumetric.white_distance")[seen],
+    hit = got.acc > 1e-3
+    assert hit.sum() == 4
+    torch.testing.assert_close(got.distance_mean[hit], golden("volumetric.white_distance")[hit],
                                atol=0, rtol=8 * EPS)
 
 
-# Back from the world to pixels.
+# From the world to pixels.
 
 
 @pytest.mark.parametrize("kind", ["pinhole", "distorted", "fisheye", "mixed"])
 def test_points_project_to_their_pixels(kind):
-    facts = {}
+    lens_models = {}
     if kind in ("distorted", "mixed"):
-        facts["distortion"] = torch.tensor([[-0.1, 0.02, 0.003, 0.0, 0.004, -0.003],
+        lens_models["distortion"] = torch.tensor([[-0.1, 0.02, 0.003, 0.0, 0.004, -0.003],
                                             [0.05, -0.01, 0.0, 0.001, 0.0, 0.0]], dtype=DOUBLE)
     if kind in ("fisheye", "mixed"):
-        facts["fisheye"] = torch.tensor([kind == "fisheye", True])
-    cameras = make_cameras(torch.stack([random_pose(), random_pose()]), **facts)
+        lens_models["fisheye"] = torch.tensor([kind == "fisheye", True])
+    cameras = make_cameras(torch.stack([random_pose(), random_pose()]), **lens_models)
     x, y = torch.randint(WIDTH, (200,)), torch.randint(HEIGHT, (200,))
     camera = torch.arange(200) % 2
     rays = ray_utils.pixels_to_rays(cameras, camera, x, y)

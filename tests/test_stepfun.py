@@ -12,7 +12,7 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def random_histogram(*batch, bins=9, dtype=torch.float64):
-    """Sorted fence posts in (2, 6) and positive weights that sum to 1."""
+    """Sorted fenceposts in (2, 6) and positive weights that sum to 1."""
     t = 2 + 4 * torch.rand(*batch, bins + 1, dtype=dtype).sort(dim=-1).values
     w = torch.rand(*batch, bins, dtype=dtype) + 0.05
     return t, w / w.sum(dim=-1, keepdim=True)
@@ -77,10 +77,10 @@ def test_random_samples_are_distributed_as_the_weights():
         t.expand(rays, -1), w.expand(rays, -1), per_ray, torch.rand(rays, per_ray)
     )
     flat, count = np.sort(samples.numpy().ravel()), rays * per_ray
-    share = np.histogram(flat, t.numpy())[0] / count
+    fraction = np.histogram(flat, t.numpy())[0] / count
     p = (w / w.sum()).numpy()
     # Strata only lower the binomial variance; an empty bin may catch rounding at its ends.
-    assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count) + 1e-5).all()
+    assert (np.abs(fraction - p) <= 5 * np.sqrt(p * (1 - p) / count) + 1e-5).all()
     # Kolmogorov-Smirnov: beyond 1.95 / sqrt(n) with a probability of 0.1 % for free samples.
     distance = np.abs(exact_cdf(t, w)(flat) - (np.arange(count) + 0.5) / count).max()
     assert distance < 1.95 / math.sqrt(count)
@@ -213,8 +213,8 @@ def test_percentiles_equal_interpolation_of_the_cdf():
 
 
 def test_the_median_of_a_uniform_histogram_is_its_midpoint():
-    for posts in ([2.0, 6.0], [2.0, 3.0, 6.0], [2.0, 2.0, 5.5, 6.0]):
-        t = torch.tensor(posts)
+    for fenceposts in ([2.0, 6.0], [2.0, 3.0, 6.0], [2.0, 2.0, 5.5, 6.0]):
+        t = torch.tensor(fenceposts)
         median = stepfun.weighted_percentile(t, t.diff() / 4, [50])
         assert median.item() == pytest.approx(4.0, abs=1e-6)
 

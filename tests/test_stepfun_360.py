@@ -12,7 +12,7 @@ from tests.test_stepfun import exact_cdf, random_histogram
 EPS = torch.finfo(torch.float32).eps
 
 
-# Intervals drawn from a histogram.
+# Intervals sampled from a histogram.
 
 
 @pytest.mark.parametrize("kind", ["none", "single", "each"])
@@ -28,11 +28,11 @@ def test_intervals_equal_a_slow_twin(kind):
             u = np.linspace(1 / (2 * count), 1 - 1 / (2 * count) - eps, count)
         else:
             top = eps + (1 - eps) / count
-            room = (1 - top) / (count - 1) - eps
-            u = np.linspace(0, 1 - top, count) + jitter[ray].numpy() * room
-        posts = t[ray].numpy()
-        cdf = exact_cdf(posts, w[ray])(posts)
-        points = np.interp(u, cdf, posts)
+            max_jitter = (1 - top) / (count - 1) - eps
+            u = np.linspace(0, 1 - top, count) + jitter[ray].numpy() * max_jitter
+        fenceposts = t[ray].numpy()
+        cdf = exact_cdf(fenceposts, w[ray])(fenceposts)
+        points = np.interp(u, cdf, fenceposts)
         middle = (points[1:] + points[:-1]) / 2
         wanted = [max(2.1, 2 * points[0] - middle[0]), *middle,
                   min(5.9, 2 * points[-1] - middle[-1])]
@@ -42,8 +42,8 @@ def test_intervals_equal_a_slow_twin(kind):
 def test_single_jitter_shifts_all_samples_of_a_ray():
     t = torch.tensor([[0.0, 1.0]]).expand(2, 2)
     jitter = torch.tensor([[0.0, 0.9, 0.2, 0.7], [0.5, 0.1, 0.3, 0.8]])
-    posts = stepfun.sample_intervals(t, torch.zeros(2, 1), 4, jitter, True, (0.0, 1.0))
-    inner = posts[:, 1:-1].diff(dim=-1)
+    fenceposts = stepfun.sample_intervals(t, torch.zeros(2, 1), 4, jitter, True, (0.0, 1.0))
+    inner = fenceposts[:, 1:-1].diff(dim=-1)
     torch.testing.assert_close(inner, torch.full_like(inner, 0.25), atol=1e-6, rtol=0)
     separate = stepfun.sample_intervals(t, torch.zeros(2, 1), 4, jitter, False, (0.0, 1.0))
     assert (separate[:, 1:-1].diff(dim=-1) - 0.25).abs().max() > 0.02
@@ -54,22 +54,23 @@ def test_intervals_are_sorted_and_inside_the_domain_in_float32(count):
     t, w = random_histogram(200, bins=33, dtype=torch.float32)
     w = torch.where(torch.rand_like(w) < 0.5, 0.0, w)
     w[:, 3] = 1.0
-    posts = stepfun.sample_intervals(t, w.log(), count, torch.rand(200, 1), True, (2.0, 6.0))
-    assert posts.shape == (200, count + 1) and torch.isfinite(posts).all()
-    assert (posts.diff(dim=-1) >= 0).all() and (posts >= 2).all() and (posts <= 6).all()
+    fenceposts = stepfun.sample_intervals(t, w.log(), count, torch.rand(200, 1), True, (2.0, 6.0))
+    assert fenceposts.shape == (200, count + 1) and torch.isfinite(fenceposts).all()
+    assert (fenceposts.diff(dim=-1) >= 0).all()
+    assert (fenceposts >= 2).all() and (fenceposts <= 6).all()
 
 
 def test_random_points_follow_the_histogram():
     t, w = random_histogram(1, bins=5)
     many = 4000
     jitter = torch.rand(many, 16, dtype=t.dtype)
-    posts = stepfun.sample_intervals(t.expand(many, -1), w.log().expand(many, -1), 16, jitter,
+    fenceposts = stepfun.sample_intervals(t.expand(many, -1), w.log().expand(many, -1), 16, jitter,
                                      False)
-    # The posts are midpoints of neighbouring draws: as many below each of t as its CDF says.
+    # Fenceposts are midpoints of neighbouring samples, so they follow the CDF too.
     cdf = exact_cdf(t[0], w[0])
     for place in t[0, 1:-1].tolist():
-        share = float((posts[:, 1:-1] < place).double().mean())
-        assert share == pytest.approx(float(cdf(place)), abs=0.04)
+        fraction = float((fenceposts[:, 1:-1] < place).double().mean())
+        assert fraction == pytest.approx(float(cdf(place)), abs=0.04)
 
 
 def test_one_sample_raises():
@@ -83,12 +84,12 @@ def test_one_sample_raises():
 def test_dilation_takes_the_maximum_density():
     t, w = random_histogram(4, bins=7)
     dilation = 0.3
-    posts, weights = stepfun.max_dilate_weights(t, w, dilation, (2.0, 6.0))
-    assert posts.shape == (4, 22) and weights.shape == (4, 21)
+    fenceposts, weights = stepfun.max_dilate_weights(t, w, dilation, (2.0, 6.0))
+    assert fenceposts.shape == (4, 22) and weights.shape == (4, 21)
     density = (w / t.diff(dim=-1)).numpy()
     for ray in range(4):
         for i in range(21):
-            left, right = posts[ray, i].item(), posts[ray, i + 1].item()
+            left, right = fenceposts[ray, i].item(), fenceposts[ray, i + 1].item()
             if right - left < 1e-9:
                 continue
             middle = (left + right) / 2
@@ -99,9 +100,9 @@ def test_dilation_takes_the_maximum_density():
 
 def test_zero_dilation_keeps_the_histogram():
     t, w = random_histogram(5, bins=6)
-    posts, weights = stepfun.max_dilate_weights(t, w, 0.0)
+    fenceposts, weights = stepfun.max_dilate_weights(t, w, 0.0)
     a = stepfun.weighted_percentile(t, w, [10, 50, 90])
-    torch.testing.assert_close(stepfun.weighted_percentile(posts, weights, [10, 50, 90]), a)
+    torch.testing.assert_close(stepfun.weighted_percentile(fenceposts, weights, [10, 50, 90]), a)
     torch.testing.assert_close(weights.sum(-1), w.sum(-1))
 
 
@@ -138,7 +139,7 @@ def test_distortion_equals_the_sum_over_pairs(bins):
 
 
 def test_distortion_is_the_expected_distance_of_two_points_of_the_ray():
-    """Its definition in the paper: E|x - y| for x, y drawn from the histogram."""
+    """The paper's definition: E|x - y| for x, y sampled from the histogram."""
     t, w = random_histogram(1, bins=6)
     fine = torch.linspace(1 / 20000, 1 - 1 / 20000, 10000, dtype=t.dtype)[None]
     x = stepfun.invert_cdf(fine, t, stepfun.integrate_weights(w))[0]
@@ -168,7 +169,7 @@ def test_splitting_an_interval_keeps_the_distortion():
 
 
 def slow_bound(t, t_env, w_env):
-    """The mass of all intervals of an envelope that an interval touches, by plain loops."""
+    """The mass of all envelope intervals that an interval overlaps, by plain loops."""
     bounds = []
     for left, right in zip(t[:-1], t[1:], strict=True):
         touched = [m for a, b, m in zip(t_env[:-1], t_env[1:], w_env, strict=True)

@@ -1,5 +1,4 @@
-"""The hash encoding against grid_sample, sums by hand, finite differences; the kernels and their
-twin."""
+"""The hash encoding against grid_sample and finite differences; kernels against PyTorch."""
 
 import itertools
 import os
@@ -38,7 +37,7 @@ def test_levels_double_and_are_dense_while_they_fit_the_table():
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
 def test_a_dense_level_is_trilinear(encode_by):
-    """As PyTorch's own sampler of volumes has it."""
+    """As `grid_sample`."""
     levels = make_levels(6, 6, 12)
     points, weights, table, levels = random_case(300, 1, 3, levels)
     volume = table.reshape(1, 7, 7, 7, 3).permute(0, 4, 1, 2, 3)  # z, y, x
@@ -52,10 +51,10 @@ def test_a_dense_level_is_trilinear(encode_by):
 def test_hashed_corners_use_the_hash_as_table_index(encode_by):
     _, _, table, levels = random_case(1, 1, 2, make_levels(200, 200, 9))
     for corner in itertools.product((0, 1, 77, 200), repeat=3):
-        mixed = corner[0] ^ (corner[1] * 2654435761) ^ (corner[2] * 805459861)
+        hashed = corner[0] ^ (corner[1] * 2654435761) ^ (corner[2] * 805459861)
         point = torch.tensor(corner, dtype=torch.float32)[None, None] / 200
         found = encode_by(point, torch.ones(1, 1, 1), table, levels)
-        torch.testing.assert_close(found[0], table[mixed % 512], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(found[0], table[hashed % 512], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
@@ -82,12 +81,12 @@ def test_kernels_equal_pytorch_in_value_and_gradient(num_groups, num_members, fe
     assert hash_grid.has_numba()
     points, weights, table, levels = random_case(num_groups, num_members, features)
     upstream = torch.randn(num_groups, len(levels.num_entries) * features)
-    answers = []
+    results = []
     for encode_by in (encode, encode_torch):
         inputs = [x.clone().requires_grad_() for x in (points, table)]
         found = encode_by(inputs[0], weights, inputs[1], levels)
-        answers.append((found.detach(), *torch.autograd.grad(found, inputs, upstream)))
-    for kernel, plain, tolerance in zip(*answers, (1e-5, 1e-4, 1e-3), strict=True):
+        results.append((found.detach(), *torch.autograd.grad(found, inputs, upstream)))
+    for kernel, plain, tolerance in zip(*results, (1e-5, 1e-4, 1e-3), strict=True):
         torch.testing.assert_close(kernel, plain, atol=tolerance, rtol=1e-4)
 
 
@@ -118,14 +117,14 @@ def test_points_outside_are_clamped_to_the_cube(encode_by, value, inside):
 
 def test_kernels_do_not_depend_on_the_number_of_threads():
     points, weights, table, levels = random_case(3000, 2, 4)
-    before, answers = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         leaf = table.clone().requires_grad_()
         found = encode(points, weights, leaf, levels)
-        answers.append((found, *torch.autograd.grad(found.square().sum(), leaf)))
+        results.append((found, *torch.autograd.grad(found.square().sum(), leaf)))
     torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_second_derivatives_of_kernels_raise():
@@ -138,7 +137,7 @@ def test_second_derivatives_of_kernels_raise():
 
 
 def test_kernels_compile_without_a_cache():
-    """As of a function that is in no file."""
+    """A function without a source file has no cache."""
     from fields import kernels_numba
 
     names = {}
@@ -171,7 +170,7 @@ def test_the_benchmark_prints_a_row_per_implementation(capsys):
 
 
 def test_kernels_keep_the_number_of_threads():
-    """Each of several ranks would otherwise take all cores."""
+    """Otherwise each of several ranks would use all cores."""
     words = """
 import torch, numba
 torch.zeros(9).sum()

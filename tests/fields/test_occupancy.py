@@ -1,4 +1,4 @@
-"""Passing over empty space: what the grid holds, and pictures with and without it."""
+"""Empty-space skipping: the occupancy grid, and images with and without it."""
 
 import pytest
 import torch
@@ -30,16 +30,16 @@ def soft_ball(points, centre=(0.0, 0.0, 0.0), radius=0.5, peak=60.0):
     return peak * torch.sigmoid(-distance / 0.01)
 
 
-def ways(starts, ends):
+def segments(starts, ends):
     """Rays from starts to ends `[N, 3]`, near 0 and far 1."""
     one = torch.ones(len(starts), 1)
     return Rays(origins=starts, directions=ends - starts, viewdirs=ends - starts, radii=one,
                 near=0 * one, far=one, lossmult=one, cam_idx=one.long())
 
 
-def holds(occupancy, points):
-    """Whether there may be something at points: on ways that are very short."""
-    return occupancy.along_rays(ways(points, points + 1e-4)).any_occupied()
+def occupied_at(occupancy, points):
+    """Whether very short segments at points are occupied."""
+    return occupancy.along_rays(segments(points, points + 1e-4)).any_occupied()
 
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (1.1, -0.7, 0.3)])
@@ -47,10 +47,10 @@ def test_cells_near_a_ball_are_occupied(centre):
     occupancy = make_grid(lambda means, _: soft_ball(means, centre))
     points = torch.rand(20000, 3) * 4 - 2
     distance = (points - torch.tensor(centre)).norm(dim=-1) - 0.5
-    held = holds(occupancy, points)
-    assert held[distance < 0].all()
+    occupied = occupied_at(occupancy, points)
+    assert occupied[distance < 0].all()
     # Its soft edge, and a cell's neighbours in all directions.
-    assert not held[distance > 0.06 + 2 * CELL * 3**0.5].any()
+    assert not occupied[distance > 0.06 + 2 * CELL * 3**0.5].any()
     assert occupancy.cell_size == CELL
 
 
@@ -58,9 +58,9 @@ def test_segments_through_the_ball_are_occupied_and_others_empty():
     occupancy = make_grid(lambda means, _: soft_ball(means))
     starts = torch.rand(5000, 3) * 3.9 - 1.95
     ends = (starts + torch.randn(5000, 3) * torch.logspace(-2, 0, 5000)[:, None]).clamp(-1.9, 1.9)
-    shares = torch.linspace(0, 1, 400)[:, None, None]
-    distance = (starts + shares * (ends - starts)).norm(dim=-1).amin(dim=0) - 0.5
-    found = occupancy.along_rays(ways(starts, ends)).any_occupied()
+    fractions = torch.linspace(0, 1, 400)[:, None, None]
+    distance = (starts + fractions * (ends - starts)).norm(dim=-1).amin(dim=0) - 0.5
+    found = occupancy.along_rays(segments(starts, ends)).any_occupied()
     assert found[distance < 0].all() and (distance < 0).sum() > 50
     assert not found[distance > 0.2].any() and (distance > 0.2).sum() > 1000
 
@@ -68,17 +68,17 @@ def test_segments_through_the_ball_are_occupied_and_others_empty():
 def test_no_occupied_interval_is_missed():
     occupancy = make_grid(lambda means, _: soft_ball(means, radius=0.1))
     starts, ends = 0.3 * torch.randn(2, 2000, 3)
-    rays = ways(starts, ends)
+    rays = segments(starts, ends)
     tdist = torch.rand(2000, 20).sort(dim=-1).values
-    profile = occupancy.along_rays(rays)
-    found = profile.occupied_intervals(tdist)
-    shares = torch.linspace(0, 1, 50)
-    t = tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * shares
+    ray_occupancy = occupancy.along_rays(rays)
+    found = ray_occupancy.occupied_intervals(tdist)
+    fractions = torch.linspace(0, 1, 50)
+    t = tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * fractions
     points = starts[:, None, None] + t[..., None] * (ends - starts)[:, None, None]
     inside = (points.norm(dim=-1) < 0.1).any(dim=-1)
     assert found[inside].all() and inside.sum() > 30
     assert found.float().mean() < 0.3
-    assert profile.any_occupied()[inside.any(dim=-1)].all()
+    assert ray_occupancy.any_occupied()[inside.any(dim=-1)].all()
 
 
 def test_mean_density_of_a_smooth_cloud():
@@ -88,7 +88,7 @@ def test_mean_density_of_a_smooth_cloud():
     occupancy = make_grid(cloud)
     starts, ends = 0.3 * torch.randn(2, 100, 3)
     tdist = torch.rand(100, 9).sort(dim=-1).values
-    rays = ways(starts - 1, ends + 1)
+    rays = segments(starts - 1, ends + 1)
     found = occupancy.along_rays(rays).mean_density(tdist)
     t = tdist[:, :-1, None] + tdist.diff(dim=-1)[..., None] * torch.linspace(0, 1, 200)
     points = rays.origins[:, None, None] + t[..., None] * rays.directions[:, None, None]
@@ -101,8 +101,8 @@ def test_mean_density_of_a_smooth_cloud():
 def test_space_outside_the_grid_is_empty():
     occupancy = make_grid(lambda means, _: soft_ball(means, (1.9, 0.0, 0.0)))
     points = torch.tensor([[1.9, 0.0, 0.0], [2.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert holds(occupancy, points).tolist() == [True, False, False]
-    none = occupancy.along_rays(ways(torch.zeros(0, 3), torch.zeros(0, 3)))
+    assert occupied_at(occupancy, points).tolist() == [True, False, False]
+    none = occupancy.along_rays(segments(torch.zeros(0, 3), torch.zeros(0, 3)))
     assert none.any_occupied().shape == (0,)
 
 
@@ -110,7 +110,7 @@ def test_the_grid_is_the_cube_around_a_long_box():
     box = torch.tensor([[1.0, 0.0, 0.0], [2.0, 4.0, 1.0]])
     occupancy = make_grid(lambda means, _: soft_ball(means, (1.5, 3.0, 0.5), 0.3), box)
     points = torch.tensor([[1.5, 3.0, 0.5], [1.5, 1.0, 0.5], [-0.4, 0.1, -1.4], [1.5, 2.8, 0.6]])
-    assert holds(occupancy, points).tolist() == [True, False, False, True]
+    assert occupied_at(occupancy, points).tolist() == [True, False, False, True]
 
 
 def test_nan_density_counts_as_occupied():
@@ -119,11 +119,11 @@ def test_nan_density_counts_as_occupied():
 
     occupancy = make_grid(density)
     points = torch.tensor([[1.7, 0.3, -1.0], [0.3, 0.3, -1.0]])
-    assert holds(occupancy, points).tolist() == [True, False]
+    assert occupied_at(occupancy, points).tolist() == [True, False]
     infinite = make_grid(
         lambda means, _: torch.where(means[:, 0] > 1.5, torch.inf, 0.0))
-    profile = infinite.along_rays(ways(torch.zeros(1, 3), torch.tensor([[2.0, 0, 0]])))
-    assert profile.mean_density(torch.linspace(0, 1, 9)[None]).isfinite().all()
+    ray_occupancy = infinite.along_rays(segments(torch.zeros(1, 3), torch.tensor([[2.0, 0, 0]])))
+    assert ray_occupancy.mean_density(torch.linspace(0, 1, 9)[None]).isfinite().all()
 
 
 def test_mostly_occupied_boxes_have_no_grid():
@@ -140,11 +140,11 @@ def test_the_box_contains_the_scene_and_its_rays(tmp_path):
     assert (low <= scene.box[0]).all() and (high >= scene.box[1]).all()
 
 
-# In models.
+# Skipping in models.
 
 
 class BallField(torch.nn.Module):
-    """A field that is a coloured ball, and counts the Gaussians that it is asked about."""
+    """A coloured ball, which counts the Gaussians that it is queried for."""
 
     needs_full_covariance, num_multisamples = False, 0
 
@@ -163,8 +163,8 @@ class BallField(torch.nn.Module):
         return FieldOutput(density, rgb)
 
 
-def rays_at_the_ball(count=600):
-    """Half of them meet it."""
+def rays_near_the_ball(count=600):
+    """About half of them hit it."""
     rays = make_rays(count)
     origins = 4 * torch.nn.functional.normalize(rays.origins, dim=-1)
     aims = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
@@ -187,7 +187,7 @@ def make_model(name, **flags):
 
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
 def test_skipping_keeps_images_and_saves_queries(name):
-    model, rays = make_model(name), rays_at_the_ball()
+    model, rays = make_model(name), rays_near_the_ball()
     whole = render_image(model, rays)
     num_queries = model.field.num_queries
     occupancy = build_occupancy(model, BOX, 10**9)
@@ -205,7 +205,7 @@ def test_skipping_keeps_images_and_saves_queries(name):
 
 @pytest.mark.parametrize("num_samples,coarse", [(64, 0), (12, 1)])
 def test_the_grid_replaces_a_coarse_level_of_similar_resolution(num_samples, coarse):
-    model, rays = make_model("mipnerf"), rays_at_the_ball(50)
+    model, rays = make_model("mipnerf"), rays_near_the_ball(50)
     model.num_samples = num_samples
     occupancy = build_occupancy(model, BOX, 10**9)
     calls, query = [], model.query_occupied
@@ -224,18 +224,18 @@ def test_few_rays_and_unbounded_models_have_no_grid(flags, num_rays):
 
 
 def test_empty_rays_show_the_background_when_skipping():
-    model, rays = make_model("mipnerf", white_bkgd=False), rays_at_the_ball()
+    model, rays = make_model("mipnerf", white_bkgd=False), rays_near_the_ball()
     occupancy = build_occupancy(model, BOX, 10**9)
     met = occupancy.along_rays(rays).any_occupied()
     assert 0.3 * len(rays) < met.sum() < 0.95 * len(rays)
-    picture = render_image(model, rays, occupancy=occupancy)
-    assert (picture.rgb[~met] == 0).all() and (picture.acc[~met] == 0).all()
-    torch.testing.assert_close(picture.distance_median[~met], rays.far[~met, 0])
-    assert (picture.acc[met] > 0.9).any()
+    image = render_image(model, rays, occupancy=occupancy)
+    assert (image.rgb[~met] == 0).all() and (image.acc[~met] == 0).all()
+    torch.testing.assert_close(image.distance_median[~met], rays.far[~met, 0])
+    assert (image.acc[met] > 0.9).any()
 
 
 def test_training_skips_nothing():
-    model, rays = make_model("mipnerf").train(), rays_at_the_ball(20)
+    model, rays = make_model("mipnerf").train(), rays_near_the_ball(20)
     assert build_occupancy(model, BOX, 10**9) is not None
     model.field.num_queries = 0
     model(rays)
@@ -245,16 +245,16 @@ def test_training_skips_nothing():
 @pytest.mark.parametrize("name", ["mipnerf", "mipnerf360", "zipnerf"])
 @pytest.mark.parametrize("precision,tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_queries_per_interval_equal_queries_per_ray(name, precision, tolerance):
-    """Real fields, with nothing to pass over."""
+    """Real fields in fully occupied space."""
     model = build_model(default_config(
         model=name, num_samples=12, prop_samples=10, hidden=16, depth=2, view_hidden=8,
         bottleneck=8, prop_hidden=8, prop_depth=1, grid_coarsest=4, grid_finest=32,
         grid_log2_size=9, prop_finest=[16, 16], precision=precision)).eval()
     for field in model.grids():
         torch.nn.init.normal_(field.table)
-    rays = rays_at_the_ball(40)
+    rays = rays_near_the_ball(40)
     whole = model(rays)[-1]
-    full = torch.ones(40, 3)  # Of few parts, so that no grid stands in for the first level.
+    full = torch.ones(40, 3)  # Few segments, so that the grid does not replace the coarse level.
     ray_occupancy = RayOccupancy.from_density(full.repeat(1, 10), rays.near, rays.far, 1 << 13)
     found = model(rays, ray_occupancy=ray_occupancy)[-1]
     torch.testing.assert_close(found.rgb, whole.rgb, atol=tolerance, rtol=0)

@@ -1,4 +1,4 @@
-"""mip-NeRF 360: where its samples go, which losses reach which weights, and its defaults."""
+"""mip-NeRF 360: its samples, the weights that each loss trains, and its defaults."""
 
 import json
 
@@ -33,7 +33,7 @@ def make_batch(*shape):
 
 
 class Wall(torch.nn.Module):
-    """A field whose density is a thin wall about t = 4 of rays along one direction."""
+    """A field with a thin wall of density at z = 4."""
 
     needs_full_covariance, num_multisamples = False, 0
 
@@ -65,7 +65,7 @@ def test_samples_concentrate_at_the_proposals_surface():
     outputs = model(straight_rays())
     near_wall = ((outputs[-1].tdist > 3.6) & (outputs[-1].tdist < 4.2)).float().mean()
     assert near_wall > 0.8
-    # Before training has begun all weights count alike, and samples lie anywhere in reach.
+    # At the start of training annealing makes all weights equal, so samples spread out.
     spread = model(straight_rays(), train_frac=0.0)[-1].tdist
     assert spread.std() > 2 * outputs[-1].tdist.std()
 
@@ -100,8 +100,8 @@ def test_an_opaque_background_takes_the_remaining_weight():
 def test_random_backgrounds_are_for_training_only():
     model = make_model(random_bkgd=True, density_bias=-300.0)
     rays = make_rays(6)
-    shown = model.train()(rays, 1.0)[-1].rgb
-    assert shown.std() > 0.1 and shown.min() >= 0 and shown.max() <= 1
+    rgb = model.train()(rays, 1.0)[-1].rgb
+    assert rgb.std() > 0.1 and rgb.min() >= 0 and rgb.max() <= 1
     assert (model.eval()(rays)[-1].rgb == 1).all()
 
 
@@ -142,12 +142,12 @@ def test_the_charbonnier_loss_by_hand():
     torch.testing.assert_close(loss.charbonnier_loss(None, outputs, batch).double(), wanted)
 
 
-OF_GRIDS = {"antialiased_interlevel", "grid_decay"}
+GRID_LOSSES = {"antialiased_interlevel", "grid_decay"}
 
 
 @pytest.mark.parametrize("model,name", [
     (model, name) for model in sorted(MODELS) for name in sorted(loss.LOSSES)
-    if model in ("zipnerf", "nerv") or name not in OF_GRIDS])
+    if model in ("zipnerf", "nerv") or name not in GRID_LOSSES])
 def test_losses_of_micro_batches_add_up(model, name):
     model, batch = make_model(model=model, grid_log2_size=9).eval(), make_batch(11)
     whole = loss.LOSSES[name](model, model(batch.rays), batch)
@@ -193,7 +193,7 @@ def test_gradients_are_clipped_to_the_maximum_norm():
 
 
 def test_training_finds_an_object_on_a_white_background(tmp_path):
-    """With absolute errors it stays with a white picture."""
+    """With absolute errors training would stay at a white image."""
     y, x = np.mgrid[:16, :16] - 7.5
     ball = np.zeros((16, 16, 4), np.uint8)
     ball[x**2 + y**2 < 4.5**2] = [160, 40, 90, 255]

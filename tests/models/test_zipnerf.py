@@ -38,7 +38,7 @@ def make_model(**flags):
 # Multisamples.
 
 
-def random_sections(count=40):
+def random_intervals(count=40):
     directions = torch.randn(count, 3, dtype=DOUBLE)
     origins = torch.randn(count, 3, dtype=DOUBLE)
     radii = 0.3 * torch.rand(count, 1, dtype=DOUBLE) + 0.01
@@ -49,12 +49,12 @@ def random_sections(count=40):
 @pytest.mark.parametrize("shape,gaussian", [("cone", conical_frustum_to_gaussian),
                                             ("cylinder", cylinder_to_gaussian)])
 def test_six_multisamples_have_the_moments_of_their_frustum(shape, gaussian):
-    """The mean always; the covariance over all ways in which they are turned."""
-    tdist, origins, directions, radii = random_sections()
+    """The mean for every rotation; the covariance averaged over rotations."""
+    tdist, origins, directions, radii = random_intervals()
     mean, wanted = gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii, diag=False)
-    ways = torch.arange(16, dtype=DOUBLE) / 16
+    phases = torch.arange(16, dtype=DOUBLE) / 16
     covariances = []
-    for rotations in [None, *ways]:
+    for rotations in [None, *phases]:
         if rotations is not None:
             rotations = rotations.expand(40, 4)
         points, _ = multisample_rays(tdist, origins, directions, radii, shape, 6, rotations)
@@ -68,7 +68,7 @@ def test_six_multisamples_have_the_moments_of_their_frustum(shape, gaussian):
 
 
 def test_multisample_stds_are_half_the_distance_from_the_axis():
-    tdist, origins, directions, radii = random_sections()
+    tdist, origins, directions, radii = random_intervals()
     points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 6)
     offset = points - origins[:, None, None]
     axis = torch.nn.functional.normalize(directions, dim=-1)[:, None, None]
@@ -77,7 +77,7 @@ def test_multisample_stds_are_half_the_distance_from_the_axis():
 
 
 def test_rotations_beyond_a_half_are_mirrored():
-    _, origins, _, radii = random_sections(1)
+    _, origins, _, radii = random_intervals(1)
     tdist = torch.tensor([[2.0, 2.1, 2.2]], dtype=DOUBLE)
 
     def angles(rotations):
@@ -86,19 +86,19 @@ def test_rotations_beyond_a_half_are_mirrored():
         x, y, _ = points[0].numpy().transpose(2, 0, 1)
         return np.degrees(np.unwrap(np.arctan2(y, x), axis=-1))
 
-    still = angles(None)
-    np.testing.assert_allclose(still[0], still[1], atol=1e-6)
-    turned = angles(torch.tensor([[0.125, 0.625]], dtype=DOUBLE))
-    np.testing.assert_allclose(abs(turned[0] - still[0]) % 360, 90, atol=1e-6)
-    np.testing.assert_allclose(np.diff(turned[1]), -np.diff(turned[0]), atol=1e-6)
+    unrotated = angles(None)
+    np.testing.assert_allclose(unrotated[0], unrotated[1], atol=1e-6)
+    rotated = angles(torch.tensor([[0.125, 0.625]], dtype=DOUBLE))
+    np.testing.assert_allclose(abs(rotated[0] - unrotated[0]) % 360, 90, atol=1e-6)
+    np.testing.assert_allclose(np.diff(rotated[1]), -np.diff(rotated[0]), atol=1e-6)
 
 
 def test_alternate_intervals_are_rotated_at_test_time():
     model, rays = make_model(num_multisamples=6).eval(), make_rays(1)
     tdist = torch.linspace(2, 3, 4)[None]
-    seen = model.cast_gaussians(model.field, tdist, rays, None).means
+    means = model.cast_gaussians(model.field, tdist, rays, None).means
     axis = torch.nn.functional.normalize(rays.directions, dim=-1)
-    offsets = seen - rays.origins
+    offsets = means - rays.origins
     offsets = torch.nn.functional.normalize(
         offsets - (offsets * axis).sum(-1, keepdim=True) * axis, dim=-1)
     apart = torch.rad2deg(torch.arccos((offsets[0, 0, 0] * offsets[0, 1]).sum(-1).clamp(-1, 1)))
@@ -107,7 +107,7 @@ def test_alternate_intervals_are_rotated_at_test_time():
 
 
 def test_one_multisample_lies_at_the_mean_with_the_ray_width():
-    tdist, origins, directions, radii = random_sections()
+    tdist, origins, directions, radii = random_intervals()
     points, stds = multisample_rays(tdist, origins, directions, radii, "cone", 1)
     mean, _ = conical_frustum_to_gaussian(directions, tdist[:, :-1], tdist[:, 1:], radii)
     torch.testing.assert_close(points[..., 0, :], origins[:, None] + mean)
@@ -118,7 +118,7 @@ def test_one_multisample_lies_at_the_mean_with_the_ray_width():
 @pytest.mark.parametrize("number", [0, 2, 7])
 def test_other_numbers_of_multisamples_raise(number):
     with pytest.raises(ValueError, match="1 or 6 is expected"):
-        multisample_rays(*random_sections(), "cone", number)
+        multisample_rays(*random_intervals(), "cone", number)
 
 
 @pytest.mark.parametrize("number", [1, 6])
@@ -162,27 +162,27 @@ def random_histogram(count, bins):
 @pytest.mark.parametrize("half_width", [0.003, 0.2])
 def test_blurring_is_convolution_with_a_box(half_width):
     t, w = random_histogram(1, 5)
-    posts, values = stepfun.blur_stepfun(t, w, half_width)
+    fenceposts, values = stepfun.blur_stepfun(t, w, half_width)
     cdf = np.r_[0, w[0].cumsum(0)]
     for x in np.linspace(-0.3, 1.3, 37):
         ends = np.interp([x - half_width, x + half_width], t[0], cdf)
         wanted = (ends[1] - ends[0]) / (2 * half_width)
-        found = np.interp(x, posts[0], values[0], left=0, right=0)
+        found = np.interp(x, fenceposts[0], values[0], left=0, right=0)
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
 def test_integral_of_a_blurred_histogram():
     t, w = random_histogram(3, 6)
-    posts, values = stepfun.blur_stepfun(t, w, 0.07)
+    fenceposts, values = stepfun.blur_stepfun(t, w, 0.07)
     x = torch.sort(1.6 * torch.rand(3, 9, dtype=DOUBLE) - 0.3, dim=-1).values
-    found = stepfun.integral_at(x, posts, values)
+    found = stepfun.integral_at(x, fenceposts, values)
     for ray in range(3):
         for k in range(9):
-            wanted, _ = quad(np.interp, -0.5, x[ray, k], args=(posts[ray], values[ray], 0, 0),
+            wanted, _ = quad(np.interp, -0.5, x[ray, k], args=(fenceposts[ray], values[ray], 0, 0),
                              limit=400)
             assert float(found[ray, k]) == pytest.approx(wanted, abs=1e-5)
-    everything = stepfun.integral_at(torch.full((3, 1), 9.0, dtype=DOUBLE), posts, values)
-    torch.testing.assert_close(everything, torch.ones_like(everything))
+    whole = stepfun.integral_at(torch.full((3, 1), 9.0, dtype=DOUBLE), fenceposts, values)
+    torch.testing.assert_close(whole, torch.ones_like(whole))
 
 
 def test_blurred_interlevel_loss_equals_a_slow_twin():
@@ -210,8 +210,8 @@ def test_blurred_interlevel_loss_equals_a_slow_twin():
 def test_proposals_that_cover_the_blurred_weights_cost_nothing():
     t, w = random_histogram(5, 6)
     t_env = torch.linspace(-0.2, 1.2, 20, dtype=DOUBLE).expand(5, -1)
-    posts, values = stepfun.blur_stepfun(t, w, 0.05)
-    w_env = stepfun.integral_at(t_env, posts, values).diff(dim=-1)
+    fenceposts, values = stepfun.blur_stepfun(t, w, 0.05)
+    w_env = stepfun.integral_at(t_env, fenceposts, values).diff(dim=-1)
     found = stepfun.antialiased_interlevel_loss(t, w, t_env, w_env + 1e-9, 0.05)
     torch.testing.assert_close(found, torch.zeros_like(found))
 
@@ -260,11 +260,11 @@ def test_distortion_of_unbounded_rays_is_measured_in_warped_distance(warp):
     batch = make_batch(3)
     output = model(batch.rays)[-1]
     t, w = output.tdist.double().numpy(), output.weights.detach().double().numpy()
-    posts = 5 * (1 - (1 + 8000 * t) ** -0.25) if warp == "power" else (t - 2) / 4
-    middle = 0.5 * (posts[:, 1:] + posts[:, :-1])
+    fenceposts = 5 * (1 - (1 + 8000 * t) ** -0.25) if warp == "power" else (t - 2) / 4
+    middle = 0.5 * (fenceposts[:, 1:] + fenceposts[:, :-1])
     between = np.abs(middle[:, :, None] - middle[:, None])
     wanted = ((w[:, :, None] * w[:, None] * between).sum((1, 2))
-              + (w**2 * np.diff(posts)).sum(1) / 3).mean()
+              + (w**2 * np.diff(fenceposts)).sum(1) / 3).mean()
     found = loss.distortion_loss(model, [output], batch).detach()
     assert float(found) == pytest.approx(wanted, rel=1e-3) and wanted > 1e-5
 
@@ -323,12 +323,12 @@ def test_grids_have_their_own_learning_rate():
 
 
 def test_blur_and_grid_flags_need_one_value_per_round(capsys):
-    for words, said in ([["--prop_rounds", "1"], "--prop_finest has 2 numbers"],
+    for words, message in ([["--prop_rounds", "1"], "--prop_finest has 2 numbers"],
                         [["--pulse_width", "0.1"], "--pulse_width has 1 numbers"],
                         [["--grid_coarsest", "1024"], "must not be above --grid_finest 8192"]):
         with pytest.raises(SystemExit) as error:
             get_config(["--model", "zipnerf", *words])
-        assert error.value.code == 2 and said in capsys.readouterr().err
+        assert error.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         get_config(["--grid_decay_loss_mult", "1"])
 
@@ -362,7 +362,7 @@ def test_scripts_run_from_training_to_mesh(tmp_path, capsys, multisamples):
 
 
 def test_a_resumed_run_is_bit_identical(tmp_path):
-    """To the bit, with the grids' own learning rate."""
+    """Also with the grids' own learning rate."""
     write_blender(tmp_path / "scene", num_views=3, size=(12, 10))
     train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
                 str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "whole",

@@ -1,4 +1,4 @@
-"""Relighting as a user does it: the scripts on a small lit scene, and lights of videos."""
+"""Relighting by the scripts on a small lit scene, and the lights of videos."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def scene(tmp_path_factory):
 
 
 def trained(scene, tmp_path, *flags, steps=6):
-    """A run that has gone through all stages."""
+    """A run trained through all stages."""
     train.main(["--preset", "debug", "--device", "cpu", "--model", "nerv", "--dataset_name", "nerv",
                 "--scene", str(scene), "--log_dir", str(tmp_path), "--exp_name", "run",
                 "--max_steps", str(steps), "--save_every", "3", "--eval_every", "3",
@@ -46,7 +46,7 @@ def trained(scene, tmp_path, *flags, steps=6):
 
 
 def check_scores(run, title):
-    """Scores and pictures of all components are there."""
+    """Check that scores and images of all components exist."""
     folder = run / f"eval_{title}_00000006"
     scores = json.loads((folder / "scores.json").read_text())
     assert {"albedo_rmse", "normals_degrees", "roughness_mae"} <= set(scores)
@@ -56,12 +56,12 @@ def check_scores(run, title):
 
 @pytest.fixture(scope="module")
 def run(scene, tmp_path_factory):
-    """A run that tests read, each from a copy."""
+    """A run that tests read through copies."""
     return trained(scene, tmp_path_factory.mktemp("run"), "--no-final_eval", "--eval_every", "0")
 
 
 @pytest.fixture
-def copy_of(run, tmp_path):
+def run_copy(run, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -118,17 +118,17 @@ def test_baking_trains_colours_and_keeps_geometry(scene, tmp_path):
     few, more = (bench_relighting.bake(run, steps)[-1] for steps in (1, 4))
     assert all(torch.equal(x, before[name]) for name, x in run.model.state_dict().items())
     assert not torch.equal(few.colours.table, more.colours.table)
-    pictures = render_image(few, rays), render_image(more, rays)
-    for picture in pictures:
-        torch.testing.assert_close(picture.acc, shape.acc)
-        torch.testing.assert_close(picture.distance_mean, shape.distance_mean)
-    assert not torch.equal(pictures[0].rgb, pictures[1].rgb)
+    images = render_image(few, rays), render_image(more, rays)
+    for image in images:
+        torch.testing.assert_close(image.acc, shape.acc)
+        torch.testing.assert_close(image.distance_mean, shape.distance_mean)
+    assert not torch.equal(images[0].rgb, images[1].rgb)
     dark = replace(rays, lights=rays.lights.map(torch.zeros_like))
-    assert torch.equal(render_image(more, dark).rgb, pictures[1].rgb)
+    assert torch.equal(render_image(more, dark).rgb, images[1].rgb)
 
 
 def test_a_resumed_run_is_bit_identical(scene, tmp_path):
-    """To the bit, from the first stage into the last."""
+    """Also from the first stage into the last."""
     run = trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
     shutil.copytree(run, tmp_path / "stopped")
     (tmp_path / "stopped" / "checkpoint_00000006.pt").unlink()
@@ -142,20 +142,20 @@ def test_a_resumed_run_is_bit_identical(scene, tmp_path):
     ["--shade_at", "surface"], ["--bounce_directions", "3"], ["--march_shadows"],
     ["--lights", "env"],
 ])
-def test_a_run_cannot_resume_with_other_shading_or_lights(copy_of, flags):
-    (copy_of / "checkpoint_00000006.pt").unlink()
+def test_a_run_cannot_resume_with_other_shading_or_lights(run_copy, flags):
+    (run_copy / "checkpoint_00000006.pt").unlink()
     with pytest.raises(UserError, match=f"{flags[0]} .* was given, but this run was started with"):
-        train.main(["--run", str(copy_of), "--continue_training", *flags])
+        train.main(["--run", str(run_copy), "--continue_training", *flags])
 
 
-def test_a_longer_run_does_not_return_to_an_earlier_stage(copy_of, capsys):
-    """Surfaces are shaded after 0.55 of all steps: six steps are that of ten and not of eleven."""
-    words = ["--run", str(copy_of), "--continue_training", "--no-final_eval"]
+def test_a_longer_run_does_not_return_to_an_earlier_stage(run_copy, capsys):
+    """Shading starts after 0.55 of all steps: six steps reach it of ten, not of eleven."""
+    words = ["--run", str(run_copy), "--continue_training", "--no-final_eval"]
     with pytest.raises(UserError, match="back to an earlier stage.* at most 10"):
         train.main([*words, "--max_steps", "11"])
-    assert load_checkpoint(copy_of).own.max_steps == 6
+    assert load_checkpoint(run_copy).own.max_steps == 6
     train.main([*words, "--max_steps", "10"])
-    assert load_checkpoint(copy_of).step == 10 and load_checkpoint(copy_of).model.is_shading()
+    assert load_checkpoint(run_copy).step == 10 and load_checkpoint(run_copy).model.is_shading()
 
 
 @pytest.mark.parametrize("change", [
@@ -164,15 +164,15 @@ def test_a_longer_run_does_not_return_to_an_earlier_stage(copy_of, capsys):
     lambda meta: meta["frames"][0].update(light_loc=[[0, 0, 3], [0, 3, 3]],
                                           light_weights=2 * [[1, 1, 1]]),
 ])
-def test_a_scene_with_changed_lights_is_refused(scene, copy_of, tmp_path, change):
-    (copy_of / "checkpoint_00000006.pt").unlink()
+def test_a_scene_with_changed_lights_is_refused(scene, run_copy, tmp_path, change):
+    (run_copy / "checkpoint_00000006.pt").unlink()
     moved = tmp_path / "moved"
     shutil.copytree(scene, moved)
     for path in (moved / "train_point" / "transforms_train.json", moved / "transforms_test.json"):
         meta = json.loads(path.read_text())
         change(meta)
         path.write_text(json.dumps(meta))
-    words = ["--run", str(copy_of), "--scene", str(moved)]
+    words = ["--run", str(run_copy), "--scene", str(moved)]
     with pytest.raises(UserError, match="the train lights in .* are not those of the run"):
         train.main([*words, "--continue_training"])
     with pytest.raises(UserError, match="the test lights in .* are not those of the run"):
@@ -184,36 +184,36 @@ def test_light_intensity_is_refused_for_environments(scene, tmp_path):
         trained(scene, tmp_path, "--lights", "env", "--light_intensity", "3")
 
 
-def test_outputs_of_other_shading_have_their_own_folders(copy_of):
-    words = ["--run", str(copy_of), "--device", "cpu"]
+def test_outputs_of_other_shading_have_their_own_folders(run_copy):
+    words = ["--run", str(run_copy), "--device", "cpu"]
     ways = {"": [], "_surface": ["--shade_at", "surface"], "_marched": ["--march_shadows"],
             "_surface_bounce7": ["--shade_at", "surface", "--bounce_directions", "7"]}
-    pictures = {}
+    images = {}
     for name, flags in ways.items():
         visualize.main([*words, "--path", "still", "--frames", "1", *flags])
-        video = copy_of / f"video_still{name}_00000006_1x16x16"
-        pictures[name] = (video / "frames" / "rgb_00000.png").read_bytes()
+        video = run_copy / f"video_still{name}_00000006_1x16x16"
+        images[name] = (video / "frames" / "rgb_00000.png").read_bytes()
         evaluate.main([*words, "--no-save_images", *flags])
-        assert (copy_of / f"eval_test_00000006{name}" / "scores.json").exists()
-    assert len(list(copy_of.glob("video_*"))) == len(list(copy_of.glob("eval_*"))) == len(ways)
-    assert len(set(pictures.values())) == len(ways)
+        assert (run_copy / f"eval_test_00000006{name}" / "scores.json").exists()
+    assert len(list(run_copy.glob("video_*"))) == len(list(run_copy.glob("eval_*"))) == len(ways)
+    assert len(set(images.values())) == len(ways)
 
 
-def test_meshes_and_videos_refuse_other_lights(copy_of):
+def test_meshes_and_videos_refuse_other_lights(run_copy):
     for script in (visualize, extract_mesh):
         with pytest.raises(UserError, match="--lights env was given, but this run was started"):
-            script.main(["--run", str(copy_of), "--lights", "env"])
+            script.main(["--run", str(run_copy), "--lights", "env"])
 
 
-def test_components_need_the_shading_stage(copy_of):
+def test_components_need_the_shading_stage(run_copy):
     for step in (3, 6):
-        (copy_of / f"checkpoint_0000000{step}.pt").unlink()
+        (run_copy / f"checkpoint_0000000{step}.pt").unlink()
     with pytest.raises(UserError, match="before surfaces are shaded; train on, or leave the flag"):
-        visualize.main(["--run", str(copy_of), "--frames", "1", "--visualize_components"])
-    assert not list(copy_of.glob("video_*"))
+        visualize.main(["--run", str(run_copy), "--frames", "1", "--visualize_components"])
+    assert not list(run_copy.glob("video_*"))
     for flags in (["--march_shadows"], ["--shade_at", "surface"]):
         with pytest.raises(UserError, match="before surfaces are shaded, so that nothing would"):
-            evaluate.main(["--run", str(copy_of), *flags])
+            evaluate.main(["--run", str(run_copy), *flags])
 
 
 def bench(monkeypatch, *words):
@@ -221,10 +221,10 @@ def bench(monkeypatch, *words):
     bench_relighting.main()
 
 
-def test_benchmark_rows_name_the_shading(scene, copy_of, tmp_path, monkeypatch, capsys):
+def test_benchmark_rows_name_the_shading(scene, run_copy, tmp_path, monkeypatch, capsys):
     for step in (3, 6):
-        (copy_of / f"checkpoint_0000000{step}.pt").unlink()
-    bench(monkeypatch, copy_of, "--lights", "point", "--march_shadows")
+        (run_copy / f"checkpoint_0000000{step}.pt").unlink()
+    bench(monkeypatch, run_copy, "--lights", "point", "--march_shadows")
     assert "| nerv | point | 0 | 0 | 0 | point |  |" in capsys.readouterr().out
     marched = trained(scene, tmp_path, "--march_shadows", "--no-final_eval", "--eval_every", "0")
     bench(monkeypatch, marched, "--lights", "point")
@@ -235,7 +235,7 @@ def test_benchmark_rows_name_the_shading(scene, copy_of, tmp_path, monkeypatch, 
         "bench_test_00000006", "bench_test_00000006_unmarched"}
 
 
-def test_the_benchmark_refuses_runs_without_lights(scene, copy_of, tmp_path, monkeypatch, capsys):
+def test_the_benchmark_refuses_runs_without_lights(scene, run_copy, tmp_path, monkeypatch, capsys):
     shutil.copytree(scene, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "test_env")
     plain = ["--preset", "debug", "--device", "cpu", "--log_dir", str(tmp_path), "--max_steps", "1",
@@ -251,20 +251,20 @@ def test_the_benchmark_refuses_runs_without_lights(scene, copy_of, tmp_path, mon
 
 
 def change_views(path):
-    """Another number of views, of which one is from elsewhere."""
+    """Keep two views and move one."""
     meta = json.loads(path.read_text())
     meta["frames"] = meta["frames"][:2]
     meta["frames"][0]["transform_matrix"][2][3] += 0.5
     path.write_text(json.dumps(meta))
 
 
-def test_views_under_other_lights_may_differ(scene, copy_of, tmp_path):
+def test_views_under_other_lights_may_differ(scene, run_copy, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(scene, moved)
     change_views(moved / "test_env" / "transforms_test.json")
-    words = ["--run", str(copy_of), "--scene", str(moved), "--no-save_images"]
+    words = ["--run", str(run_copy), "--scene", str(moved), "--no-save_images"]
     evaluate.main([*words, "--lights", "env"])
-    scores = json.loads((copy_of / "eval_test_env_00000006" / "scores.json").read_text())
+    scores = json.loads((run_copy / "eval_test_env_00000006" / "scores.json").read_text())
     assert len(scores["images"]) == 2
     change_views(moved / "transforms_test.json")
     with pytest.raises(UserError, match="are not those of the run"):
@@ -326,7 +326,7 @@ def test_the_typical_light_of_environments_is_distant():
     sky = environment_lights(torch.ones(6, 12, 3))
     light = typical_light(sky.map(lambda x: x[None]))
     assert bool(light.distant.all())
-    # Half of a uniform sky's 4 pi comes from each half; all of it is told as one light's.
+    # The one light has the total radiance of a uniform sky, 4 pi.
     arriving = incident(light, ORIGIN).radiance.sum()
     assert float(arriving) == pytest.approx(3 * 4 * math.pi, rel=0.02)
 
@@ -346,7 +346,7 @@ def test_an_environment_rotates_once(tmp_path):
 
 
 def test_padded_environments_are_environments():
-    """The smaller one has dark lights besides, which have a position."""
+    """The smaller one is padded with dark lights, which are not distant."""
     large, small = (environment_lights(torch.ones(h, 2 * h, 3)) for h in (4, 2))
     small = small.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, 24)))
     known = Lights(**{name: torch.stack([getattr(small, name), getattr(large, name)])

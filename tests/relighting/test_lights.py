@@ -1,4 +1,4 @@
-"""Lights: where environments shine from, what arrives at points, draws of many, the tone map."""
+"""Lights: environments, incident light, importance sampling, mean light, the tone map."""
 
 import math
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_irradiance_of_a_uniform_environment_is_pi_times_its_radiance():
     torch.testing.assert_close(irradiance, math.pi * radiance, rtol=1e-3, atol=0)
 
 
-# What arrives.
+# Incident light.
 
 
 def test_point_lights_fall_off_with_squared_distance():
@@ -95,7 +95,7 @@ def test_point_lights_fall_off_with_squared_distance():
     torch.testing.assert_close(light.distance[:, 0], torch.full((4,), 3.0))
     torch.testing.assert_close(light.directions[2, 0], torch.tensor([1.0, 2, 2]) / 3)
     torch.testing.assert_close(light.radiance[3, 0], torch.tensor([1.0, 2, 4]))
-    assert torch.isfinite(light.radiance).all()  # Also where a point is the light.
+    assert torch.isfinite(light.radiance).all()  # Also at the light itself.
 
 
 def test_distant_lights_are_equal_at_all_points():
@@ -125,7 +125,7 @@ def test_lights_rotate_about_z():
     assert torch.equal(found.colours, wanted.colours) and found.distant.all()
 
 
-# Draws.
+# Importance sampling.
 
 
 def test_sampled_lights_are_unbiased():
@@ -176,7 +176,7 @@ def test_sampled_lights_stay_distant():
     assert found.distant[0, :, 0].tolist() == [True, False, False, True]
 
 
-# On the whole, and as colours.
+# Mean light and tone mapping.
 
 
 def test_the_mean_of_one_light_is_its_direction_and_radiance():
@@ -197,7 +197,7 @@ def test_lights_from_more_sides_have_a_shorter_mean_direction():
 
 
 def test_the_mean_direction_is_weighted_by_luminance():
-    colours = torch.tensor([[3.0, 0, 0], [0.0, 1, 0]])  # Of luminance 0.6378 and 0.7152.
+    colours = torch.tensor([[3.0, 0, 0], [0.0, 1, 0]])  # Luminance 0.6378 and 0.7152.
     direction, _ = mean_light(point_lights(torch.eye(3)[:2], colours))
     torch.testing.assert_close(direction[:2] / direction[0], torch.tensor([1, 0.7152 / 0.6378]))
 

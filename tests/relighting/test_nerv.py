@@ -29,9 +29,9 @@ from tests.analytic import ball, brick, union
 
 DOUBLE = torch.float64
 UP = torch.tensor([0.0, 0.0, 1.0])
-FIELDS, PLACES = ("hash", "mlp"), ("samples", "surface")
+FIELDS, SHADE_AT = ("hash", "mlp"), ("samples", "surface")
 both_fields = pytest.mark.parametrize("field", FIELDS)
-both_places = pytest.mark.parametrize("place", PLACES)
+both_shade_at = pytest.mark.parametrize("shade_at", SHADE_AT)
 
 GREY = plain((0.7, 0.7, 0.7))
 BALL = Part(Sphere(0.5), (0.0, 0.0, 0.6), GREY, gloss=0.5)
@@ -47,8 +47,8 @@ def random_directions(count, dtype=torch.float32, above=True):
 # Reflectance.
 
 
-def normal_facets(roughness, cosine):
-    """The distribution of facets, from what a mirror-like part sends straight back."""
+def ndf(roughness, cosine):
+    """The normal distribution function, from specular reflection straight back."""
     back = torch.stack([(1 - cosine**2).sqrt(), 0 * cosine, cosine], dim=-1)
     found = shading.brdf(UP.double(), back, back, torch.zeros(3, dtype=DOUBLE),
                       torch.tensor([roughness], dtype=DOUBLE))[:, 0]
@@ -59,32 +59,32 @@ def normal_facets(roughness, cosine):
 @pytest.mark.parametrize("roughness", [shading.MIN_ROUGHNESS, 0.3, 0.6, 1.0])
 def test_the_ndf_is_normalised(roughness):
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(300))
-    share = (nodes + 1) / 2
-    angle, width = math.pi / 2 * share**3, 3 * math.pi / 4 * share**2 * weights  # Dense near 0.
-    covered = normal_facets(roughness, angle.cos()) * angle.cos() * angle.sin()
+    u = (nodes + 1) / 2
+    angle, width = math.pi / 2 * u**3, 3 * math.pi / 4 * u**2 * weights  # Dense near 0.
+    covered = ndf(roughness, angle.cos()) * angle.cos() * angle.sin()
     assert float(2 * math.pi * (covered * width).sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_brdf_is_reciprocal():
-    incoming, outgoing = random_directions(500), random_directions(500)
+    light_dirs, view_dirs = random_directions(500), random_directions(500)
     albedo, roughness = torch.rand(500, 3), 0.1 + 0.9 * torch.rand(500, 1)
-    there = shading.brdf(UP, incoming, outgoing, albedo, roughness)
-    back = shading.brdf(UP, outgoing, incoming, albedo, roughness)
+    there = shading.brdf(UP, light_dirs, view_dirs, albedo, roughness)
+    back = shading.brdf(UP, view_dirs, light_dirs, albedo, roughness)
     torch.testing.assert_close(there, back, rtol=1e-4, atol=1e-6)
     assert (there > 0).all()
 
 
-def reflected_share(roughness, degrees, albedo):
-    """How much of the light that a view gathers is reflected: the integral of f cos."""
+def directional_albedo(roughness, degrees, albedo):
+    """The integral of f cos over light directions."""
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(300))
     cosine, width = (nodes + 1) / 2, weights / 2
     azimuth = math.pi * (1 + nodes**3)  # Dense where highlights are.
     sine = (1 - cosine**2).sqrt()[:, None]
-    incoming = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(),
+    light_dirs = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(),
                             cosine[:, None].expand(-1, 300)], dim=-1)
     angle = math.radians(degrees)
-    outgoing = torch.tensor([math.sin(angle), 0, math.cos(angle)], dtype=DOUBLE)
-    value = shading.brdf(UP.double(), incoming, outgoing, torch.full((1,), albedo, dtype=DOUBLE),
+    view_dirs = torch.tensor([math.sin(angle), 0, math.cos(angle)], dtype=DOUBLE)
+    value = shading.brdf(UP.double(), light_dirs, view_dirs, torch.full((1,), albedo, dtype=DOUBLE),
                       torch.tensor([roughness], dtype=DOUBLE))[..., 0]
     return float(((value * cosine[:, None] * width[:, None]) @ (3 * math.pi * nodes**2 * weights))
                  .sum())
@@ -93,35 +93,36 @@ def reflected_share(roughness, degrees, albedo):
 @pytest.mark.parametrize("roughness", [shading.MIN_ROUGHNESS, 0.2, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("albedo", [0.0, 1.0])
 def test_the_brdf_conserves_energy(roughness, albedo):
-    shares = [reflected_share(roughness, degrees, albedo)
+    albedos = [directional_albedo(roughness, degrees, albedo)
               for degrees in (0, 30, 50, 70, 80, 85, 87, 89)]
-    assert all(0 < share < 1 for share in shares)
+    assert all(0 < value < 1 for value in albedos)
 
 
 def test_albedo_of_a_smooth_white_surface_at_normal_incidence():
-    """A mirror's share; and of the rest what is not mirrored from all sides on the way in, whose
-    mean by the cosine is 1 / 21 of the way from F0 to 1."""
-    found = reflected_share(shading.MIN_ROUGHNESS, 0, 1.0)
+    """F0 is specular. The diffuse part is transmitted twice: at normal incidence, and averaged over
+    the hemisphere, where the mean Fresnel reflectance is 1 / 21 of the way from F0 to 1."""
+    found = directional_albedo(shading.MIN_ROUGHNESS, 0, 1.0)
     assert found == pytest.approx(0.04 + 0.96**2 * (1 - 1 / 21), rel=1e-3)
 
 
 @pytest.mark.parametrize("roughness", [0.1, 0.45, 1.0])
 def test_the_brdf_equals_the_demo_tracers(roughness):
     normals = random_directions(3000, DOUBLE, above=False)
-    incoming, outgoing = (normalize(normals + 0.99 * random_directions(3000, DOUBLE, False), dim=-1)
-                          for _ in range(2))
-    arguments = (normals, incoming, outgoing, torch.rand(3000, 3, dtype=DOUBLE),
+    light_dirs, view_dirs = (
+        normalize(normals + 0.99 * random_directions(3000, DOUBLE, False), dim=-1)
+        for _ in range(2))
+    arguments = (normals, light_dirs, view_dirs, torch.rand(3000, 3, dtype=DOUBLE),
                  torch.full((3000, 1), roughness, dtype=DOUBLE))
     torch.testing.assert_close(shading.brdf(*arguments), lit_scene.reference_brdf(*arguments))
 
 
 def test_highlights_are_accurate_in_float32():
     alpha = shading.MIN_ROUGHNESS**2
-    incoming = random_directions(2000, DOUBLE)
-    incoming = incoming[incoming[:, 2] > 0.2]
-    near = normalize(UP.double() + alpha * torch.randn_like(incoming), dim=-1)
-    outgoing = 2 * (near * incoming).sum(-1, keepdim=True) * near - incoming
-    arguments = (UP, incoming, outgoing, torch.zeros(3), torch.tensor([shading.MIN_ROUGHNESS]))
+    light_dirs = random_directions(2000, DOUBLE)
+    light_dirs = light_dirs[light_dirs[:, 2] > 0.2]
+    near = normalize(UP.double() + alpha * torch.randn_like(light_dirs), dim=-1)
+    view_dirs = 2 * (near * light_dirs).sum(-1, keepdim=True) * near - light_dirs
+    arguments = (UP, light_dirs, view_dirs, torch.zeros(3), torch.tensor([shading.MIN_ROUGHNESS]))
     exact = shading.brdf(*(v.double() for v in arguments))
     single = shading.brdf(*(v.float() for v in arguments))
     torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=0)
@@ -132,7 +133,7 @@ def grazing():
     return torch.stack([angle.sin(), 0 * angle, angle.cos()], dim=-1)
 
 
-@pytest.mark.parametrize("normals,incoming,outgoing", [
+@pytest.mark.parametrize("normals,light_dirs,view_dirs", [
     (UP, grazing(), -grazing() * torch.tensor([1.0, 1, -1])),
     (UP, grazing(), grazing()),
     (UP, random_directions(9), UP),
@@ -142,11 +143,11 @@ def grazing():
 ], ids=["mirrored", "grazing", "upright", "straight back", "opposite", "zero normals"])
 @pytest.mark.parametrize("roughness", [shading.MIN_ROUGHNESS, 1.0])
 def test_the_brdf_and_its_gradients_are_finite_at_worst_directions(
-    normals, incoming, outgoing, roughness
+    normals, light_dirs, view_dirs, roughness
 ):
-    outgoing = -incoming if outgoing is None else outgoing
+    view_dirs = -light_dirs if view_dirs is None else view_dirs
     arguments = [v.clone().requires_grad_() for v in (
-        normals, incoming, outgoing, torch.rand(3), torch.tensor([roughness]))]
+        normals, light_dirs, view_dirs, torch.rand(3), torch.tensor([roughness]))]
     value = shading.brdf(*arguments)
     value.sum().backward()
     assert torch.isfinite(value).all() and (value >= 0).all()
@@ -155,17 +156,17 @@ def test_the_brdf_and_its_gradients_are_finite_at_worst_directions(
 
 @pytest.mark.parametrize("roughness", [shading.MIN_ROUGHNESS, 1.0])
 def test_the_brdf_is_bounded_for_opposite_directions(roughness):
-    incoming = random_directions(50)
+    light_dirs = random_directions(50)
     k = roughness**2 / 2
     highest = 1 / (math.pi * roughness**4) / (4 * k**2) + 1 / math.pi
-    value = shading.brdf(UP, incoming, -incoming, torch.ones(3), torch.tensor([roughness]))
+    value = shading.brdf(UP, light_dirs, -light_dirs, torch.ones(3), torch.tensor([roughness]))
     assert value.max() <= highest
 
 
 @pytest.mark.parametrize("roughness", [shading.MIN_ROUGHNESS, 0.7])
 def test_the_brdf_ignores_the_length_of_normals(roughness):
-    incoming, outgoing = random_directions(200), random_directions(200)
-    wanted, found = (shading.brdf(length * UP, incoming, outgoing, torch.ones(3),
+    light_dirs, view_dirs = random_directions(200), random_directions(200)
+    wanted, found = (shading.brdf(length * UP, light_dirs, view_dirs, torch.ones(3),
                                torch.tensor([roughness])) for length in (1.0, 0.01))
     torch.testing.assert_close(found, wanted)
 
@@ -213,7 +214,7 @@ AXES = torch.tensor([1.0, 0.7, 1.4])
 
 
 def on_an_ellipsoid(axes, count=60):
-    """Points on it and their normals."""
+    """Random points on an ellipsoid and their normals."""
     points = axes * random_directions(count, above=False)
     return points, normalize(points / axes**2, dim=-1)
 
@@ -228,10 +229,10 @@ def normals_by(way, log_density, points):
     return shading.gradient_normals(log_density, points)
 
 
-both_ways = pytest.mark.parametrize("way", ["difference", "gradient"])
+both_methods = pytest.mark.parametrize("way", ["difference", "gradient"])
 
 
-@both_ways
+@both_methods
 @pytest.mark.parametrize("axes", [torch.full((3,), 0.8), AXES], ids=["sphere", "ellipsoid"])
 def test_normals_of_a_solid(way, axes):
     points, normals = on_an_ellipsoid(axes)
@@ -239,7 +240,7 @@ def test_normals_of_a_solid(way, axes):
     torch.testing.assert_close(found, normals, rtol=0, atol=1e-3)
 
 
-@both_ways
+@both_methods
 def test_constant_density_has_short_normals(way):
     points = torch.randn(4, 3)
     slope = torch.zeros(3, requires_grad=True)
@@ -249,7 +250,7 @@ def test_constant_density_has_short_normals(way):
     assert torch.isfinite(slope.grad).all()
 
 
-@both_ways
+@both_methods
 def test_gradients_flow_through_normals_to_the_density(way):
     points = on_an_ellipsoid(AXES)[0].double()
     towards, found = random_directions(60, DOUBLE, above=False), []
@@ -269,33 +270,34 @@ def test_gradient_normals_work_without_grad_mode():
     assert not found.requires_grad
 
 
-# Light that arrives.
+# Incident and reflected light.
 
 
 def test_blockers_behind_a_light_do_not_hide_it():
-    # Nothing, something solid at 2, and something that stops half, at 3.
-    seen = shading.Visibility(torch.tensor([[1.0, 0.0, 0.5]]), torch.tensor([[0.0, 2.0, 3.0]]))
+    # No blocker, an opaque one at 2, and a half-transparent one at 3.
+    visibility = shading.Visibility(
+        torch.tensor([[1.0, 0.0, 0.5]]), torch.tensor([[0.0, 2.0, 3.0]]))
     for distance, wanted in ((1.0, [1, 1, 1]), (2.5, [1, 0, 1]), (4.0, [1, 0, 0.5]),
                              (math.inf, [1, 0, 0.5])):
-        assert seen.of_light_at(torch.tensor(distance))[0].tolist() == wanted
+        assert visibility.of_light_at(torch.tensor(distance))[0].tolist() == wanted
 
 
 class Constant(nn.Module):
-    """A reflectance that is the same everywhere."""
+    """A constant reflectance field."""
 
     make_gaussians = staticmethod(MLPField.make_gaussians)
 
     def __init__(self, albedo, roughness):
         super().__init__()
-        share = (roughness - shading.MIN_ROUGHNESS) / (1 - shading.MIN_ROUGHNESS)
-        self.register_buffer("channels", torch.tensor([*albedo, share]))
+        channel = (roughness - shading.MIN_ROUGHNESS) / (1 - shading.MIN_ROUGHNESS)
+        self.register_buffer("channels", torch.tensor([*albedo, channel]))
 
     def forward(self, gaussians, viewdirs=None):
         return FieldOutput(None, self.channels.expand(*gaussians.means.shape[:2], 4))
 
 
 class Exact(nn.Module):
-    """What is seen of the demo scene's parts, by its own rays."""
+    """Exact visibility of the demo scene's parts, by its own ray tracer."""
 
     make_gaussians = staticmethod(MLPField.make_gaussians)
 
@@ -309,13 +311,13 @@ class Exact(nn.Module):
         lifted = gaussians.means + (1e-4 - depth) * normals
         start = torch.where(depth.abs() < 0.1, lifted, gaussians.means).expand_as(directions)
         distance = tracing.intersect(start, directions, self.parts).distance
-        share = (distance.isinf() & (depth[..., 0] > -0.1)).float()
+        transmittance = (distance.isinf() & (depth[..., 0] > -0.1)).float()
         distance = torch.where(distance.isfinite() & (depth[..., 0] > -0.1), distance, 0.0)
-        return FieldOutput(None, torch.stack([share, distance / self.reach], dim=-1))
+        return FieldOutput(None, torch.stack([transmittance, distance / self.reach], dim=-1))
 
 
 def signed_distance(points, parts):
-    """How far `[..., 1]` points are outside of parts, and the normals `[..., 3]` there."""
+    """Signed distance `[..., 1]` of points to parts, and normals `[..., 3]` there."""
     steps = 1e-3 * torch.eye(3)
     after, before = (tracing.distance_to_surface(points[..., None, :] + s * steps, parts)
                      for s in (1, -1))
@@ -328,7 +330,7 @@ def exact_shading(*parts, albedo=(0.7, 0.7, 0.7), roughness=ROUGHNESS):
 
 
 def patches(points, normals):
-    """The same surface points of both kinds, seen from somewhere above."""
+    """The same surface points as records of the model and of the tracer."""
     count = len(points)
     eye = normalize(normals + 0.7 * random_directions(count, above=False), dim=-1)
     albedo, roughness = torch.full((count, 3), 0.7), torch.full((count, 1), ROUGHNESS)
@@ -347,7 +349,7 @@ def on_the_ball(count):
 
 
 def assert_mostly_close(found, wanted):
-    """But for one row in twenty: at the edge of a shadow rounding decides."""
+    """At least 95 % of rows are close: rounding decides at the edges of shadows."""
     close = torch.isclose(found, wanted, rtol=1e-4, atol=1e-5).all(dim=-1)
     assert close.float().mean() >= 0.95
 
@@ -383,12 +385,12 @@ def test_direct_light_is_additive():
     one, other = point_lights(PLACE, COLOUR), point_lights(ANOTHER_PLACE, ANOTHER_COLOUR)
     together = point_lights(torch.cat([PLACE, ANOTHER_PLACE]),
                             torch.cat([COLOUR, ANOTHER_COLOUR]))
-    look = exact_shading(BALL, FLOOR)
-    parts = [look.direct_light(points, for_all(lights, 100))[0] for lights in (one, other)]
-    torch.testing.assert_close(look.direct_light(points, for_all(together, 100))[0], sum(parts))
+    shader = exact_shading(BALL, FLOOR)
+    parts = [shader.direct_light(points, for_all(lights, 100))[0] for lights in (one, other)]
+    torch.testing.assert_close(shader.direct_light(points, for_all(together, 100))[0], sum(parts))
     dark = replace(other, colours=torch.zeros(1, 3))
-    found, share = look.direct_light(points, for_all(dark, 100))
-    assert (found == 0).all() and torch.isfinite(share).all()
+    found, visibility = shader.direct_light(points, for_all(dark, 100))
+    assert (found == 0).all() and torch.isfinite(visibility).all()
 
 
 def test_direct_light_of_an_environment_equals_the_demo_tracers():
@@ -402,30 +404,30 @@ def test_direct_light_of_an_environment_equals_the_demo_tracers():
 
 
 def test_a_light_before_the_blocker_is_visible():
-    look = exact_shading(BALL)
+    shader = exact_shading(BALL)
     lights = point_lights(torch.tensor([[0.0, 0, 0.05]]), torch.ones(1, 3))
     points, _ = patches(torch.zeros(1, 3), UP[None])
     wanted = 400 * lit_scene.reference_brdf(
         UP, UP, points.view_dirs, points.albedo, points.roughness)
-    torch.testing.assert_close(look.direct_light(points, for_all(lights, 1))[0], wanted)
+    torch.testing.assert_close(shader.direct_light(points, for_all(lights, 1))[0], wanted)
     far = replace(lights, places=torch.tensor([[0.0, 0, 3]]))
-    assert (look.direct_light(points, for_all(far, 1))[0] == 0).all()
+    assert (shader.direct_light(points, for_all(far, 1))[0] == 0).all()
 
 
-def surface_of(look, *parts, near=1e-3):
-    """The `Points` of exact surfaces, wherever they are asked for near one."""
+def surface_of(shader, *parts, near=1e-3):
+    """A function to the nearest `SurfacePoints` of exact surfaces."""
     def surface_at(positions, variances, view_dirs):
         depth, normals = signed_distance(positions, parts)
         assert depth.abs().max() < near
-        return look.surface_points(positions - depth * normals, variances, normals, view_dirs)
+        return shader.surface_points(positions - depth * normals, variances, normals, view_dirs)
 
     return surface_at
 
 
 @pytest.mark.parametrize("distant", [False, True])
 def test_indirect_light_equals_the_demo_tracers(distant):
-    """Of 10,000 even directions and of the tracer's 200,000 random ones a hundredth or more meet
-    something lit, so that both are right to a percent or two."""
+    """At least a hundredth of our 10,000 directions and of the tracer's 200,000 random ones hit lit
+    surfaces, so both are accurate to a percent or two."""
     points, patch = patches(*towards_the_ball())
     if distant:
         environment = 0.2 + torch.rand(2, 4, 3)
@@ -434,15 +436,16 @@ def test_indirect_light_equals_the_demo_tracers(distant):
     else:
         ours = point_lights(PLACE, COLOUR)
         theirs = lit_scene.SceneLights(PLACE, COLOUR, False)
-    look = exact_shading(BALL, FLOOR)
-    found = look.indirect_light(points, for_all(ours, 4), surface_of(look, BALL, FLOOR), 10_000)
+    shader = exact_shading(BALL, FLOOR)
+    surface_at = surface_of(shader, BALL, FLOOR)
+    found = shader.indirect_light(points, for_all(ours, 4), surface_at, 10_000)
     wanted = lit_scene.indirect(patch, theirs, torch.rand(4, 200_000, 3), (BALL, FLOOR))
     assert (wanted > 0.001).all()
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0)
 
 
 def towards_the_ball():
-    """Two places on the floor before the ball's lit side, and two under it, and their normals."""
+    """Points and normals: two on the floor at the ball's lit side, two under the ball."""
     below = normalize(torch.tensor([[0.3, -0.2, -0.6], [-0.5, 0.5, -0.4]]), dim=-1)
     points = torch.cat([torch.tensor([[1.0, -0.5, 0.0], [0.8, 0.3, 0.0]]),
                         torch.tensor(BALL.centre) + 0.5 * below])
@@ -459,19 +462,19 @@ class Glowing(shading.SurfaceShading):
 
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.6, 0.0), (0.3, -0.7)])
 def test_a_glowing_ball_lights_a_floor_by_its_form_factor(place):
-    """Which is (r / d)^2 cos for a ball that is all above. Of what arrives the share that is not
-    mirrored on the way in, from the ball's middle, nor on the way out is sent on."""
+    """(r / d)^2 cos for a ball fully above the horizon, times the Fresnel transmission of the light
+    and view directions."""
     position = torch.tensor([[*place, 0.0]])
     small = Part(Sphere(0.2), BALL.centre, GREY)
     offset = torch.tensor(BALL.centre) - position
     factor = float(0.04 / (offset**2).sum() * offset[0, 2] / offset.norm())
     sent = []
     for albedo in (1.0, 0.0):
-        look = Glowing(Constant((0.5,) * 3, ROUGHNESS), Exact(small))
+        shader = Glowing(Constant((0.5,) * 3, ROUGHNESS), Exact(small))
         points = shading.SurfacePoints(position, torch.zeros(1), UP[None], UP[None],
                              torch.full((1, 3), albedo), torch.ones(1, 1))
         lights = for_all(point_lights(PLACE, COLOUR), 1)
-        sent.append(look.indirect_light(points, lights, surface_of(look, small), 40_000)[0])
+        sent.append(shader.indirect_light(points, lights, surface_of(shader, small), 40_000)[0])
     let_in = (1 - shading.F0) * (1 - (1 - float(offset[0, 2] / offset.norm())) ** 5)
     wanted = (1 - shading.F0) * let_in * factor * torch.tensor([1.0, 2.0, 0.5])
     torch.testing.assert_close(sent[0] - sent[1], wanted, rtol=0.02, atol=0)
@@ -485,10 +488,10 @@ def test_randomly_shifted_directions_are_unbiased(bounces, place):
     points, _ = patches(position, normal)
     points = points._replace(view_dirs=points.view_dirs[:1].expand(count, 3))
     lights = for_all(point_lights(PLACE, COLOUR), count)
-    look = exact_shading(BALL, FLOOR)
-    surface_at = surface_of(look, BALL, FLOOR)
-    found = look.indirect_light(points, lights, surface_at, bounces, torch.rand(count, 2))
-    wanted = look.indirect_light(shading.SurfacePoints(*(v[:1] for v in points)), lights[:1],
+    shader = exact_shading(BALL, FLOOR)
+    surface_at = surface_of(shader, BALL, FLOOR)
+    found = shader.indirect_light(points, lights, surface_at, bounces, torch.rand(count, 2))
+    wanted = shader.indirect_light(shading.SurfacePoints(*(v[:1] for v in points)), lights[:1],
                                  surface_at, 20_000)[0]
     deviation = found.std(dim=0) / math.sqrt(count)
     assert (0 < deviation).all() and (deviation < 0.1 * wanted).all()
@@ -496,9 +499,9 @@ def test_randomly_shifted_directions_are_unbiased(bounces, place):
 
 
 def test_indirect_light_trains_the_receiver_and_visibility_alone():
-    """The surfaces that it comes from learn nothing, what is seen and reflected here does."""
+    """The reflecting surfaces get no gradient; visibility and the receiver's albedo do."""
     points, _ = patches(*on_the_floor(20))
-    share = torch.full((), 0.4, requires_grad=True)
+    transmittance = torch.full((), 0.4, requires_grad=True)
     there = torch.full((3,), 0.5, requires_grad=True)
     here = points.albedo.clone().requires_grad_()
 
@@ -506,20 +509,20 @@ def test_indirect_light_trains_the_receiver_and_visibility_alone():
         make_gaussians = staticmethod(MLPField.make_gaussians)
 
         def forward(self, gaussians, directions):
-            shares = share.expand(directions.shape[:-1])
-            return FieldOutput(None, torch.stack([shares, torch.full_like(shares, 0.3)], dim=-1))
+            values = transmittance.expand(directions.shape[:-1])
+            return FieldOutput(None, torch.stack([values, torch.full_like(values, 0.3)], dim=-1))
 
-    look = shading.SurfaceShading(Constant((0.5,) * 3, ROUGHNESS), Half())
+    shader = shading.SurfaceShading(Constant((0.5,) * 3, ROUGHNESS), Half())
 
     def surface_at(positions, variances, view_dirs):
         one = torch.ones(len(positions), 1)
         return shading.SurfacePoints(
             positions, variances, UP * one, view_dirs, there * one, ROUGHNESS * one)
 
-    look.indirect_light(points._replace(albedo=here), for_all(point_lights(PLACE, COLOUR), 20),
+    shader.indirect_light(points._replace(albedo=here), for_all(point_lights(PLACE, COLOUR), 20),
                         surface_at, 8).sum().backward()
     assert there.grad is None
-    assert share.grad < 0 and (here.grad > 0).all()
+    assert transmittance.grad < 0 and (here.grad > 0).all()
 
 
 # The model.
@@ -528,9 +531,10 @@ def test_indirect_light_trains_the_receiver_and_visibility_alone():
 BOX = torch.tensor([[-2.0] * 3, [2.0] * 3])
 
 
-def make_config(field="hash", place="samples", *words):
+def make_config(field="hash", shade_at="samples", *words):
     return get_config(["--preset", "debug", "--model", "nerv", "--dataset_name", "nerv",
-                       "--precision", "fp32", "--nerv_field", field, "--shade_at", place, *words])
+                       "--precision", "fp32", "--nerv_field", field, "--shade_at", shade_at,
+                       *words])
 
 
 def make_model(*words, box=BOX):
@@ -570,7 +574,7 @@ def test_mlp_normals_ignore_ripples_finer_than_samples():
 
 
 class Solid(nn.Module):
-    """A field of what is inside of a signed distance, white; `hash` if for one of a grid."""
+    """A white solid of a signed distance; field: "hash" or "mlp", the field that it replaces."""
 
     needs_full_covariance = False
 
@@ -590,9 +594,9 @@ class Solid(nn.Module):
         return FieldOutput(density, torch.ones_like(means) if with_rgb else None)
 
 
-def solid_model(shape, field="mlp", place="samples", *words, parts=(), **others):
-    """A model whose geometry is known, and whose surfaces look like the demo scene's parts."""
-    model = make_model(field, place, "--num_samples", "48", "--prop_samples", "64",
+def solid_model(shape, field="mlp", shade_at="samples", *words, parts=(), **others):
+    """A model with known geometry and the reflectance and visibility of the demo scene's parts."""
+    model = make_model(field, shade_at, "--num_samples", "48", "--prop_samples", "64",
                        "--grid_finest", "2048", *words)
     model.field = Solid(shape, field, **others)
     model.proposals = nn.ModuleList([model.field])
@@ -613,7 +617,7 @@ def test_marched_rays_end_at_the_first_surface(field):
     directions = random_directions(len(origins), above=False)
     directions[:80] = normalize(0.5 * directions[:80] - origins[:80], dim=-1)
     rays = rays_towards(origins, origins + directions).with_lights(point_lights(PLACE, COLOUR))
-    seen = model.march(rays, origins, directions, None)
+    marched = model.march(rays, origins, directions, None)
     part = Part(Sphere(0.8), (0.3, 0.0, 0.2), GREY)
     distance = tracing.intersect(origins, directions, (part,)).distance
     middle = torch.tensor([0.3, 0, 0.2]) - origins
@@ -621,10 +625,10 @@ def test_marched_rays_end_at_the_first_surface(field):
     hit, missed = distance.isfinite() & (aside < 0.7), distance.isinf() & (
         (aside > 0.9) | ((middle * directions).sum(-1) < 0))
     assert hit.sum() > 50 and missed.sum() > 50
-    assert seen.transmittance[hit].max() < 0.01
-    torch.testing.assert_close(seen.distance[hit], distance[hit], rtol=0, atol=0.06)
-    assert (seen.distance[hit] - distance[hit]).mean().abs() < 0.02
-    assert seen.transmittance[missed].min() > 0.99
+    assert marched.transmittance[hit].max() < 0.01
+    torch.testing.assert_close(marched.distance[hit], distance[hit], rtol=0, atol=0.06)
+    assert (marched.distance[hit] - distance[hit]).mean().abs() < 0.02
+    assert marched.transmittance[missed].min() > 0.99
 
 
 def test_secondary_rays_end_at_the_box():
@@ -640,15 +644,15 @@ def test_secondary_rays_end_at_the_box():
 
 
 @both_fields
-@both_places
-def test_a_lit_ball_over_a_floor_equals_the_demo_tracers(field, place):
-    model = solid_model(SCENE, field, place, "--bounce_directions", "200", parts=(BALL, FLOOR))
+@both_shade_at
+def test_a_lit_ball_over_a_floor_equals_the_demo_tracers(field, shade_at):
+    model = solid_model(SCENE, field, shade_at, "--bounce_directions", "200", parts=(BALL, FLOOR))
     targets = torch.cat([0.7 * (torch.rand(24, 3) - 0.5) + torch.tensor(BALL.centre),
                          2 * torch.rand(24, 3) - 1])
     rays = rays_towards(3.5 * normalize(random_directions(48) + 0.5 * UP, dim=-1), targets)
     lights = torch.cat([PLACE, ANOTHER_PLACE]), torch.cat([COLOUR, ANOTHER_COLOUR])
     hit = tracing.intersect(rays.origins, rays.directions, (BALL, FLOOR))
-    # Where edges, of things or of shadows, are near, a density is too soft to be compared.
+    # Exclude pixels near edges of objects and shadows, where the density is too soft.
     facing = -(hit.normal * rays.directions).sum(-1)
     beside = rays.directions[:, None] + 0.03 * random_directions(40, above=False)
     beside = tracing.intersect(rays.origins[:, None].expand_as(beside), beside, (BALL, FLOOR))
@@ -679,10 +683,10 @@ def test_a_lit_ball_over_a_floor_equals_the_demo_tracers(field, place):
 
 
 @both_fields
-@both_places
-def test_marched_shadows_equal_exact_visibility(field, place):
-    """At the middle of what light and shadow there is, whatever the visibility field says."""
-    model = solid_model(SCENE, field, place, parts=(BALL, FLOOR))
+@both_shade_at
+def test_marched_shadows_equal_exact_visibility(field, shade_at):
+    """For most pixels, whatever the visibility field predicts."""
+    model = solid_model(SCENE, field, shade_at, parts=(BALL, FLOOR))
     targets = torch.cat([1.6 * torch.rand(80, 2) - 0.8, torch.zeros(80, 1)], dim=-1)
     rays = rays_towards(targets + torch.tensor([0.5, -2.5, 3.0]), targets)
     rays = rays.with_lights(point_lights(torch.cat([PLACE, ANOTHER_PLACE]),
@@ -691,7 +695,7 @@ def test_marched_shadows_equal_exact_visibility(field, place):
     model.appearance.visibility = Exact(Part(Sphere(0.01), (9.0, 0.0, 0.0), GREY),
                                         reach=float(model.appearance.reach))
     unshaded = model(rays)[-1].extras
-    how = Shading.from_config(make_config(field, place, "--march_shadows"))
+    how = Shading.from_config(make_config(field, shade_at, "--march_shadows"))
     marched = model(rays, shading=how)[-1].extras
     alike = ((marched["direct"] - exact["direct"]).abs() < 0.03 + 0.05 * exact["direct"]).all(-1)
     shaded = exact["visibility"][:, 0] < 0.9
@@ -719,26 +723,26 @@ def test_exact_visibility_has_no_error(field):
     assert output.visibility_error.mean() > 0.1
 
 
-class Asked(Exact):
-    """Remembers where it was asked, and gives distances by a `stretch` too long."""
+class Recording(Exact):
+    """Records its queries, and returns distances multiplied by `stretch`."""
 
     def __init__(self, *parts, stretch=1.0, **others):
         super().__init__(*parts, **others)
-        self.stretch, self.asked = stretch, []
+        self.stretch, self.queries = stretch, []
 
     def forward(self, gaussians, directions):
-        self.asked.append((gaussians.means, directions))
-        share, distance = super().forward(gaussians, directions).rgb.unbind(-1)
-        return FieldOutput(None, torch.stack([share, self.stretch * distance], dim=-1))
+        self.queries.append((gaussians.means, directions))
+        transmittance, distance = super().forward(gaussians, directions).rgb.unbind(-1)
+        return FieldOutput(None, torch.stack([transmittance, self.stretch * distance], dim=-1))
 
 
 @both_fields
 def test_visibility_is_supervised_from_surfaces_and_everywhere(field):
     part = Part(Sphere(1.0), (0.0, 0.0, 0.0), GREY)
     model = solid_model(ball([0.0, 0.0, 0.0], 1.0), field).train()
-    model.appearance.visibility = Asked(part)
+    model.appearance.visibility = Recording(part)
     model(some_rays(150), 0.5)
-    (surface, outward), (anywhere, around) = model.appearance.visibility.asked
+    (surface, outward), (anywhere, around) = model.appearance.visibility.queries
     height = surface.norm(dim=-1) - 1
     assert (height.abs() < 0.1).float().mean() > 0.9
     assert ((surface * outward).sum(-1)[height.abs() < 0.1] > -0.05).all()
@@ -753,13 +757,13 @@ def test_wrong_distances_add_to_the_visibility_error(field):
     rays, found = some_rays(600), []
     reach = float(model.appearance.reach)
     for stretch in (1.0, 2.0):
-        model.appearance.visibility = Asked(*parts, stretch=stretch, reach=reach)
+        model.appearance.visibility = Recording(*parts, stretch=stretch, reach=reach)
         rng = BatchRandom(0, 600).for_rows(torch.arange(600))
         found.append(model(rays, 0.5, rng)[-1].visibility_error)
-    starts, directions = (v[:, 0] for v in model.appearance.visibility.asked[1])
+    starts, directions = (v[:, 0] for v in model.appearance.visibility.queries[1])
     hit = tracing.intersect(starts, directions, parts).distance
     hit = torch.where(hit.isfinite() & (starts.norm(dim=-1) > 1.1), hit, 0.0)
-    # Where nothing is met, or the start lies within, distances do not count.
+    # Distances of rays without a hit, or that start inside, have no weight.
     added = found[1] - found[0]
     assert (hit > 0).sum() > 5
     torch.testing.assert_close(added.median(), torch.zeros(()), rtol=0, atol=1e-4)
@@ -767,13 +771,13 @@ def test_wrong_distances_add_to_the_visibility_error(field):
                                rtol=0.2, atol=0)
 
 
-@both_places
-def test_components_scale_with_opacity(place):
-    """Per opacity, what is reflected of light that comes straight or not is the same."""
+@both_shade_at
+def test_components_scale_with_opacity(shade_at):
+    """Divided by opacity, components of thin and thick layers are equal."""
     found = []
     for density in (8.0, 40.0):
         shape = brick([-1.9, -1.9, -0.02], [1.9, 1.9, 0.02])
-        model = solid_model(shape, "mlp", place, "--bounce_directions", "64", density=density,
+        model = solid_model(shape, "mlp", shade_at, "--bounce_directions", "64", density=density,
                             parts=(Part(Box((1.9, 1.9, 0.1)), (0.0, 0.0, 1.4), GREY),))
         light = point_lights(torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 5.0))
         rays = rays_towards(torch.tensor([[1.5, 0.4, 3.0]]), torch.tensor([[0.3, 0.2, 0.0]]))
@@ -793,9 +797,9 @@ STAGES = ((0.1, False, set()), (0.45, True, set()), (0.8, True, set(COMPONENTS))
 
 
 @both_fields
-@both_places
-def test_outputs_of_each_stage(field, place):
-    model = make_model(field, place).train()
+@both_shade_at
+def test_outputs_of_each_stage(field, shade_at):
+    model = make_model(field, shade_at).train()
     for train_frac, has_error, extras in STAGES:
         output = model(some_rays(9), train_frac)[-1]
         assert output.extras.keys() == extras
@@ -803,13 +807,14 @@ def test_outputs_of_each_stage(field, place):
         assert all(torch.isfinite(v).all() for v in (output.rgb, *output.extras.values()))
 
 
-@pytest.mark.parametrize("shares", [(0.55, 0.15), (0.1, 0.2), (0.4, 0.15), (0.0, 0.3), (0.0, 0.0)])
-def test_stages_begin_at_their_steps(shares):
-    """At shares whose sums computers round up, too, by what the trial before a training asks."""
-    words = ["--geometry_share", str(shares[0]), "--visibility_share", str(shares[1])]
+@pytest.mark.parametrize("fractions", [
+    (0.55, 0.15), (0.1, 0.2), (0.4, 0.15), (0.0, 0.3), (0.0, 0.0)])
+def test_stages_begin_at_their_steps(fractions):
+    """Also for fractions whose sum is rounded up."""
+    words = ["--geometry_share", str(fractions[0]), "--visibility_share", str(fractions[1])]
     model, steps = make_model("hash", "samples", *words).train(), 9000
     for number, (begin, _) in enumerate(model.stages):
-        first = round(steps * (0.0, shares[0], sum(shares))[number])
+        first = round(steps * (0.0, fractions[0], sum(fractions))[number])
         model.progress.fill_(first / steps)
         assert model.stage() >= number
         model.progress.fill_(begin)
@@ -821,18 +826,18 @@ def test_stages_begin_at_their_steps(shares):
 
 def test_grid_normals_are_differences_over_the_finest_cells():
     model = make_model("hash", "samples", "--grid_coarsest", "8", "--grid_finest", "31")
-    asked = []
+    queries = []
     density = model.density
-    model.density = lambda means, covs: asked.append(means) or density(means, covs)
+    model.density = lambda means, covs: queries.append(means) or density(means, covs)
     model.normals(torch.zeros(1, 3), torch.full((1,), 1e-6))
-    assert float(asked[0].abs().max()) == pytest.approx(NORMAL_STEP * 4 / 16)
+    assert float(queries[0].abs().max()) == pytest.approx(NORMAL_STEP * 4 / 16)
 
 
 @both_fields
-@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
-def test_rays_without_lights_render_shape_alone(field, share):
+@pytest.mark.parametrize("train_frac", [0.1, 0.45, 0.8])
+def test_rays_without_lights_render_shape_alone(field, train_frac):
     model, rays = make_model(field), some_rays(9)
-    model.progress.fill_(share)
+    model.progress.fill_(train_frac)
     lit, dark = (model.eval()(r)[-1] for r in (rays, replace(rays, lights=None)))
     assert dark.extras == {} and torch.equal(dark.acc, lit.acc)
     assert torch.equal(dark.distance_median, lit.distance_median)
@@ -840,7 +845,7 @@ def test_rays_without_lights_render_shape_alone(field, share):
 
 
 def test_fields_differentiated_for_normals_are_not_compiled():
-    """Nothing compiled gives a second derivative, which training by normals asks for."""
+    """Training through normals needs second derivatives, which compiled code lacks."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     networks, grids = make_model("mlp"), make_model("hash")
     all_of = {model: [p for p in model.modules() if isinstance(p, Field)]
@@ -851,13 +856,13 @@ def test_fields_differentiated_for_normals_are_not_compiled():
     assert grids.compilable_fields(gpu) == all_of[grids]
 
 
-def taught(model, name, share):
-    """Which parts of a model get gradients by a loss."""
+def trained_parts(model, name, train_frac):
+    """The parts of a model that get gradients from a loss."""
     model.zero_grad(set_to_none=True)
     batch = some_batch(30)
-    loss.LOSSES[name](model, model(batch.rays, share), batch).backward()
+    loss.LOSSES[name](model, model(batch.rays, train_frac), batch).backward()
 
-    def learns(*parts):
+    def has_gradient(*parts):
         return any(p.grad is not None and p.grad.abs().max() > 0
                    for n, p in model.named_parameters() if n.startswith(parts))
 
@@ -865,22 +870,23 @@ def taught(model, name, share):
         "density": ("field.density",), "proposals": ("proposals",),
         "colour": ("field.rgb", "field.view", "field.bottleneck"),
         "reflectance": ("appearance.reflectance",), "visibility": ("appearance.visibility",),
-    }.items() if learns(*names)}
+    }.items() if has_gradient(*names)}
 
 
 @both_fields
-@both_places
-def test_each_stage_trains_its_own_parts(field, place):
-    model = make_model(field, place).train()
-    assert taught(model, "fine", 0.1) == taught(model, "fine", 0.45) == {"density", "colour"}
-    found = taught(model, "fine", 0.8)
+@both_shade_at
+def test_each_stage_trains_its_own_parts(field, shade_at):
+    model = make_model(field, shade_at).train()
+    for train_frac in (0.1, 0.45):
+        assert trained_parts(model, "fine", train_frac) == {"density", "colour"}
+    found = trained_parts(model, "fine", 0.8)
     assert found == {"density", "reflectance", "visibility"}
 
 
 @both_fields
-@pytest.mark.parametrize("share", [0.45, 0.8])
-def test_the_visibility_loss_trains_visibility_alone(field, share):
-    assert taught(make_model(field).train(), "visibility", share) == {"visibility"}
+@pytest.mark.parametrize("train_frac", [0.45, 0.8])
+def test_the_visibility_loss_trains_visibility_alone(field, train_frac):
+    assert trained_parts(make_model(field).train(), "visibility", train_frac) == {"visibility"}
 
 
 def test_the_visibility_loss_is_zero_in_stage_one():
@@ -889,22 +895,22 @@ def test_the_visibility_loss_is_zero_in_stage_one():
 
 
 @both_fields
-@pytest.mark.parametrize("share,extras", [(0.1, set()), (0.45, set()), (0.8, set(COMPONENTS))])
-def test_images_show_the_stage_reached(field, share, extras):
+@pytest.mark.parametrize("train_frac,extras", [(0.1, set()), (0.45, set()), (0.8, set(COMPONENTS))])
+def test_images_show_the_stage_reached(field, train_frac, extras):
     model, rays = make_model(field), some_rays(9)
-    model.set_train_frac(share)
-    picture = model.eval()(rays)[-1]
-    assert picture.extras.keys() == extras
+    model.set_train_frac(train_frac)
+    image = model.eval()(rays)[-1]
+    assert image.extras.keys() == extras
     other = make_model(field, "samples", "--seed", "5").eval()
     other.load_state_dict(model.state_dict())
     again = other(rays)[-1]
-    assert again.extras.keys() == extras and torch.equal(again.rgb, picture.rgb)
+    assert again.extras.keys() == extras and torch.equal(again.rgb, image.rgb)
 
 
 @both_fields
-@both_places
-def test_images_depend_on_the_light(field, place):
-    model, rays = make_model(field, place).eval(), some_rays(20)
+@both_shade_at
+def test_images_depend_on_the_light(field, shade_at):
+    model, rays = make_model(field, shade_at).eval(), some_rays(20)
     model.progress.fill_(1)
     near, far, strong = (
         model(rays.with_lights(point_lights(places, colours)))[-1] for places, colours in
@@ -926,53 +932,54 @@ def test_early_colours_scale_with_the_incident_light(field):
     assert (moved.rgb - found[0].rgb).abs().max() > 1e-4
 
 
-@both_places
-def test_lights_are_sampled_in_training_and_complete_in_images(place):
+@both_shade_at
+def test_lights_are_sampled_in_training_and_complete_in_images(shade_at):
     environment = torch.rand(4, 8, 3)
     lights = environment_lights(environment)
-    model = solid_model(ball([0.0, 0, 0], 1.0), "mlp", place, "--light_samples", "8",
+    model = solid_model(ball([0.0, 0, 0], 1.0), "mlp", shade_at, "--light_samples", "8",
                         parts=(Part(Sphere(1.0), (0.0, 0.0, 0.0), GREY),))
     rays = rays_towards(torch.tensor([[3.0, 1.0, 2.0]]), torch.zeros(1, 3)).with_lights(lights)
     with torch.no_grad():
-        picture = model(rays)[-1].extras["direct"][0]
+        image = model(rays)[-1].extras["direct"][0]
         many = rays.map(lambda x: x.expand(600, *x.shape[1:]))
-        drawn = model.train()(many)[-1].extras["direct"]
-    deviation = drawn.std(dim=0) / math.sqrt(600)
+        sampled = model.train()(many)[-1].extras["direct"]
+    deviation = sampled.std(dim=0) / math.sqrt(600)
     assert (deviation > 0).all()
-    # A percent or two besides, as jitter moves the shaded places in a soft density.
-    assert ((drawn.mean(dim=0) - picture).abs() < 4 * deviation + 0.02 * picture).all()
+    # Plus two percent, as jitter moves the shaded points in a soft density.
+    assert ((sampled.mean(dim=0) - image).abs() < 4 * deviation + 0.02 * image).all()
 
 
 @both_fields
-@both_places
+@both_shade_at
 @pytest.mark.parametrize("train_frac", [0.45, 0.9])
-def test_empty_rays_show_the_background_with_finite_gradients(field, place, train_frac):
-    model = make_model(field, place, "--density_bias", "-60").train()
+def test_empty_rays_show_the_background_with_finite_gradients(field, shade_at, train_frac):
+    model = make_model(field, shade_at, "--density_bias", "-60").train()
     batch = some_batch(5)
     outputs = model(batch.rays, train_frac)
     torch.testing.assert_close(outputs[-1].rgb, torch.ones(5, 3))
-    total, _ = loss.weighted_loss(make_config(field, place), model, outputs, batch)
+    total, _ = loss.weighted_loss(make_config(field, shade_at), model, outputs, batch)
     total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @both_fields
-@both_places
-def test_chunks_do_not_change_the_image(field, place):
-    model = make_model(field, place).eval()
+@both_shade_at
+def test_chunks_do_not_change_the_image(field, shade_at):
+    model = make_model(field, shade_at).eval()
     model.progress.fill_(1)
     flat = some_rays(12)
     grid = replace(flat, lights=None).map(lambda x: x.reshape(3, 4, *x.shape[1:])).with_lights(
         point_lights(PLACE, COLOUR))
     with torch.no_grad():
         whole = model(flat)[-1]
-    picture = render_image(model, grid, chunk=5)
-    # Products of other sizes round otherwise, and then a sample may just count or not.
+    image = render_image(model, grid, chunk=5)
+    # Matrix multiplications of other sizes round differently, which can change whether a sample is
+    # shaded.
     near = dict(rtol=0.02, atol=0.02)
-    torch.testing.assert_close(picture.rgb.reshape(12, 3), whole.rgb, **near)
-    assert picture.extras.keys() == set(COMPONENTS)
+    torch.testing.assert_close(image.rgb.reshape(12, 3), whole.rgb, **near)
+    assert image.extras.keys() == set(COMPONENTS)
     for name in COMPONENTS:
-        torch.testing.assert_close(picture.extras[name].reshape(12, -1), whole.extras[name], **near)
+        torch.testing.assert_close(image.extras[name].reshape(12, -1), whole.extras[name], **near)
 
 
 @both_fields
@@ -992,17 +999,17 @@ def test_skipping_empty_space_changes_no_component(field):
                                    atol=0.05)
 
 
-# Chance.
+# Training randomness.
 
 
 @both_fields
-@both_places
+@both_shade_at
 @pytest.mark.parametrize("lights", [
     point_lights(PLACE, COLOUR), environment_lights(torch.full((3, 4, 3), 0.7))],
-    ids=["one light", "more than are drawn"])
-def test_micro_batches_do_not_change_the_gradient(field, place, lights):
-    """In float64: where a network's normals jump, a rounding of float32 may change the side."""
-    config = make_config(field, place, "--light_samples", "5")
+    ids=["one light", "more than sampled"])
+def test_micro_batches_do_not_change_the_gradient(field, shade_at, lights):
+    """In float64: normals of MLPs have jumps, where float32 rounding changes them."""
+    config = make_config(field, shade_at, "--light_samples", "5")
     model, found = build_model(config, "cpu", BOX).double().train(), []
     batch = some_batch(13, lights).map(lambda x: x.double() if x.is_floating_point() else x)
     for size in (13, 4):
@@ -1020,11 +1027,11 @@ def test_micro_batches_do_not_change_the_gradient(field, place, lights):
                                    atol=1e-8 * float(gradient.abs().max()), msg=name)
 
 
-# Where the direction of a normal means little.
+# Nearly constant density.
 
 
 def brightest_possible(rays, parts_roughness=ROUGHNESS):
-    """What no unit normal exceeds in reflecting lights at least 1 away."""
+    """An upper bound of reflected light from lights at distances of at least 1."""
     k = parts_roughness**2 / 2
     highest = 1 / (math.pi * parts_roughness**4) / (4 * k) + 1 / math.pi
     light = incident(rays.lights, torch.zeros_like(rays.origins))
@@ -1032,9 +1039,9 @@ def brightest_possible(rays, parts_roughness=ROUGHNESS):
 
 
 @both_fields
-@both_places
-def test_nearly_constant_density_has_no_bright_artefacts(field, place):
-    model = solid_model(lambda points: -1 - 1e-4 * points[..., 0], field, place, density=2.0,
+@both_shade_at
+def test_nearly_constant_density_has_no_bright_artefacts(field, shade_at):
+    model = solid_model(lambda points: -1 - 1e-4 * points[..., 0], field, shade_at, density=2.0,
                         softness=1.0, parts=(Part(Sphere(0.01), (9.0, 0.0, 0.0), GREY),))
     rays = some_rays(20, point_lights(torch.tensor([[0.0, 0, 40]]), torch.ones(1, 3)))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pictures under known lights: radiance from files, their lights, and what a user can do wrong."""
+"""Images under known lights: radiance, lights, ground truth, and invalid files."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def write_exr(path, pixels, separate=False):
 
 
 def write_layer(path, name):
-    """A picture whose channels are of a layer, as multi-layer files have them."""
+    """An image with the channels of a layer, as in multi-layer files."""
     pixels = np.ones((4, 6, 4) if name.endswith("RGBA") else (4, 6), np.float32)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     with OpenEXR.File(header, {name: pixels}) as file:
@@ -43,14 +43,14 @@ def write_layer(path, name):
 
 
 def write_png(path, pixels):
-    """16 bits of straight colours in [0, 1]."""
+    """Write colours in [0, 1] with straight alpha as a 16-bit PNG."""
     values = np.rint(65535 * pixels).astype(np.uint16)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[-1]]
     assert cv2.imwrite(str(path), values[..., order])
 
 
 def write_frames(folder, frames, split="train", lights="point", **top):
-    """The JSON of a split: poses and names are added to frames that have none."""
+    """Write the JSON of a split, adding default poses and names to frames."""
     place = {"point": {"train": "train_point", "test": "."},
              "env": {"train": "train_env", "test": "test_env"}}[lights][split]
     (folder / place).mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_frames(folder, frames, split="train", lights="point", **top):
 
 
 def write_scene(folder, frames, pixels=None, **others):
-    """A split with an EXR picture for each frame; returns its JSON file."""
+    """Write a split with an EXR image per frame; returns its JSON file."""
     path = write_frames(folder, frames, **others)
     if pixels is None:
         pixels = np.full((*SIZE[::-1], 4), 0.5, np.float32)
@@ -82,7 +82,7 @@ def one_light(position=(0, 0, 4.0), **others):
 
 
 def radiance(dataset, index=0):
-    """The stored pixels `[h, w, 4]` of one picture."""
+    """The stored pixels `[h, w, 4]` of one image."""
     width, height = dataset.cameras.sizes[index].tolist()
     return dataset._pixels_of(index).float().reshape(height, width, 4)
 
@@ -243,11 +243,11 @@ def test_folders_of_the_released_scenes(tmp_path):
     assert load(tmp_path, "test", "--lights", "env").lights.distant.all()
 
 
-# What a user's files can do wrong.
+# Invalid files.
 
 
 def refused(folder, *words, split="train"):
-    """The one sentence with which a scene is refused."""
+    """The one-sentence error for a scene."""
     with pytest.raises(UserError) as error:
         load(folder, split, *words)
     sentence = str(error.value)
@@ -255,13 +255,13 @@ def refused(folder, *words, split="train"):
     return sentence
 
 
-def picture_of(scene):
+def image_of(scene):
     return scene.parent / "train" / "r_0.exr"
 
 
-@pytest.mark.parametrize("spoil,said", [
+@pytest.mark.parametrize("spoil,message", [
     (lambda path: path.unlink(), "is missing"),
-    (lambda path: path.write_bytes(b"no picture at all"), "is not an OpenEXR file"),
+    (lambda path: path.write_bytes(b"no image at all"), "is not an OpenEXR file"),
     (lambda path: path.write_bytes(b""), "is not an OpenEXR file"),
     (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read as OpenEXR"),
     (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot be read as OpenEXR"),
@@ -272,30 +272,30 @@ def picture_of(scene):
     (lambda path: write_exr(path, np.full((4, 6, 4), np.inf, np.float16)), "infinite or NaN"),
     (lambda path: write_exr(path, np.full((4, 6, 4), -1, np.float32)), "infinite or NaN"),
 ])
-def test_errors_name_an_invalid_exr_file(tmp_path, spoil, said):
-    noise = np.random.default_rng(0).random((40, 6, 4), np.float32)  # Of three compressed blocks.
-    picture = picture_of(write_scene(tmp_path, [one_light()], noise))
-    spoil(picture)
+def test_errors_name_an_invalid_exr_file(tmp_path, spoil, message):
+    noise = np.random.default_rng(0).random((40, 6, 4), np.float32)  # Three compressed blocks.
+    image = image_of(write_scene(tmp_path, [one_light()], noise))
+    spoil(image)
     sentence = refused(tmp_path)
-    assert str(picture) in sentence and said in sentence
+    assert str(image) in sentence and message in sentence
 
 
-@pytest.mark.parametrize("write,said", [
+@pytest.mark.parametrize("write,message", [
     (lambda path: imwrite(path, np.full((4, 6, 4), 200, np.uint8)), "has uint8 channels; 16 bits"),
     (lambda path: write_png(path, np.full((4, 6, 3), 0.5)), "has 3 channel(s); RGBA"),
     (lambda path: write_png(path, np.full((4, 6, 1), 0.5)), "has 1 channel(s); RGBA"),
-    (lambda path: path.write_bytes(b"no picture"), "cannot be read as an image"),
+    (lambda path: path.write_bytes(b"no image"), "cannot be read as an image"),
 ])
-def test_errors_name_an_invalid_png_file(tmp_path, write, said):
+def test_errors_name_an_invalid_png_file(tmp_path, write, message):
     scene = write_scene(tmp_path, [one_light()])
-    picture_of(scene).unlink()
-    picture = picture_of(scene).with_suffix(".png")
-    write(picture)
+    image_of(scene).unlink()
+    image = image_of(scene).with_suffix(".png")
+    write(image)
     sentence = refused(tmp_path)
-    assert str(picture) in sentence and said in sentence
+    assert str(image) in sentence and message in sentence
 
 
-@pytest.mark.parametrize("frame,said", [
+@pytest.mark.parametrize("frame,message", [
     ({}, "without light_loc or environment"),
     ({"light_loc": None}, "light_loc = None"),
     ({"light_loc": [1.0, 2.0]}, "three for each light"),
@@ -314,11 +314,11 @@ def test_errors_name_an_invalid_png_file(tmp_path, write, said):
     ({"light_loc": [1, 2, 1e300]}, "finite numbers are expected"),
     (one_light(light_weights=[[1e39] * 3]), "finite numbers are expected"),
 ])
-def test_errors_name_the_file_of_invalid_lights(tmp_path, frame, said):
+def test_errors_name_the_file_of_invalid_lights(tmp_path, frame, message):
     scene = write_scene(tmp_path, [frame])
     sentence = refused(tmp_path)
-    assert said in sentence
-    assert str(scene.parent / "environments" if "missing" in said else scene) in sentence
+    assert message in sentence
+    assert str(scene.parent / "environments" if "missing" in message else scene) in sentence
 
 
 def test_errors_name_the_file_of_an_invalid_intensity_or_turn(tmp_path):
@@ -345,9 +345,9 @@ def test_errors_name_an_invalid_environment(tmp_path, spoil):
 
 
 def test_a_factor_that_leaves_no_pixel_raises(tmp_path):
-    picture = picture_of(write_scene(tmp_path, [one_light()]))
+    image = image_of(write_scene(tmp_path, [one_light()]))
     sentence = refused(tmp_path, "--factor", "5")
-    assert str(picture) in sentence and "is 6x4" in sentence
+    assert str(image) in sentence and "is 6x4" in sentence
 
 
 def test_16_bit_environments_are_scaled_to_one(tmp_path):
@@ -355,8 +355,8 @@ def test_16_bit_environments_are_scaled_to_one(tmp_path):
     colour = np.array([0.8, 0.4, 0.2])
     write_png(tmp_path / "train_env" / "sky.png", np.broadcast_to(colour, (2, 2, 3)))
     found = load(tmp_path, "train", "--lights", "env").lights.colours.sum(dim=1)[0]
-    share = torch.from_numpy(colour / colour.sum()).float()
-    torch.testing.assert_close(found / found.sum(), share, rtol=1e-3, atol=0)
+    ratio = torch.from_numpy(colour / colour.sum()).float()
+    torch.testing.assert_close(found / found.sum(), ratio, rtol=1e-3, atol=0)
     assert found.sum() < 1.4 * 4 * math.pi * 1.2
 
 
@@ -380,10 +380,10 @@ def test_fine_environments_of_scenes_are_averaged(tmp_path):
                                atol=0)
 
 
-# What is true of pictures.
+# Ground truth.
 
 
-def random_truths(seed=0):
+def random_ground_truths(seed=0):
     rng = np.random.default_rng(seed)
     shape = SIZE[::-1]
     normals = rng.normal(size=(*shape, 3))
@@ -396,17 +396,18 @@ def random_truths(seed=0):
     }
 
 
-def write_truths(folder, truths):
-    for name, truth in truths.items():
-        imwrite(folder / f"r_0_{name}.png", np.rint(255 * truth).astype(np.uint8))
+def write_ground_truths(folder, ground_truths):
+    for name, ground_truth in ground_truths.items():
+        imwrite(folder / f"r_0_{name}.png", np.rint(255 * ground_truth).astype(np.uint8))
 
 
 def test_ground_truth_beside_an_image_is_read(tmp_path):
     scene = write_scene(tmp_path, [one_light()], split="test")
-    truths = random_truths()
-    write_truths(scene.parent / "test", truths)
+    ground_truths = random_ground_truths()
+    write_ground_truths(scene.parent / "test", ground_truths)
     found = load(tmp_path, "test").ground_truth(0)
-    wanted = truths | {"albedo": truths["albedo"][..., :3], "coverage": truths["albedo"][..., 3:]}
+    albedo = ground_truths["albedo"]
+    wanted = ground_truths | {"albedo": albedo[..., :3], "coverage": albedo[..., 3:]}
     assert found.keys() == wanted.keys()
     for name, value in found.items():
         true = wanted[name] if wanted[name].ndim == 3 else wanted[name][..., None]
@@ -415,91 +416,93 @@ def test_ground_truth_beside_an_image_is_read(tmp_path):
 
 def test_downsampled_images_and_missing_files_have_no_ground_truth(tmp_path):
     scene = write_scene(tmp_path, [one_light()] * 2, split="test")
-    write_truths(scene.parent / "test", random_truths())
+    write_ground_truths(scene.parent / "test", random_ground_truths())
     assert load(tmp_path, "test", "--factor", "2").ground_truth(0) == {}
     assert load(tmp_path, "test").ground_truth(1) == {}
 
 
-def perfect_pictures(truth):
-    """What a model that is right shows of surfaces."""
-    return {"albedo": truth["albedo"], "shading_normals": truth["normals"],
-            "visibility": truth["visibility"].repeat(3, -1),
-            "roughness": truth["roughness"].repeat(3, -1)}
+def perfect_images(ground_truth):
+    """Component images equal to the ground truth."""
+    return {"albedo": ground_truth["albedo"], "shading_normals": ground_truth["normals"],
+            "visibility": ground_truth["visibility"].repeat(3, -1),
+            "roughness": ground_truth["roughness"].repeat(3, -1)}
 
 
 @pytest.fixture
-def truth(tmp_path):
-    scene = write_scene(tmp_path / "truth", [one_light()], split="test")
-    write_truths(scene.parent / "test", random_truths())
-    return load(tmp_path / "truth", "test").ground_truth(0)
+def ground_truth(tmp_path):
+    scene = write_scene(tmp_path / "ground_truth", [one_light()], split="test")
+    write_ground_truths(scene.parent / "test", random_ground_truths())
+    return load(tmp_path / "ground_truth", "test").ground_truth(0)
 
 
-def test_perfect_components_have_no_error(truth):
-    scores = score_components(perfect_pictures(truth), truth)
+def test_perfect_components_have_no_error(ground_truth):
+    scores = score_components(perfect_images(ground_truth), ground_truth)
     assert scores.keys() == {"albedo_rmse", "normals_degrees", "visibility_mae", "roughness_mae"}
     assert scores.pop("normals_degrees") < 0.05  # An arccosine near 1, in single precision.
     np.testing.assert_allclose(list(scores.values()), 0, atol=1e-6)
 
 
-def test_albedo_errors_ignore_a_scale_per_channel(truth):
-    pictures = perfect_pictures(truth)
-    pictures["albedo"] = truth["albedo"] * np.array([0.3, 1.7, 1.0])
-    assert score_components(pictures, truth)["albedo_rmse"] < 1e-6
-    solid = truth["coverage"][..., 0] == 1
-    pictures["albedo"] = np.ones_like(truth["albedo"])
-    wanted = np.sqrt(truth["albedo"][solid].var(axis=0).mean())
-    assert score_components(pictures, truth)["albedo_rmse"] == pytest.approx(wanted, rel=1e-5)
+def test_albedo_errors_ignore_a_scale_per_channel(ground_truth):
+    images = perfect_images(ground_truth)
+    images["albedo"] = ground_truth["albedo"] * np.array([0.3, 1.7, 1.0])
+    assert score_components(images, ground_truth)["albedo_rmse"] < 1e-6
+    solid = ground_truth["coverage"][..., 0] == 1
+    images["albedo"] = np.ones_like(ground_truth["albedo"])
+    wanted = np.sqrt(ground_truth["albedo"][solid].var(axis=0).mean())
+    assert score_components(images, ground_truth)["albedo_rmse"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_orthogonal_normals_are_90_degrees_wrong(truth):
-    normals = 2 * truth["normals"] - 1
-    pictures = perfect_pictures(truth)
-    pictures["shading_normals"] = 0.5 + 0.5 * np.cross(normals, [0.3, 0.5, -0.9])
-    degrees = score_components(pictures, truth)["normals_degrees"]
+def test_orthogonal_normals_are_90_degrees_wrong(ground_truth):
+    normals = 2 * ground_truth["normals"] - 1
+    images = perfect_images(ground_truth)
+    images["shading_normals"] = 0.5 + 0.5 * np.cross(normals, [0.3, 0.5, -0.9])
+    degrees = score_components(images, ground_truth)["normals_degrees"]
     assert degrees == pytest.approx(90, abs=1e-3)
-    pictures["shading_normals"] = 0.5 - 0.2 * normals
-    degrees = score_components(pictures, truth)["normals_degrees"]
+    images["shading_normals"] = 0.5 - 0.2 * normals
+    degrees = score_components(images, ground_truth)["normals_degrees"]
     assert degrees == pytest.approx(180, abs=0.05)
 
 
-def test_errors_cover_fully_covered_pixels_only(truth):
-    pictures = {name: value.copy() for name, value in perfect_pictures(truth).items()}
-    for value in pictures.values():
+def test_errors_cover_fully_covered_pixels_only(ground_truth):
+    images = {name: value.copy() for name, value in perfect_images(ground_truth).items()}
+    for value in images.values():
         value[0] = 7.0
-    clean, spoilt = (score_components(p, truth) for p in (perfect_pictures(truth), pictures))
+    clean = score_components(perfect_images(ground_truth), ground_truth)
+    spoilt = score_components(images, ground_truth)
     assert clean == spoilt
-    pictures["visibility"][1] += 0.3
-    assert score_components(pictures, truth)["visibility_mae"] == pytest.approx(0.1, rel=1e-5)
+    images["visibility"][1] += 0.3
+    assert score_components(images, ground_truth)["visibility_mae"] == pytest.approx(0.1, rel=1e-5)
 
 
-def test_components_without_ground_truth_are_not_scored(truth):
-    pictures = perfect_pictures(truth)
-    assert score_components({"rgb": 0}, truth) == score_components(pictures, {}) == {}
-    del truth["visibility"]
-    assert "visibility_mae" not in score_components(pictures, truth)
+def test_components_without_ground_truth_are_not_scored(ground_truth):
+    images = perfect_images(ground_truth)
+    assert score_components({"rgb": 0}, ground_truth) == score_components(images, {}) == {}
+    del ground_truth["visibility"]
+    assert "visibility_mae" not in score_components(images, ground_truth)
 
 
-def test_component_images_match_ground_truth_units(truth):
-    """What a model says, made pictures and scored, is compared in the same units."""
+def test_component_images_match_ground_truth_units(ground_truth):
+    """Component images and ground truth have the same units."""
     ones = torch.ones(SIZE[::-1])
-    said = {name: torch.from_numpy(truth[name]) for name in ("albedo", "roughness", "visibility")}
-    said["shading_normals"] = torch.from_numpy(2 * truth["normals"] - 1)
-    said["direct"] = torch.full((*ones.shape, 3), 3.0)
+    predicted = {name: torch.from_numpy(ground_truth[name])
+                 for name in ("albedo", "roughness", "visibility")}
+    predicted["shading_normals"] = torch.from_numpy(2 * ground_truth["normals"] - 1)
+    predicted["direct"] = torch.full((*ones.shape, 3), 3.0)
     output = RenderOutput(rgb=torch.ones(*ones.shape, 3), acc=ones, distance_mean=ones,
-                          distance_median=ones, extras=said)
-    pictures = component_images(output)
-    np.testing.assert_allclose(pictures["direct"], 0.75)
-    scores = score_components(pictures, truth)
+                          distance_median=ones, extras=predicted)
+    images = component_images(output)
+    np.testing.assert_allclose(images["direct"], 0.75)
+    scores = score_components(images, ground_truth)
     assert scores["albedo_rmse"] < 1e-6 and scores["normals_degrees"] < 0.05
     assert scores["visibility_mae"] < 1e-6 and scores["roughness_mae"] < 1e-6
 
 
 @pytest.mark.parametrize("missing", ["albedo", "normals"])
-def test_partial_ground_truth_is_scored(truth, missing):
-    pictures = perfect_pictures(truth)
+def test_partial_ground_truth_is_scored(ground_truth, missing):
+    images = perfect_images(ground_truth)
     for name in ("albedo", "coverage") if missing == "albedo" else ("normals",):
-        del truth[name]
-    scores = score_components(pictures, truth)
+        del ground_truth[name]
+    scores = score_components(images, ground_truth)
     assert not any(name.startswith(missing) for name in scores)
 
 
