@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     )
 
 
-def open_run(command_line: Config, also: Iterable[str] = ()) -> Checkpoint:
+def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
     """Load the run named by a command line and apply its typed flags.
 
     also: flags that this tool may change besides those of rendering. Raises UserError for any other

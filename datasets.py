@@ -381,5 +381,7 @@ class LLFF(Loader):
 
 # In the order in which the format of a folder is detected: a multiscale or COLMAP scene may also
 # hold the marker of a later format.
-DATASETS = {"multicam": Multicam, "blender": Blender, "nerv": LitBlender, "colmap": Colmap,
-            "nerfstudio": Nerfstudio, "llff": LLFF}
+DATASETS: dict[str, type[Loader]] = {
+    "multicam": Multicam, "blender": Blender, "nerv": LitBlender, "colmap": Colmap,
+    "nerfstudio": Nerfstudio, "llff": LLFF,
+}

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import image_utils
 from checkpoint import Checkpoint, open_run
 from datasets import NeRFDataset, load_dataset
+from models.base import RayModel
 from relighting.components import score_components
 from rendering import render_view
 from runtime import distributed
@@ -78,7 +79,7 @@ def evaluation_folder(run_folder: str | Path, dataset: NeRFDataset, step: int,
 # Scores of a split.
 
 
-def evaluate(model: torch.nn.Module, dataset: NeRFDataset, config: Any, step: int,
+def evaluate(model: RayModel, dataset: NeRFDataset, config: Any, step: int,
              folder: str | Path) -> dict:
     """Score every view of `dataset`, and write scores and images to `folder`.
 
@@ -99,7 +100,7 @@ def evaluate(model: torch.nn.Module, dataset: NeRFDataset, config: Any, step: in
     return scores
 
 
-def evaluate_views(model: torch.nn.Module, dataset: NeRFDataset, config: Any, folder: Path
+def evaluate_views(model: RayModel, dataset: NeRFDataset, config: Any, folder: Path
                    ) -> tuple[list, list]:
     """Score this rank's views and write their images.
 
@@ -184,7 +185,7 @@ def means(images: list[dict]) -> dict[str, float]:
             for name in names if name not in ("name", "scale")}
 
 
-def provenance(model: torch.nn.Module, config: Any, step: int, dataset: NeRFDataset) -> dict:
+def provenance(model: RayModel, config: Any, step: int, dataset: NeRFDataset) -> dict:
     """Provenance: commit, device, precision, versions, config."""
     return {
         "split": dataset.split,

@@ -7,7 +7,7 @@ Functions take NumPy arrays and tensors alike.
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import imageio.v3 as iio
@@ -97,10 +97,10 @@ def resize_area(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     if image.shape[:2] == (height, width):
         return image
-    values = image.astype(np.float32)
-    alpha = values[..., 3:] / 255 if image.shape[-1] == 4 else np.ones_like(values[..., :1])
+    values, has_alpha_channel = image.astype(np.float32), image.shape[-1] == 4
+    alpha: Any = values[..., 3:] / 255 if has_alpha_channel else np.ones_like(values[..., :1])
     small = cv2.resize(values[..., :3] * alpha, (width, height), interpolation=cv2.INTER_AREA)
-    if image.shape[-1] == 4:
+    if has_alpha_channel:
         alpha = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)[..., None]
         small = np.where(alpha > 0, small / np.maximum(alpha, 1e-6), 0)
         small = np.concatenate([small, 255 * alpha], axis=-1)

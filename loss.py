@@ -4,6 +4,8 @@ A term is `fn(model, outputs, batch) -> scalar`, unweighted; its weight is the f
 `--<name>_loss_mult`. `outputs` holds one `RenderOutput` per level, coarse to fine.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -103,7 +105,8 @@ def mean_over_rays(values: Tensor, batch: Batch) -> Tensor:
 
 def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor, dict]:
     """Weighted sum of all terms whose weight is not 0, and a `dict` of scalars to log."""
-    total, scalars = 0.0, {}
+    total: Any = 0.0
+    scalars = {}
     for name, fn in LOSSES.items():
         weight = getattr(config, f"{name}_loss_mult")
         if weight > 0:

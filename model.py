@@ -43,7 +43,7 @@ class MipNeRF(RayModel):
     def render_levels(self, rays: Rays, train_frac: float, rng,
                       ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
         """As `forward`. With `ray_occupancy` the coarser levels have no colours."""
-        outputs = []
+        outputs: list[RenderOutput] = []
         for level in range(self.num_levels):
             tdist = self.sample_level(rays, outputs, rng)
             noise = self.sample_density_noise(tdist[..., 1:], rng)

@@ -56,10 +56,13 @@ def render_image(model: RayModel, rays: Rays, chunk: int | None = None,
     shape = rays.shape
     flat = rays.flatten()
     chunk = chunk or default_chunk(model, flat.origins.device, occupancy)
-    parts, first = [], 0
+    parts: list[RenderOutput] = []
+    first = 0
     while first < len(flat) or not parts:
-        part, chunk = smaller_until_it_fits(chunk, lambda size, first=first: render_chunk(
-            model, flat[first : first + size], occupancy, shading))
+        def render(size: int, first: int = first) -> RenderOutput:
+            return render_chunk(model, flat[first : first + size], occupancy, shading)
+
+        part, chunk = smaller_until_it_fits(chunk, render)
         parts.append(part)
         first += chunk
     return concatenate(parts).map(lambda x: x.reshape((*shape, *x.shape[1:])))

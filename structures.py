@@ -24,6 +24,13 @@ class TensorRecord:
         """The record at `index` of the first batch axis; scalars are kept as they are."""
         return self.map(lambda x: x[index] if x.dim() else x)
 
+    def is_close(self, other: "TensorRecord") -> bool:
+        """Whether two records of the same type have equal tensors, up to rounding."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
+                   for a, b in pairs if isinstance(a, Tensor))
+
+
 
 def _map(fn, value):
     if isinstance(value, Tensor):

@@ -1,7 +1,8 @@
 """Base class of the fields: encoded samples to density and colour."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,9 @@ class Field(nn.Module):
     stay float32: with 8 bits, rounding errors of 2^15 x would exceed a full turn of its sine.
     """
 
+    trunk: nn.ModuleList
+    num_multisamples: int
+
     def __init__(self, head: Head | None, *, density_bias: float, has_density: bool,
                  compute_dtype: torch.dtype):
         super().__init__()
@@ -98,10 +102,27 @@ class Field(nn.Module):
                 size = head.view_hidden + (inputs if is_skip_layer(i, head.view_skip) else 0)
         if self.head is not None:
             self.rgb = nn.Linear(size, self.head.channels)
-        fill = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_uniform_}[init]
+        fills: dict[str, Callable] = {"glorot": nn.init.xavier_uniform_,
+                                      "he": nn.init.kaiming_uniform_}
         for layer in self.layers():
-            fill(layer.weight)
+            fills[init](layer.weight)
             nn.init.zeros_(layer.bias)
+
+    @property
+    def needs_full_covariance(self) -> bool:
+        """Whether full covariances are encoded differently from diagonal ones."""
+        return False
+
+    def make_gaussians(self, means: Tensor, covs: Tensor) -> Any:
+        """Gaussians `[..., S]` of this field's kind; covs: `[..., S, 3]` or `[..., S, 3, 3]`."""
+        raise NotImplementedError
+
+    def _encode(self, gaussians) -> Tensor:
+        raise NotImplementedError
+
+    def activate_density(self, raw_density: Tensor) -> Tensor:
+        """Raw density, with its bias, to density."""
+        raise NotImplementedError
 
     def layers(self) -> list[nn.Linear]:
         """All linear layers in the official code's order."""

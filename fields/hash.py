@@ -32,6 +32,9 @@ class HashField(Field):
     Other arguments as in `Field` and `Field.build_heads`.
     """
 
+    box: Tensor
+    resolutions: Tensor
+
     def __init__(self, trunk: Trunk, head: Head | None, *, levels: hash_grid.Levels, features: int,
                  num_multisamples: int, downweight: bool, density_bias: float,
                  contraction: bool = False, init: str = "glorot",

@@ -8,7 +8,7 @@ table are dense; finer ones are hashed.
 import functools
 import importlib
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,12 +71,12 @@ def encode_torch(points: Tensor, weights: Tensor, table: Tensor, levels: Levels)
         cell = scaled.detach().floor().clamp(max=resolution - 1)
         fraction = scaled - cell
         cell = cell.long()
-        total = 0
+        total: Any = 0
         for offset in range(8):
             bits = [offset >> axis & 1 for axis in range(3)]
             index = table_index(
                 [cell[..., axis] + bits[axis] for axis in range(3)], level, levels)
-            corner_weight = 1
+            corner_weight: Any = 1
             for axis, bit in enumerate(bits):
                 corner_weight = corner_weight * (
                     fraction[..., axis] if bit else 1 - fraction[..., axis])

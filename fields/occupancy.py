@@ -72,7 +72,8 @@ class RayOccupancy:
     def from_density(cls, density: Tensor, near: Tensor, far: Tensor, max_queries: int):
         """From the density of the segments `[N, P]`."""
         sums = torch.stack([(density > 0).to(density.dtype), density]).cumsum(dim=-1)
-        return cls(*F.pad(sums, (1, 0)), near, far, max_queries)
+        cum_occupied, cum_density = F.pad(sums, (1, 0))
+        return cls(cum_occupied, cum_density, near, far, max_queries)
 
     def __getitem__(self, index) -> "RayOccupancy":
         """The occupancy of the rays at `index`."""

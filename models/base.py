@@ -1,5 +1,7 @@
 """Base class of the models: field queries, training randomness, compositing."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,11 @@ class RayModel(nn.Module):
     stages: (start, length) of each stage, as fractions of training.
     """
 
-    stages = ((0.0, 1.0),)
+    field: Field
+    max_samples_per_level: int
+    first_rgb_level: int
+    compute_dtype: torch.dtype
+    stages: Sequence[tuple[float, float]] = ((0.0, 1.0),)
 
     def __init__(self, config):
         super().__init__()
@@ -55,10 +61,19 @@ class RayModel(nn.Module):
         """
         return self.render_levels(rays, train_frac, rng, ray_occupancy)
 
+    def render_levels(self, rays: Rays, train_frac: float, rng,
+                      ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
+        """As `forward`, without what only some models read."""
+        raise NotImplementedError
+
     @property
     def samples_evenly(self) -> bool:
         """Whether samples are as far apart near the camera as far from it, like grid cells."""
         return not (self.contraction or self.opaque_background)
+
+    def is_shading(self) -> bool:
+        """Whether colours are those of shaded surfaces: NeRV's are, in its last stage."""
+        return False
 
     def stage_at(self, train_frac: float | Tensor) -> int:
         """Index into `stages` after a fraction of the training."""

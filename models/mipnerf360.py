@@ -45,7 +45,8 @@ class MipNeRF360(RayModel):
         with_rgb: whether the last round has colours; proposals have none.
         """
         warps = coord.construct_ray_warps(self.ray_warp, rays.near, rays.far)
-        outputs, samples_so_far = [], 1
+        outputs: list[RenderOutput] = []
+        samples_so_far = 1
         for level in range(self.prop_rounds + 1):
             is_last = level == self.prop_rounds
             field = self.field if is_last else self.proposal_field(level)

@@ -1,5 +1,7 @@
 """Zip-NeRF: mip-NeRF 360's sampling of anti-aliased hash grids."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class ZipNeRF(MipNeRF360):
         self.pulse_widths = config.pulse_width
 
     def proposal_field(self, level: int) -> Field:
-        return self.proposals[level]
+        return cast(Field, self.proposals[level])
 
     def distortion_fenceposts(self, output: RenderOutput) -> Tensor:
         if self.ray_warp == "power":

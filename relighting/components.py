@@ -1,5 +1,7 @@
 """Images of NeRV's components, and their errors."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from relighting.lights import tone_map
@@ -26,7 +28,7 @@ def component_images(output: RenderOutput) -> dict:
     return images
 
 
-def score_components(images: dict, ground_truth: dict) -> dict:
+def score_components(images: Mapping, ground_truth: Mapping) -> dict:
     """Errors of the predicted components against ground truth, over fully covered pixels.
 
     albedo_rmse: after scaling each channel to the best fit, since images determine the product of

@@ -32,13 +32,6 @@ class Lights(TensorRecord):
     colours: Tensor
     distant: Tensor
 
-    def is_close(self, other: "Lights") -> bool:
-        """Whether two records have the same lights up to rounding."""
-        pairs = ((getattr(lights, name) for lights in (self, other))
-                 for name in ("places", "colours", "distant"))
-        return all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
-                   for a, b in pairs)
-
 
 class Incident(NamedTuple):
     """Light that reaches points from K lights.

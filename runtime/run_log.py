@@ -110,7 +110,7 @@ class RunLog:
         for name, value in scalars.items():
             self.tensorboard.add_scalar(name, value, step)
         seconds = time.perf_counter() - self.start
-        line = {"step": step, "seconds": round(seconds, 2)} | scalars
+        line = {"step": step, "seconds": round(seconds, 2), **scalars}
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
 

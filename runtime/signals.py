@@ -23,7 +23,7 @@ class StopSignals:
         # A second Ctrl-C interrupts at once. A second SIGTERM does not: a system that stops a job
         # may send one to each process, and torchrun passes on its own.
         if number == signal.SIGINT:
-            signal.signal(number, self.previous[number])
+            signal.signal(number, self.previous[signal.SIGINT])
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self.previous.items():
