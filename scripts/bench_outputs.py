@@ -10,8 +10,6 @@ angle between drawn and true normals on the test views.
 """
 
 import argparse
-import contextlib
-import io
 import multiprocessing
 import sys
 import time
@@ -22,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import visualize  # noqa: E402
 from checkpoint import load_checkpoint  # noqa: E402
-from exporters.mesh import extract  # noqa: E402
+from exporters import video  # noqa: E402
+from exporters.mesh import extract, find_target  # noqa: E402
 from procedural import scene as demo_scene  # noqa: E402
 from ray_utils import image_rays  # noqa: E402
 from rendering import surface_normals  # noqa: E402
@@ -69,15 +67,15 @@ def in_own_process(function, *words):
 def time_frame(folder, device, size):
     """The row of one frame of `size` x `size` pixels."""
     run = load_checkpoint(folder, device)
-    run.config.path, run.config.frames = "spherical", 1
+    run.config.frames = 1
     place = next(run.model.parameters()).device
-    shooting = visualize.video_cameras(run, size, size).to(place)
+    cameras = video.video_cameras(run, "spherical", size, size).to(place)
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        view = visualize.look(run.model, shooting, 0, None)
+        frame = video.render_frame(run.model, cameras, 0)
         for kind in ("rgb", "depth", "normals"):
-            visualize.draw(view, kind, (1.0, 10.0))
+            video.frame_image(frame, kind, (1.0, 10.0))
         seconds.append(time.perf_counter() - begin)
     memory = peak_memory(place) / 1e9
     return f"| {folder.name} | {size}x{size} | {np.median(seconds):.2f} | {memory:.2f} |"
@@ -90,8 +88,8 @@ def time_mesh(folder, device, grid_size):
     config.grid_size, config.chunk = grid_size, None
     place = next(run.model.parameters()).device
     begin = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        mesh, facts = extract(run.model, run.scene["train"].to(place), config)
+    scene = run.scene["train"].to(place)
+    mesh, facts = extract(run.model, scene, config, find_target(run.model, scene, config))
     seconds, memory = time.perf_counter() - begin, peak_memory(place) / 1e9
     there, back = chamfer(mesh, run, facts["step_of_grid"]) if is_known(run) else ("", "")
     return (f"| {folder.name} | {grid_size} | {facts['evaluated']:,} "
@@ -128,14 +126,14 @@ def compare_normals(folder, device):
     if not is_known(run):
         return None
     scene = run.scene["test"].to(next(run.model.parameters()).device)
-    shooting = visualize.VideoCameras(cameras=scene.cameras, lights=scene.lights, units=1.0)
+    cameras = video.VideoCameras(cameras=scene.cameras, lights=scene.lights, scene_scale=1.0)
     angles = []
     for index in range(len(scene.cameras)):
-        view = visualize.look(run.model, shooting, index, None)
-        normals = surface_normals(view.distance, view.viewdirs, view.acc).cpu()
+        frame = video.render_frame(run.model, cameras, index)
+        normals = surface_normals(frame.distance, frame.viewdirs, frame.acc).cpu()
         rays = image_rays(run.scene["test"].cameras, index)
         truth = demo_scene.intersect(rays.origins, rays.directions)
-        both = (truth.part >= 0) & (view.acc.cpu() > 0.5)
+        both = (truth.part >= 0) & (frame.acc.cpu() > 0.5)
         cosine = (normals * truth.normal).sum(dim=-1)[both].clamp(-1, 1)
         angles.append(torch.rad2deg(torch.acos(cosine)))
     angles = torch.cat(angles)

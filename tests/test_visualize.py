@@ -1,4 +1,4 @@
-"""Videos of scenes that are known, and the script as users run, stop and break it."""
+"""Videos of analytic scenes, and the script as users run, interrupt and misuse it."""
 
 import json
 import os
@@ -20,6 +20,8 @@ import visualize
 from checkpoint import Checkpoint
 from config import default_config
 from datasets import load_dataset
+from exporters import video
+from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sole_writer
 from tests.analytic import AnalyticModel, ball
@@ -37,7 +39,7 @@ def grey(points):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run folder of each format, hardly trained."""
+    """One run folder per format, hardly trained."""
     folder = tmp_path_factory.mktemp("runs")
     for name, write in WRITERS.items():
         write(folder / f"scene_{name}")
@@ -48,7 +50,7 @@ def runs(tmp_path_factory):
 
 
 def copied(runs, tmp_path, name="blender"):
-    """A run folder of its own for a test, without the scene."""
+    """A copy of a run folder for one test; its scene is not there."""
     folder = tmp_path / name
     folder.mkdir()
     for path in (runs / name).glob("checkpoint_*.pt"):
@@ -64,42 +66,42 @@ def count_frames(path):
     ("llff", [], "spiral"), ("blender", [], "spherical"),
     ("blender", ["--path", "auto"], "ellipse"),
 ])
-def test_the_path_that_fits_is_taken_and_said(runs, tmp_path, capsys, name, flags, path):
+def test_the_default_path_suits_the_cameras(runs, tmp_path, capsys, name, flags, path):
     folder = copied(runs, tmp_path, name)
     assert visualize.main(["--run", str(folder), "--frames", "1", *flags]) == 0
     out = capsys.readouterr().out
-    video, = folder.glob("video_*")
-    assert video.name.startswith(f"video_{path}_") and f"on the {path} path" in out
+    rendered, = folder.glob("video_*")
+    assert rendered.name.startswith(f"video_{path}_") and f"on the {path} path" in out
     assert (f"--path {path}: the cameras" in out) == (path != "spherical")
 
 
 @pytest.mark.parametrize("path", ["spherical", "spiral", "zoom"])
 @pytest.mark.parametrize("name", sorted(WRITERS))
-def test_every_path_of_every_format_needs_the_run_folder_alone(runs, tmp_path, capsys, name, path):
+def test_every_path_of_every_format_needs_only_the_run_folder(runs, tmp_path, capsys, name, path):
     folder = copied(runs, tmp_path, name)
     assert visualize.main(["--run", str(folder), "--path", path, "--frames", "3", "--fps", "5",
                            "--visualize_depth", "--visualize_normals"]) == 0
     out = capsys.readouterr().out
-    video, = folder.glob("video_*")
-    assert str(video) in out
+    rendered, = folder.glob("video_*")
+    assert str(rendered) in out
     for kind in ("rgb", "depth", "normals", "rgb_depth_normals"):
-        assert count_frames(video / f"{kind}_5fps.mp4") == 3
-    assert (video / "rgb_depth_normals_5fps.gif").exists()
-    assert len(list((video / "frames").iterdir())) == 9
-    scale = json.loads((video / "depth_scale.json").read_text())
+        assert count_frames(rendered / f"{kind}_5fps.mp4") == 3
+    assert (rendered / "rgb_depth_normals_5fps.gif").exists()
+    assert len(list((rendered / "frames").iterdir())) == 9
+    scale = json.loads((rendered / "depth_scale.json").read_text())
     assert 0 < scale["near"] < scale["far"]
 
 
-def test_rgb_alone_is_the_default_and_sizes_may_be_odd(runs, tmp_path):
+def test_the_default_is_rgb_alone_and_sizes_may_be_odd(runs, tmp_path):
     folder = copied(runs, tmp_path)
     visualize.main(["--run", str(folder), "--frames", "2", "--width", "13", "--height", "9"])
-    video, = folder.glob("video_*")
-    assert sorted(p.name for p in video.iterdir()) == [
+    rendered, = folder.glob("video_*")
+    assert sorted(p.name for p in rendered.iterdir()) == [
         ".lock", "frames", "rgb_30fps.gif", "rgb_30fps.mp4", "video.json"]
-    assert imread(video / "frames" / "rgb_00000.png").shape == (9, 13, 3)
+    assert imread(rendered / "frames" / "rgb_00000.png").shape == (9, 13, 3)
 
 
-def test_flags_of_the_training_find_the_run(runs, tmp_path, capsys):
+def test_the_flags_of_the_training_name_the_run(runs, tmp_path, capsys):
     folder = copied(runs, tmp_path)
     assert visualize.main(["--preset", "debug", "--log_dir", str(tmp_path), "--exp_name", "blender",
                            "--frames", "1"]) == 0
@@ -108,48 +110,49 @@ def test_flags_of_the_training_find_the_run(runs, tmp_path, capsys):
         visualize.main(["--run", str(folder), "--hidden", "99"])
 
 
-def test_the_main_rank_alone_notes_what_a_video_is_made_of(runs, tmp_path, monkeypatch):
+def test_only_rank_0_records_the_source_of_the_frames(runs, tmp_path, monkeypatch):
     run = checkpoint.load_checkpoint(copied(runs, tmp_path))
-    video = tmp_path / "video"
-    video.mkdir()
-    monkeypatch.setattr(visualize.distributed, "is_main", lambda: False)
-    (video / "frames").mkdir()
-    visualize.check_same_frames(video, run)
-    assert not (video / "video.json").exists()
+    folder = tmp_path / "video"
+    folder.mkdir()
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    (folder / "frames").mkdir()
+    video.check_same_frames(folder, run)
+    assert not (folder / "video.json").exists()
     monkeypatch.undo()
-    visualize.check_same_frames(video, run)
-    assert (video / "video.json").exists()
+    video.check_same_frames(folder, run)
+    assert (folder / "video.json").exists()
 
 
-def test_a_path_that_ndc_cannot_express_is_refused_before_anything_is_written(runs, tmp_path):
+def test_a_path_that_ndc_cannot_express_is_an_error_before_anything_is_written(runs, tmp_path):
     folder = copied(runs, tmp_path, "llff")
     with pytest.raises(UserError, match="where NDC ends"):
         visualize.main(["--run", str(folder), "--path", "zoom", "--dolly", "--zoom", "5"])
     assert not list(folder.glob("video_*"))
 
 
-# What is shown.
+# Frames.
 
 
-def view_of(model, tmp_path, dataset_name="blender", **flags):
-    """The analytic scene from a training camera, and that camera's scene."""
+def first_frame(model, tmp_path, dataset_name="blender", **flags):
+    """The `Frame` of the first training camera, and the scene."""
     config = default_config(dataset_name=dataset_name, scene=str(tmp_path / "s"), **flags)
     scene = load_dataset(config, "train").scene
-    shooting = visualize.VideoCameras(cameras=scene.cameras, lights=None, units=scene.scale)
-    return visualize.look(model, shooting, 0, 4096), scene
+    cameras = video.VideoCameras(cameras=scene.cameras, lights=None, scene_scale=scene.scale)
+    return video.render_frame(model, cameras, 0, chunk=4096), scene
 
 
 def test_distances_and_normals_are_those_of_the_scene(tmp_path):
     write_blender(tmp_path / "s", num_views=2, size=(40, 30))
-    view, scene = view_of(AnalyticModel(ball([0, 0, 0], 0.8), grey), tmp_path, near=2.0, far=6.0)
+    model = AnalyticModel(ball([0, 0, 0], 0.8), grey)
+    frame, scene = first_frame(model, tmp_path, near=2.0, far=6.0)
     position = scene.cameras.camtoworlds[0, :, 3]
-    middle = view.distance[15, 20]
+    middle = frame.distance[15, 20]
     assert middle == pytest.approx(float(position.norm()) - 0.8, abs=0.02)
-    normals = torch.tensor(visualize.draw(view, "normals", None)) * 2 - 1
+    normals = torch.tensor(video.frame_image(frame, "normals", None)) * 2 - 1
     torch.testing.assert_close(normals[15, 20], position / position.norm(), atol=0.05, rtol=0)
-    near_and_far = (float(middle), float(middle) + 1)
-    assert visualize.draw(view, "depth", near_and_far)[15, 20].argmax() == 0  # Near is red.
-    assert (visualize.draw(view, "depth", near_and_far)[0, 0] == 1).all()
+    depth = video.frame_image(frame, "depth", (float(middle), float(middle) + 1))
+    assert depth[15, 20].argmax() == 0  # Near is red.
+    assert (depth[0, 0] == 1).all()
 
 
 def test_distances_of_ndc_scenes_are_in_the_units_of_their_files(tmp_path):
@@ -161,28 +164,28 @@ def test_distances_of_ndc_scenes_are_in_the_units_of_their_files(tmp_path):
     centre = to_scene[:3, :3] @ torch.tensor([0.0, 0.0, -5.0]) + to_scene[:3, 3]
     model = AnalyticModel(ball(centre.tolist(), 2 * scene.scale), grey, ndc=scene.cameras.ndc,
                           peak=700.0, bg_rgb=0.0)
-    view, _ = view_of(model, tmp_path, "llff", **flags)
+    frame, _ = first_frame(model, tmp_path, "llff", **flags)
     position = torch.linalg.inv(to_scene)[:3] @ torch.cat(
         [scene.cameras.camtoworlds[0, :, 3], torch.ones(1)])
-    wanted = float((position - torch.tensor([0.0, 0.0, -5.0])).norm()) - 2
-    assert float(view.distance.min()) == pytest.approx(wanted, abs=0.05)
+    expected = float((position - torch.tensor([0.0, 0.0, -5.0])).norm()) - 2
+    assert float(frame.distance.min()) == pytest.approx(expected, abs=0.05)
 
 
-def test_the_colour_scale_is_fixed_and_kept(runs, tmp_path, monkeypatch):
+def test_the_colour_scale_of_a_video_is_kept(runs, tmp_path, monkeypatch):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "4", "--visualize_depth"]
     visualize.main(words)
-    video, = folder.glob("video_*")
-    scale = (video / "depth_scale.json").read_text()
-    last = (video / "frames" / "depth_00003.png").read_bytes()
-    (video / "frames" / "depth_00003.png").unlink()
-    monkeypatch.setattr(visualize, "SCALE_FRAMES", 1)
+    rendered, = folder.glob("video_*")
+    scale = (rendered / "depth_scale.json").read_text()
+    last = (rendered / "frames" / "depth_00003.png").read_bytes()
+    (rendered / "frames" / "depth_00003.png").unlink()
+    monkeypatch.setattr(video, "SCALE_FRAMES", 1)
     visualize.main(words)
-    assert (video / "depth_scale.json").read_text() == scale
-    assert (video / "frames" / "depth_00003.png").read_bytes() == last
+    assert (rendered / "depth_scale.json").read_text() == scale
+    assert (rendered / "frames" / "depth_00003.png").read_bytes() == last
 
 
-# Stopped and broken.
+# Interrupted and damaged videos.
 
 
 def words_for(folder, *more):
@@ -190,8 +193,8 @@ def words_for(folder, *more):
             "--visualize_depth", "--visualize_normals", *more]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_video_that_is_stopped_goes_on_and_ends_the_same(runs, tmp_path, how):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_video_continues_and_keeps_its_frames(runs, tmp_path, stop):
     folder = copied(runs, tmp_path)
     process = subprocess.Popen([sys.executable, *map(str, words_for(folder))], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -199,21 +202,21 @@ def test_a_video_that_is_stopped_goes_on_and_ends_the_same(runs, tmp_path, how):
     while len(list(folder.glob("video_*/frames/normals_*.png"))) < 5:
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
-    process.send_signal(how)
+    process.send_signal(stop)
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in out
-    video, = folder.glob("video_*")
-    kept = {p.name: p.stat().st_mtime_ns for p in (video / "frames").glob("rgb_*.png")}
-    assert 5 <= len(kept) < 40 and not (video / "rgb_30fps.mp4").exists()
+    rendered, = folder.glob("video_*")
+    kept = {p.name: p.stat().st_mtime_ns for p in (rendered / "frames").glob("rgb_*.png")}
+    assert 5 <= len(kept) < 40 and not (rendered / "rgb_30fps.mp4").exists()
     result = run_script(*words_for(folder))
-    assert result.returncode == 0 and "frames are there already" in result.stdout
-    assert all((video / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
+    assert result.returncode == 0 and "frames exist already" in result.stdout
+    assert all((rendered / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
                if name != max(kept))
-    assert count_frames(video / "rgb_depth_normals_30fps.mp4") == 40
-    assert not list(video.rglob("*.partial"))
+    assert count_frames(rendered / "rgb_depth_normals_30fps.mp4") == 40
+    assert not list(rendered.rglob("*.partial"))
 
 
-def test_a_full_disk_is_said_and_keeps_the_frames(runs, tmp_path):
+def test_a_full_disk_is_an_error_and_frames_are_kept(runs, tmp_path):
     folder = copied(runs, tmp_path)
     result = run_script(*words_for(folder, "--height", "160", "--width", "160", "--frames", "2"),
                         limit=9000)
@@ -224,7 +227,7 @@ def test_a_full_disk_is_said_and_keeps_the_frames(runs, tmp_path):
                       ).returncode == 0
 
 
-def test_frames_of_another_model_are_not_mixed_in(runs, tmp_path):
+def test_frames_of_another_model_are_an_error(runs, tmp_path):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "1"]
     visualize.main(words)
@@ -242,7 +245,7 @@ def test_frames_of_another_model_are_not_mixed_in(runs, tmp_path):
     lambda frame: (frame.parents[1] / "depth_scale.json").write_text('{"near": 3'),
     lambda frame: (frame.parents[1] / "depth_scale.json").write_text('{"near": 3, "far": "x"}'),
 ])
-def test_damaged_frames_and_scales_are_made_again(runs, tmp_path, damage):
+def test_damaged_frames_and_scales_are_replaced(runs, tmp_path, damage):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "3", "--visualize_depth"]
     visualize.main(words)
@@ -251,57 +254,57 @@ def test_damaged_frames_and_scales_are_made_again(runs, tmp_path, damage):
     damage(frame)
     assert visualize.main(words) == 0
     assert all(np.array_equal(imread(p), image) for p, image in before.items())
-    video, = folder.glob("video_*")
-    assert count_frames(video / "rgb_depth_30fps.mp4") == 3
+    rendered, = folder.glob("video_*")
+    assert count_frames(rendered / "rgb_depth_30fps.mp4") == 3
 
 
-def test_a_damaged_note_is_said_and_other_speeds_and_kinds_have_other_files(runs, tmp_path):
+def test_a_damaged_record_is_an_error_and_videos_differ_by_speed_and_kinds(runs, tmp_path):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "1"]
     visualize.main([*words, "--visualize_depth"])
-    video, = folder.glob("video_*")
-    before = {p: p.read_bytes() for p in video.glob("*.mp4")}
+    rendered, = folder.glob("video_*")
+    before = {p: p.read_bytes() for p in rendered.glob("*.mp4")}
     visualize.main([*words, "--fps", "7", "--visualize_normals"])
     for path, content in before.items():
         assert path.read_bytes() == content
-    (video / "video.json").write_text("{")
+    (rendered / "video.json").write_text("{")
     with pytest.raises(UserError, match="video.json"):
         visualize.main(words)
 
 
-def test_a_video_that_another_process_renders_is_left_alone(runs, tmp_path):
+def test_a_video_that_another_process_renders_is_an_error(runs, tmp_path):
     folder = copied(runs, tmp_path)
     visualize.main(["--run", str(folder), "--frames", "1"])
-    video, = folder.glob("video_*")
-    with sole_writer(video, "testing"), pytest.raises(UserError, match="rendering a video"):
+    rendered, = folder.glob("video_*")
+    with sole_writer(rendered, "testing"), pytest.raises(UserError, match="rendering a video"):
         visualize.main(["--run", str(folder), "--frames", "1"])
 
 
-def test_a_row_too_wide_for_h264_is_written_otherwise_and_said(runs, tmp_path, capsys):
+def test_a_video_too_wide_for_the_encoders_has_a_note(runs, tmp_path, capsys):
     folder = copied(runs, tmp_path)
     visualize.main(["--run", str(folder), "--frames", "1", "--width", "6000", "--height", "2",
                     "--visualize_depth", "--visualize_normals"])
-    assert "No video encoder works here (libx264:" in capsys.readouterr().out
+    assert "No video encoder is available (libx264:" in capsys.readouterr().out
 
 
-def test_without_ffmpeg_the_frames_and_an_animation_are_there(runs, tmp_path):
+def test_without_ffmpeg_an_animated_png_is_written(runs, tmp_path):
     folder = copied(runs, tmp_path)
     words = ["--run", str(folder), "--frames", "2", "--fps", "4"]
     result = subprocess.run([sys.executable, "visualize.py", *words], cwd=ROOT, text=True,
                             capture_output=True, env=os.environ | {"IMAGEIO_FFMPEG_EXE": "/none"})
     assert result.returncode == 0, result.stderr
-    assert "animated PNGs instead" in result.stdout
-    video, = folder.glob("video_*")
-    assert imread(video / "rgb_4fps.png").shape[0] == 2
+    assert "writing animated PNGs" in result.stdout
+    rendered, = folder.glob("video_*")
+    assert imread(rendered / "rgb_4fps.png").shape[0] == 2
 
 
-def test_the_analytic_run_is_drawn_in_the_middle(tmp_path, monkeypatch):
-    """A ball at the focus of the cameras is in the middle of every frame of every path."""
+def test_the_focus_of_the_cameras_is_in_the_middle_of_every_frame(tmp_path, monkeypatch):
+    """On every path, with a ball at the focus."""
     write_blender(tmp_path / "s", num_views=6, size=(24, 24))
     config = default_config(scene=str(tmp_path / "s"), near=2.0, far=6.0, device="cpu", frames=5)
-    facts = load_dataset(config, "train").scenes()
+    scenes = load_dataset(config, "train").scenes()
     run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, own=config,
-                     step=1, scene=facts, optimizer={},
+                     step=1, scene=scenes, optimizer={},
                      path=tmp_path / "log" / "checkpoint_00000001.pt")
     run.path.parent.mkdir()
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
