@@ -23,7 +23,6 @@ from torch import Tensor
 
 from procedural.scene import (
     BLENDER_ANGLE_X,
-    BLENDER_SIZE,
     NUM_BLENDER_VIEWS,
     TEST_EVERY,
     blender_cameras,
@@ -40,6 +39,9 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 # Rays start this far along the normal, so that they miss their own surface.
 SURFACE_OFFSET = 1e-4
+
+# Side of the images in pixels: rendering them takes minutes.
+LIT_SIZE = 100
 
 # Samples: rays per pixel and axis, indirect directions per ray, distant lights per ray.
 SUPERSAMPLE = 3
@@ -411,7 +413,7 @@ def _write_views(folder: Path, split: str, views, size: int, **top) -> None:
     (folder / f"transforms_{split}.json").write_text(json.dumps(meta, indent=2))
 
 
-def write_nerv(folder: str | Path, size: int = BLENDER_SIZE, limit: int | None = None) -> None:
+def write_nerv(folder: str | Path, size: int = LIT_SIZE, limit: int | None = None) -> None:
     """Write the lit scene in NeRV's format, unless `folder` exists.
 
     Each set has at most `limit` views of `size`² pixels: 60 in train_point and train_env, 20 in

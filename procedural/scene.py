@@ -16,8 +16,8 @@ from procedural.still_life import FORWARD_FACING, ROOM
 from procedural.tracing import intersect, pixel_rays, render, trace
 from runtime.files import new_folder
 
-# Blender: images of 100x100 pixels from a hemisphere.
-BLENDER_SIZE = 100
+# Blender: square images from a hemisphere.
+BLENDER_SIZE = 200
 BLENDER_ANGLE_X = 0.69
 BLENDER_RADIUS = 4.0
 NUM_BLENDER_VIEWS = 80
@@ -60,20 +60,21 @@ def pinhole(width: int, height: int, focal: float) -> np.ndarray:
     return np.array([[1, 0, -width / 2], [0, -1, height / 2], [0, 0, -focal]]) / focal
 
 
-def blender_cameras(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """camtoworlds [N, 4, 4] and their common pixtocam [3, 3]; `split` is "train" or "test".
+def blender_cameras(split: str, size: int = BLENDER_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """camtoworlds [N, 4, 4] and their common pixtocam [3, 3], for images of size x size pixels.
 
-    The cameras are evenly distributed over the upper hemisphere on a spiral, from 80° to 5° above
-    the horizon. Every fourth view is a test view, so its neighbours are training views.
+    split: "train" or "test". The cameras are evenly distributed over the upper hemisphere on a
+    spiral, from 80° to 5° above the horizon. Every fourth view is a test view, so its neighbours
+    are training views.
     """
     i = np.arange(NUM_BLENDER_VIEWS)
     z = np.interp(i, (0, NUM_BLENDER_VIEWS - 1), np.sin(np.radians((80, 5))))
     angle = i * math.pi * (3 - math.sqrt(5))
     xyz = np.stack([np.cos(angle) * np.sqrt(1 - z**2), np.sin(angle) * np.sqrt(1 - z**2), z], -1)
     chosen = (i % TEST_EVERY == TEST_EVERY // 2) == (split == "test")
-    focal = BLENDER_SIZE / 2 / math.tan(BLENDER_ANGLE_X / 2)
+    focal = size / 2 / math.tan(BLENDER_ANGLE_X / 2)
     camtoworlds = np.stack([look_at(BLENDER_RADIUS * p) for p in xyz[chosen]])
-    return camtoworlds, pinhole(BLENDER_SIZE, BLENDER_SIZE, focal)
+    return camtoworlds, pinhole(size, size, focal)
 
 
 def llff_cameras() -> tuple[np.ndarray, np.ndarray]:
@@ -147,18 +148,21 @@ def capture_points() -> tuple[np.ndarray, np.ndarray]:
 # Files.
 
 
-def write_blender(folder: str | Path) -> None:
-    """Write the scene in Blender format, unless `folder` exists: 60 training, 20 test images."""
+def write_blender(folder: str | Path, size: int = BLENDER_SIZE) -> None:
+    """Write the scene in Blender format, unless `folder` exists.
+
+    60 training and 20 test images of size x size pixels.
+    """
     folder = Path(folder)
     if folder.exists():
         return
     with new_folder(folder) as unfinished:
         for split in ("train", "test"):
             (unfinished / split).mkdir()
-            camtoworlds, pixtocam = blender_cameras(split)
+            camtoworlds, pixtocam = blender_cameras(split, size)
             frames = []
             for i, camtoworld in enumerate(camtoworlds):
-                rgba = render(camtoworld, pixtocam, BLENDER_SIZE, BLENDER_SIZE)
+                rgba = render(camtoworld, pixtocam, size, size)
                 imageio.imwrite(unfinished / split / f"r_{i}.png", rgba)
                 frames.append(
                     {"file_path": f"./{split}/r_{i}", "transform_matrix": camtoworld.tolist()}

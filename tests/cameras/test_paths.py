@@ -33,13 +33,13 @@ def cameras_of(poses, width=12, height=8, focal=15.0, near=2.0, far=6.0, **facts
 
 
 def blender_demo():
-    poses, inverse = demo_scene.blender_cameras("train")
+    poses, inverse = demo_scene.blender_cameras("train", 100)
     return cameras_of(poses, 100, 100, -1 / inverse[1, 1], near=2.6, far=5.4)
 
 
 def multicam_demo():
     """The same views at three scales, as a Multicam scene has them."""
-    poses, inverse = demo_scene.blender_cameras("train")
+    poses, inverse = demo_scene.blender_cameras("train", 100)
     scales = [100, 50, 25]
     return Cameras(
         camtoworlds=torch.tensor(np.repeat(poses, 3, axis=0)[:, :3], dtype=torch.float32),

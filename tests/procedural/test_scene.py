@@ -195,7 +195,7 @@ def views():
     centres = np.meshgrid(np.arange(100) + 0.5, np.arange(100) + 0.5)
     out = {}
     for split in ("train", "test"):
-        camtoworlds, pixtocam = demo_scene.blender_cameras(split)
+        camtoworlds, pixtocam = demo_scene.blender_cameras(split, 100)
         rays = [tracing.pixel_rays(c, pixtocam, *centres) for c in camtoworlds]
         out[split] = camtoworlds, pixtocam, [tracing.intersect(*r) for r in rays]
     return out
@@ -247,7 +247,7 @@ def test_image_is_upright(views):
 
 
 def test_render_averages_premultiplied_colour_and_gives_coverage(monkeypatch):
-    camtoworlds, pixtocam = demo_scene.blender_cameras("test")
+    camtoworlds, pixtocam = demo_scene.blender_cameras("test", 100)
     image = tracing.render(camtoworlds[14], pixtocam, 100, 100)
     alpha = image[..., 3]
     assert image.dtype == np.uint8 and image.shape == (100, 100, 4)
@@ -324,10 +324,10 @@ def test_the_slower_of_two_writers_discards_its_files(write, few_views, tmp_path
 
 
 def test_blender_files_agree_with_the_cameras(few_views, tmp_path):
-    demo_scene.write_blender(tmp_path / "demo")
+    demo_scene.write_blender(tmp_path / "demo", size=100)
     for split, count in (("train", 3), ("test", 1)):
         meta = json.loads((tmp_path / "demo" / f"transforms_{split}.json").read_text())
-        camtoworlds, pixtocam = demo_scene.blender_cameras(split)
+        camtoworlds, pixtocam = demo_scene.blender_cameras(split, 100)
         assert len(meta["frames"]) == len(camtoworlds) == count
         focal = 0.5 * 100 / math.tan(0.5 * meta["camera_angle_x"])
         np.testing.assert_allclose(np.linalg.inv(pixtocam)[0, 0], focal)
