@@ -56,8 +56,8 @@ def test_scores_do_not_depend_on_the_chunk_in_bf16(run, tmp_path):
     dataset = load_dataset(loaded.config, "test")
     psnrs = []
     for chunk in (7, 64):
-        loaded.config.chunk, loaded.config.save_images = chunk, False
-        psnrs.append(evaluate.evaluate(loaded.model, dataset, loaded.config, 3, tmp_path)["psnr"])
+        config = loaded.config.replace(chunk=chunk, save_images=False)
+        psnrs.append(evaluate.evaluate(loaded.model, dataset, config, 3, tmp_path)["psnr"])
     assert abs(psnrs[0] - psnrs[1]) < 0.01
 
 

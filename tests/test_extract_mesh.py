@@ -36,12 +36,11 @@ def colour_by_side(points):
 
 def analytic_run(folder, model, dataset_name="blender", **flags):
     """A finished run with an analytic model and the cameras of the scene in `folder`."""
-    config = default_config(dataset_name=dataset_name, scene=str(folder), near=2.0, far=6.0,
-                            device="cpu", grid_size=64, chunk=2048, **flags)
-    if dataset_name == "llff":
-        config.near = config.far = None
+    ends = {} if dataset_name == "llff" else {"near": 2.0, "far": 6.0}
+    config = default_config(dataset_name=dataset_name, scene=str(folder), device="cpu",
+                            grid_size=64, chunk=2048, **ends, **flags)
     scenes = load_dataset(config, "train").scenes()
-    return Checkpoint(model=model, config=config, own=config, step=7, scene=scenes,
+    return Checkpoint(model=model, config=config, saved_config=config, step=7, scene=scenes,
                       optimizer={}, path=folder.parent / "log" / "checkpoint_00000007.pt")
 
 
@@ -198,8 +197,8 @@ def test_the_image_of_the_mesh_matches_the_photograph(monkeypatch, tmp_path):
         rgb = ((output.rgb - (1 - alpha)) / alpha).clamp(0, 1)
         images.append((torch.cat([rgb, alpha], -1) * 255).round().byte().numpy())
     write_blender(tmp_path / "photographed", images=images)
-    run.config.scene = str(tmp_path / "photographed")
-    _, folder = extract(monkeypatch, run)
+    config = run.config.replace(scene=str(tmp_path / "photographed"))
+    _, folder = extract(monkeypatch, replace(run, config=config, saved_config=config))
     view = imread(folder / "view.png") / 255.0
     photograph, image = view[:, :40], view[:, 42:82]
     assert np.abs(photograph - image).mean() < 0.03

@@ -168,7 +168,7 @@ def test_defaults_depend_on_the_model_and_dataset():
                for model in ("mipnerf", "mipnerf360", "zipnerf")]
     assert forward == [False, True, True] and not bounded.opaque_background
     assert get_config([]).charbonnier_loss_mult == 0
-    paper = get_config(["--model", "mipnerf360", "--preset", "paper360"])
+    paper = get_config(["--model", "mipnerf360", "--preset", "paper"])
     assert (paper.batch_size, paper.max_steps, paper.lr_init) == (16384, 250_000, 2e-3)
     typed = get_config(["--model", "mipnerf360", "--hidden", "64", "--contraction"])
     assert typed.hidden == 64 and typed.contraction
@@ -183,9 +183,9 @@ def test_mipnerf_supports_contraction_and_the_distortion_loss():
 
 
 def test_gradients_are_clipped_to_the_maximum_norm():
-    config = default_config(**(SMALL | dict(grad_max_norm=1e-3, micro_batch=8)))
+    config = default_config(**(SMALL | dict(grad_max_norm=1e-3)))
     model = build_model(config).train()
-    scalars = train.compute_gradients(model, make_batch(16), config, 0.5)
+    scalars, _ = train.compute_gradients(model, make_batch(16), config, 0.5, 8)
     found = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()
                                            if p.grad is not None])
     assert scalars["gradient_norm"] > 1e-3
@@ -198,8 +198,8 @@ def test_training_finds_an_object_on_a_white_background(tmp_path):
     ball = np.zeros((16, 16, 4), np.uint8)
     ball[x**2 + y**2 < 4.5**2] = [160, 40, 90, 255]
     write_blender(tmp_path / "scene", images=8 * [ball])
-    train.main(["--preset", "demo360", "--device", "cpu", "--scene", str(tmp_path / "scene"),
-                "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "100",
+    train.main(["--preset", "laptop", "--model", "mipnerf360", "--device", "cpu",
+                "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "100",
                 "--eval_every", "0", "--no-save_images"])
     scores = json.loads((tmp_path / "run" / "eval_test_00000100" / "scores.json").read_text())
     assert scores["psnr"] > scores["blank_psnr"] + 3, scores

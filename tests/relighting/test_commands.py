@@ -153,7 +153,7 @@ def test_a_longer_run_does_not_return_to_an_earlier_stage(run_copy, capsys):
     words = ["--run", str(run_copy), "--continue_training", "--no-final_eval"]
     with pytest.raises(UserError, match="back to an earlier stage.* at most 10"):
         train.main([*words, "--max_steps", "11"])
-    assert load_checkpoint(run_copy).own.max_steps == 6
+    assert load_checkpoint(run_copy).saved_config.max_steps == 6
     train.main([*words, "--max_steps", "10"])
     assert load_checkpoint(run_copy).step == 10 and load_checkpoint(run_copy).model.is_shading()
 
@@ -284,7 +284,7 @@ def test_other_models_train_on_lit_scenes_but_cannot_relight(scene, tmp_path):
 
 
 @pytest.mark.parametrize("words,message", [
-    (["--model", "nerv"], "wants to know the lights"),
+    (["--model", "nerv", "--dataset_name", "blender"], "needs known lights"),
     (["--model", "mipnerf", "--visibility_loss_mult", "1"], "is for --model nerv"),
     (["--model", "nerv", "--dataset_name", "nerv", "--geometry_share", "0.9", "--visibility_share",
       "0.1"], "leave no steps"),
@@ -292,11 +292,13 @@ def test_other_models_train_on_lit_scenes_but_cannot_relight(scene, tmp_path):
     (["--model", "nerv", "--dataset_name", "nerv", "--contraction"], "is not for --model nerv"),
     (["--model", "nerv", "--dataset_name", "nerv", "--opaque_background"], "is not for --model"),
     (["--model", "nerv", "--dataset_name", "nerv", "--ray_warp", "reciprocal", "--near", "2"],
-     "by which this divides"),
+     "divides by t"),
     (["--model", "nerv", "--dataset_name", "nerv", "--max_steps", "2"], "ends before surfaces"),
-    (["--preset", "demonerv", "--geometry_share", "0.999999999", "--visibility_share", "0"],
+    (["--preset", "laptop", "--model", "nerv", "--geometry_share", "0.999999999",
+      "--visibility_share", "0"],
      "ends before surfaces"),
-    (["--preset", "demonerv", "--visibility_finest", "8"], "must not be above --visibility_finest"),
+    (["--preset", "laptop", "--model", "nerv", "--visibility_finest", "8"],
+     "must not be above --visibility_finest"),
 ])
 def test_contradictory_flags_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as error:

@@ -1013,8 +1013,8 @@ def test_micro_batches_do_not_change_the_gradient(field, shade_at, lights):
     model, found = build_model(config, "cpu", BOX).double().train(), []
     batch = some_batch(13, lights).map(lambda x: x.double() if x.is_floating_point() else x)
     for size in (13, 4):
-        config.micro_batch = size
-        scalars = train.compute_gradients(model, batch, config, 0.9, BatchRandom(3, 13))
+        scalars, _ = train.compute_gradients(
+            model, batch, config, 0.9, size, BatchRandom(3, 13))
         found.append((scalars, {n: p.grad.clone() for n, p in model.named_parameters()
                                 if p.grad is not None}))
     (whole, gradients), (parts, others) = found
