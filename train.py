@@ -340,7 +340,8 @@ def print_scores(model, test, config, folder):
     results = evaluation_folder(folder, test, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
     print(format_table(scores))
-    print(f"PSNR {scores['psnr']:.2f} dB; a blank picture has {scores['blank_psnr']:.2f} dB.")
+    print(f"PSNR {scores['psnr']:.2f} dB; the background-only baseline has "
+          f"{scores['blank_psnr']:.2f} dB.")
     what = "Scores and pictures, all at a glance in sheet.png" if config.save_images else "Scores"
     print(f"{what}: {results}")
 
