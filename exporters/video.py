@@ -231,7 +231,7 @@ def estimate_scale(model: RayModel, thumbnails: VideoCameras,
 def missing_images(folder: Path, kinds: Sequence[str], cameras: Cameras) -> dict[int, list[str]]:
     """The kinds of images that are not yet in the folder, by frame; complete frames are left out.
 
-    Returns when all ranks have looked, so that none of them counts new frames of another.
+    Waits until all ranks have checked, so that none of them sees new frames of another rank.
     """
     size = tuple(cameras.sizes[0].tolist())
     missing = {i: [kind for kind in kinds if not is_complete(frame_file(folder, kind, i), size)]

@@ -88,16 +88,16 @@ def test_free_memory_of_the_cpu_is_plausible():
 def test_a_step_takes_smaller_micro_batches_if_memory_runs_out(tmp_path):
     write_multicam(tmp_path / "scene")
     config = get_config(["--preset", "debug", "--precision", "fp32", "--dataset_name", "multicam",
-                         "--scene", str(tmp_path / "scene"), "--batch_size", "37",
-                         "--micro_batch", "37"])
+                         "--scene", str(tmp_path / "scene"), "--batch_size", "37"])
     batch = load_dataset(config, "train").batch(37, torch.Generator().manual_seed(0))
     gradients = []
     for max_rays in (37, 10):
         model = build_model(config).train()
         limit_memory(model, max_rays)
-        train.compute_gradients(model, batch, config, 0.0, BatchRandom(0, 37))
+        _, micro_batch = train.compute_gradients(
+            model, batch, config, 0.0, 37, BatchRandom(0, 37))
         gradients.append([p.grad for p in model.parameters()])
-    assert config.micro_batch == 9
+    assert micro_batch == 9
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
