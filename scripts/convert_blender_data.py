@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets import convert_to_multiscale  # noqa: E402
+from loaders.multiscale import convert_to_multiscale  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 
 
@@ -21,29 +21,30 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--blender_dir", type=Path, required=True, help="a scene, or many")
-    parser.add_argument("--out_dir", type=Path, required=True, help="where to write; must be new")
+    parser.add_argument("--blender_dir", type=Path, required=True,
+                        help="a scene, or a folder of scenes")
+    parser.add_argument("--out_dir", type=Path, required=True, help="folder to write; must be new")
     parser.add_argument("--num_scales", type=int, choices=range(1, 9), default=4,
-                        help="1, 1/2, 1/4 … of the size")
+                        help="1, 1/2, 1/4 … of the size (default: %(default)s)")
     args = parser.parse_args(argv)
-    found = scenes(args.blender_dir, args.out_dir)
-    for source, target in found:
-        if len(found) > 1 and target.exists():
-            print(f"{target} is there already and stays as it is")
+    pairs = scene_folders(args.blender_dir, args.out_dir)
+    for source, target in pairs:
+        if len(pairs) > 1 and target.exists():
+            print(f"{target} exists and is not changed")
             continue
         convert_to_multiscale(source, target, args.num_scales)
         print(f"{source} -> {target}")
 
 
-def scenes(blender_dir, out_dir):
-    """Pairs of source and target folders."""
+def scene_folders(blender_dir, out_dir):
+    """Pairs of source and target folders. Raises UserError if there is no Blender scene."""
     if any(blender_dir.glob("transforms_*.json")):
         return [(blender_dir, out_dir)]
-    found = sorted({path.parent for path in blender_dir.glob("*/transforms_*.json")})
-    if not found:
+    sources = sorted({path.parent for path in blender_dir.glob("*/transforms_*.json")})
+    if not sources:
         raise UserError(f"--blender_dir {blender_dir} holds no transforms_*.json, nor do its "
-                        "folders; give a Blender scene.")
-    return [(folder, out_dir / folder.name) for folder in found]
+                        "subfolders; give a Blender scene.")
+    return [(source, out_dir / source.name) for source in sources]
 
 
 if __name__ == "__main__":

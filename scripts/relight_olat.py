@@ -1,15 +1,14 @@
-"""How well the BRDF relights photographs of one object under one light at a time: a table.
+"""Accuracy of the BRDF in relighting photographs under one light at a time (OLAT): a table.
 
     python scripts/relight_olat.py --folder data/relight_olat --out log/relight_olat
 
 The folder holds light_directions.txt, a unit vector towards a distant light in each row (x right,
 y up, z towards the camera), and for each object a folder with <object>.<row>.png from one camera
-and <object>.mask.png. Normals, albedo and roughness are fitted to the pixels under the mask for
-some of the lights, and the other lights predicted; each light is held out once. Shadows that are
-cast and light from other surfaces are not modelled.
+and <object>.mask.png. Normals, albedo and roughness are fitted to the pixels inside the mask under
+some of the lights, and images under the other lights are predicted; each light is held out once.
+Cast shadows and indirect light are not modelled.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -28,22 +27,29 @@ from relighting import shading  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, first_line, run_script  # noqa: E402
 from runtime.provenance import git_commit  # noqa: E402
+from scripts.benchmark import (  # noqa: E402
+    add_device_flag,
+    make_parser,
+    table_head,
+    table_row,
+)
 
+# Folds of the cross-validation, and fewest lights.
 FOLDS = 4
-FEWEST_LIGHTS = 6
+MIN_LIGHTS = 6
 
-# Where a photograph is darker than this, something may have kept the light off: it counts little.
+# Pixels darker than this may be in a cast shadow and get a small weight.
 DARK, DARK_WEIGHT = 0.04, 0.05
 
-# So few lights show most pixels no highlight; what is not seen is taken from the whole object.
 ROUGHNESS_PRIOR = 0.01
-FIRST_ROUGHNESS = 0.6
+INITIAL_ROUGHNESS = 0.6
 
 
 class Photographs(NamedTuple):
-    """An object under K lights, at the P pixels under its mask.
+    """An object under K lights, at the P pixels inside its mask.
 
-    values: `[K, P, 3]` as they are stored, in [0, 1]; directions: `[K, 3]`; mask: bool `[h, w]`.
+    values: `[K, P, 3]`, as stored, in [0, 1]; directions: `[K, 3]` to the lights; mask: bool
+    `[h, w]`.
     """
 
     values: Tensor
@@ -52,7 +58,7 @@ class Photographs(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """P points: normals and albedo `[P, 3]`, roughness `[P, 1]`."""
+    """P surface points: normals and albedo `[P, 3]`, roughness `[P, 1]`."""
 
     normals: Tensor
     albedo: Tensor
@@ -67,32 +73,29 @@ def main(argv=None):
         args.out.mkdir(parents=True, exist_ok=True)
     print(f"commit {git_commit()}, {device}, torch {torch.__version__}, {torch.get_num_threads()} "
           f"threads; {args.steps} steps, every {args.stride} pixels\n")
-    print("PSNR in dB of held-out lights, of stored values under the mask; in brackets after each "
-          "predicted picture was scaled to be as bright as its photograph.\n")
-    print("| object | pixels | decoding | mean picture | Lambert | shading.brdf | roughness |\n|"
-          + " --- |" * 7)
+    print("PSNR in dB of held-out lights, of stored values inside the mask; in brackets, after "
+          "scaling each predicted image to the brightness of its photograph.\n")
+    print(table_head(["object", "pixels", "decoding", "mean image", "Lambert", "shading.brdf",
+                      "roughness"]))
     for name in objects:
         photographs = read_object(args.folder, name, args.stride, device)
-        for decoding in CODES:
+        for decoding in ENCODINGS:
             print(score_object(photographs, name, decoding, args), flush=True)
     print(f"\n{time.perf_counter() - begin:.0f} seconds")
     return 0
 
 
 def parse(argv):
-    """The command line's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parsed command line."""
+    parser = make_parser(__doc__)
     flag = parser.add_argument
     flag("--folder", type=Path, required=True, help="the photographs")
-    flag("--out", type=Path, help="for contact sheets: for a light of each fold its photograph, "
-         "both predictions (shading.brdf, Lambert), normals, albedo, roughness")
-    flag("--skip", nargs="*", default=["chrome"], help="objects to leave out, such as mirrors")
-    flag("--stride", type=int, default=3, help="take every so many rows and columns")
-    flag("--steps", type=int, default=100, help="of Adam")
-    flag("--device", choices=["auto", "cpu", "cuda", "mps"], default="cpu")
+    flag("--out", type=Path, help="folder for contact sheets: for one light of each fold the "
+         "photograph, both predictions (shading.brdf, Lambert), normals, albedo, roughness")
+    flag("--skip", nargs="*", default=["chrome"], help="objects to skip, such as mirrors")
+    flag("--stride", type=int, default=3, help="use every n-th row and column")
+    flag("--steps", type=int, default=100, help="steps of Adam")
+    add_device_flag(parser, "cpu")
     args = parser.parse_args(argv)
     if min(args.stride, args.steps) < 1:
         parser.error("--stride and --steps must be at least 1")
@@ -100,7 +103,7 @@ def parse(argv):
 
 
 def find_objects(folder, skip):
-    """Names of the folders that hold a mask of their own name."""
+    """The names of the folders that hold a mask of the same name."""
     names = {path.name for path in folder.glob("*") if (path / f"{path.name}.mask.png").exists()}
     if not names - set(skip):
         raise UserError(f"--folder {folder} holds no <object>/<object>.mask.png; give a folder of "
@@ -116,8 +119,8 @@ def read_directions(path):
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); it needs three numbers per "
                         "light.") from None
-    if len(rows) < FEWEST_LIGHTS or rows.shape[1] != 3:
-        raise UserError(f"{path} does not hold three numbers for each of {FEWEST_LIGHTS} lights or "
+    if len(rows) < MIN_LIGHTS or rows.shape[1] != 3:
+        raise UserError(f"{path} does not hold three numbers for each of {MIN_LIGHTS} lights or "
                         "more; write a row per light.")
     if not ((rows.norm(dim=-1) - 1).abs() < 0.01).all():
         raise UserError(f"{path} holds vectors that are not of length 1; scale them.")
@@ -131,7 +134,8 @@ def read_object(folder, name, stride, device):
     width, height = image_utils.image_size(paths[0])
     for path in paths[1:]:
         if image_utils.image_size(path) != (width, height):
-            raise UserError(f"{path} is not of the size of {paths[0]}; one camera took them all.")
+            raise UserError(f"{path} and {paths[0]} differ in size; all images must be from one "
+                            "camera.")
     mask = torch.from_numpy(image_utils.read_mask(paths[0], width, height)[::stride, ::stride]) > 0
     if not mask.any():
         raise UserError(f"{paths[0]} is black; the object must be white in it.")
@@ -141,45 +145,46 @@ def read_object(folder, name, stride, device):
 
 
 def to_srgb(radiance):
-    """Radiance as sRGB stores it."""
+    """Radiance to sRGB values."""
     return torch.where(radiance < 0.0031308, 12.92 * radiance,
                        1.055 * radiance.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def from_srgb(values):
-    """What sRGB stores as radiance."""
+    """sRGB values to radiance."""
     return torch.where(values < 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
-# How radiance is stored, and how it is got back.
-CODES = {"as stored": (lambda x: x, lambda x: x), "sRGB": (to_srgb, from_srgb)}
+# Functions that encode radiance as stored values, and decode it.
+ENCODINGS = {"as stored": (lambda x: x, lambda x: x), "sRGB": (to_srgb, from_srgb)}
 
 
-def lambert(normals, incoming, outgoing, albedo, roughness):
-    """A matt surface's reflectance, with the arguments of `shading.brdf`."""
+def lambert(normals, light_dirs, view_dirs, albedo, roughness):
+    """Lambertian reflectance, with the arguments of `shading.brdf`."""
     return albedo / math.pi
 
 
 def shade(brdf, surface, directions):
-    """Radiance `[K, P, 3]` to the camera of a `Surface` under K lights, one at a time.
+    """Radiance `[K, P, 3]` to the camera of a `Surface` under each of K lights.
 
-    Their strength is such that a white matt surface that faces one has radiance 1.
+    A white Lambertian surface that faces a light has radiance 1.
     """
-    incoming, outgoing = directions[:, None], directions.new_tensor([0.0, 0.0, 1.0])
-    arriving = math.pi * shading.dot(surface.normals, incoming).clamp(min=0)
-    return arriving * brdf(surface.normals, incoming, outgoing, surface.albedo, surface.roughness)
+    light_dirs, view_dir = directions[:, None], directions.new_tensor([0.0, 0.0, 1.0])
+    irradiance = math.pi * shading.dot(surface.normals, light_dirs).clamp(min=0)
+    return irradiance * brdf(surface.normals, light_dirs, view_dir, surface.albedo,
+                             surface.roughness)
 
 
-def matt_surface(radiance, weight, directions):
-    """Normals and albedo `[P, 3]` by least squares, as if matt, of radiance `[K, P, 3]`.
+def lambertian_fit(radiance, weight, directions):
+    """Normals and albedo `[P, 3]` of a Lambertian surface: weighted least-squares fit.
 
-    weight: `[K, P]`.
+    radiance: `[K, P, 3]`; weight: `[K, P]`.
     """
     squares = torch.einsum("kp,ki,kj->pij", weight, directions, directions)
     squares = squares + 1e-3 * torch.eye(3).to(squares)
     sums = torch.einsum("kp,ki->pi", weight * radiance.mean(dim=-1), directions)
     normals = torch.linalg.solve(squares, sums)
-    normals[:, 2].clamp_(min=1e-3)  # What the camera sees is turned towards it.
+    normals[:, 2].clamp_(min=1e-3)  # Visible surfaces face the camera.
     normals = normalize(normals, dim=-1)
     cosine = shading.dot(normals, directions[:, None]).clamp(min=0)
     weight = weight[..., None]
@@ -188,37 +193,37 @@ def matt_surface(radiance, weight, directions):
 
 
 def fit(brdf, photographs, decoding, steps):
-    """The `Surface` that explains `Photographs`, by weighted squares of stored values."""
+    """The `Surface` that fits `Photographs`, by weighted least squares of stored values."""
     values, directions, _ = photographs
-    encode, decode = CODES[decoding]
+    encode, decode = ENCODINGS[decoding]
     weight = torch.where(values.amax(dim=-1) < DARK, DARK_WEIGHT, 1.0)
-    normals, albedo = matt_surface(decode(values), weight, directions)
+    normals, albedo = lambertian_fit(decode(values), weight, directions)
     low, high = shading.MIN_ROUGHNESS, 1
-    common = albedo.new_tensor((FIRST_ROUGHNESS - low) / (high - low)).logit()
-    logarithm, own = albedo.log(), torch.zeros_like(albedo[:, :1])
-    free = [x.requires_grad_() for x in (normals, logarithm, common, own)]
+    common = albedo.new_tensor((INITIAL_ROUGHNESS - low) / (high - low)).logit()
+    log_albedo, offset = albedo.log(), torch.zeros_like(albedo[:, :1])
+    parameters = [x.requires_grad_() for x in (normals, log_albedo, common, offset)]
 
     def surface():
-        return Surface(normalize(normals, dim=-1), logarithm.exp(),
-                       low + (high - low) * (common + own).sigmoid())
+        return Surface(normalize(normals, dim=-1), log_albedo.exp(),
+                       low + (high - low) * (common + offset).sigmoid())
 
-    # Early steps are the largest, and are soon to be forgotten.
-    adam = torch.optim.Adam(free, lr=0.05, betas=(0.9, 0.95))
-    slower = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    # Early steps are the largest; a short memory forgets them soon.
+    adam = torch.optim.Adam(parameters, lr=0.05, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         adam.zero_grad()
         error = encode(shade(brdf, surface(), directions)) - values
-        loss = (weight[..., None] * error**2).sum() + ROUGHNESS_PRIOR * (own**2).sum()
+        loss = (weight[..., None] * error**2).sum() + ROUGHNESS_PRIOR * (offset**2).sum()
         loss.backward()
         adam.step()
-        slower.step()
+        schedule.step()
     return Surface(*(x.detach() for x in surface()))
 
 
 def score_object(photographs, name, decoding, args):
-    """The table's row of an object; with `--out` its contact sheet is written too."""
+    """The table's row of an object; with `--out`, also writes its contact sheet."""
     values, directions, mask = photographs
-    encode, models = CODES[decoding][0], {"Lambert": lambert, "shading.brdf": shading.brdf}
+    encode, models = ENCODINGS[decoding][0], {"Lambert": lambert, "shading.brdf": shading.brdf}
     predicted = {key: torch.empty_like(values) for key in ("mean", *models)}
     rows, roughness = [], []
     for fold in range(FOLDS):
@@ -232,25 +237,25 @@ def score_object(photographs, name, decoding, args):
         columns = (values[fold], predicted["shading.brdf"][fold], predicted["Lambert"][fold],
                    0.5 + 0.5 * surface.normals, encode(surface.albedo),
                    surface.roughness.expand(-1, 3))
-        rows.append([picture(x, mask) for x in columns])
+        rows.append([masked_image(x, mask) for x in columns])
     if args.out:
         sheet = image_utils.contact_sheet(rows)
         image_utils.write_image(args.out / f"{name}_{decoding.replace(' ', '_')}.png", sheet)
-    scores = " | ".join(score(x, values) for x in predicted.values())
-    return (f"| {name} | {values.shape[1]:,} | {decoding} | {scores} "
-            f"| {torch.stack(roughness).mean():.2f} |")
+    scores = [score(x, values) for x in predicted.values()]
+    return table_row([name, f"{values.shape[1]:,}", decoding, *scores,
+                      f"{torch.stack(roughness).mean():.2f}"])
 
 
 def score(predicted, values):
-    """PSNR of pictures `[K, P, 3]`, as text; in brackets after a factor for each."""
+    """PSNR of images `[K, P, 3]` as text; in brackets, after the best scale of each image."""
     product, square = ((predicted * x).sum(dim=(1, 2), keepdim=True) for x in (values, predicted))
     scaled = product / square.clamp(min=1e-12) * predicted
     plain, scaled = (image_utils.psnr(x.clamp(0, 1), values) for x in (predicted, scaled))
     return f"{plain:.2f} ({scaled:.2f})"
 
 
-def picture(values, mask):
-    """Values `[P, 3]` where they were seen, on white `[h, w, 3]`, cut to the mask."""
+def masked_image(values, mask):
+    """Values `[P, 3]` inside the mask on a white image `[h, w, 3]`, cropped to the mask."""
     image = torch.ones(*mask.shape, 3)
     image[mask] = values.cpu()
     ys, xs = mask.nonzero().unbind(-1)

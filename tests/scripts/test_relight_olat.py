@@ -1,4 +1,4 @@
-"""Photographs under one light at a time: a sphere drawn by another BRDF is fitted and relit."""
+"""Photographs under one light at a time: a sphere rendered by another BRDF is fitted and relit."""
 
 import re
 import shutil
@@ -12,23 +12,24 @@ from procedural import lit_scene
 from scripts import relight_olat
 
 SIZE, STRIDE, ROUGHNESS = 72, 3, 0.5
-NAMES = ["mean picture", "Lambert", "nerv.brdf"]
+NAMES = ["mean image", "Lambert", "shading.brdf"]
 
 
 def sphere():
-    """Normals `[SIZE, SIZE, 3]` of a sphere as a distant camera sees it, and where it is."""
+    """Normals `[SIZE, SIZE, 3]` of a sphere viewed by a distant camera, and its mask."""
     across = torch.linspace(-1, 1, SIZE)
     y, x = torch.meshgrid(-across, across, indexing="ij")
     squared = x**2 + y**2
-    # The rim is left out: few lights reach it.
+    # The rim is excluded: few lights reach it.
     return torch.stack([x, y, (1 - squared).clamp(min=0).sqrt()], dim=-1), squared < 0.8
 
 
 def light_directions():
-    """Twelve of them `[12, 3]`, up to 50 degrees from the camera, in no order."""
+    """Twelve directions `[12, 3]`, up to 50 degrees from the camera, shuffled."""
     index = torch.arange(12)
-    angle, turn = torch.deg2rad(10 + 40 * index / 11), 2.4 * index
-    directions = torch.stack([angle.sin() * turn.cos(), angle.sin() * turn.sin(), angle.cos()], -1)
+    angle, azimuth = torch.deg2rad(10 + 40 * index / 11), 2.4 * index
+    directions = torch.stack(
+        [angle.sin() * azimuth.cos(), angle.sin() * azimuth.sin(), angle.cos()], -1)
     return directions[torch.tensor([7, 2, 9, 0, 11, 4, 6, 1, 8, 3, 10, 5])]
 
 
@@ -40,7 +41,7 @@ def albedo(normals):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The sphere, glossy, in the layout of photographs; and a mirror that is to be left out."""
+    """Photographs of the glossy sphere, and a mirror that is to be skipped."""
     folder = tmp_path_factory.mktemp("olat") / "lit"
     (folder / "ball").mkdir(parents=True)
     (folder / "chrome").mkdir()
@@ -56,7 +57,7 @@ def folder(tmp_path_factory):
 
 
 def photograph(normals, inside, light):
-    """8-bit values `[SIZE, SIZE, 3]` in proportion to radiance; a white surface would have 1."""
+    """8-bit values `[SIZE, SIZE, 3]` proportional to radiance; a white surface has 1."""
     reflected = lit_scene.reference_brdf(
         normals, light.expand(normals.shape), torch.tensor([0.0, 0, 1]), albedo(normals),
         torch.full_like(normals[..., :1], ROUGHNESS))
@@ -77,32 +78,32 @@ def test_held_out_lights_are_predicted(folder, tmp_path, capsys):
                                strict=True)) for row in rows}
     assert scores.keys() == {"as stored", "sRGB"} and "chrome" not in said
     linear = scores["as stored"]
-    assert linear["nerv.brdf"] > linear["mean picture"] + 20
-    # It knows of highlights, and the pictures are linear.
-    assert linear["nerv.brdf"] > max(linear["Lambert"], scores["sRGB"]["nerv.brdf"]) + 8
+    assert linear["shading.brdf"] > linear["mean image"] + 20
+    # It models highlights, and the images are linear.
+    assert linear["shading.brdf"] > max(linear["Lambert"], scores["sRGB"]["shading.brdf"]) + 8
     sheets = sorted(sheets.iterdir())
     assert [path.name for path in sheets] == ["ball_as_stored.png", "ball_sRGB.png"]
     assert imread(sheets[0]).std() > 10
 
 
-def test_surface_is_found(folder):
+def test_the_surface_is_recovered(folder):
     photographs = relight_olat.read_object(folder, "ball", STRIDE, "cpu")
     normals, inside = (x[::STRIDE, ::STRIDE] for x in sphere())
     assert torch.equal(photographs.mask, inside)
-    found = relight_olat.fit(relight_olat.nerv.brdf, photographs, "as stored", steps=100)
+    found = relight_olat.fit(relight_olat.shading.brdf, photographs, "as stored", steps=100)
     truth = normals[inside]
     angle = torch.rad2deg(torch.acos((found.normals * truth).sum(dim=-1).clamp(-1, 1)))
     assert angle.median() < 0.3 and angle.max() < 2
     assert (found.albedo - albedo(truth)).abs().median() < 0.005
     assert found.roughness.median() == pytest.approx(ROUGHNESS, abs=0.02)
-    again = relight_olat.shade(relight_olat.nerv.brdf, found, photographs.directions)
-    # What is left is the rounding to 8 bits.
+    again = relight_olat.shade(relight_olat.shading.brdf, found, photographs.directions)
+    # The remaining error is the rounding to 8 bits.
     assert (again - photographs.values).abs().max() < 1 / 255
 
 
-def test_decoding_is_undone():
+def test_decoding_inverts_encoding():
     values = torch.linspace(0, 1, 256)
-    for encode, decode in relight_olat.CODES.values():
+    for encode, decode in relight_olat.ENCODINGS.values():
         torch.testing.assert_close(encode(decode(values)), values)
     assert relight_olat.from_srgb(torch.tensor(0.5)).item() == pytest.approx(0.2140, abs=1e-4)
 
@@ -123,10 +124,10 @@ def write(folder, name, text):
     (lambda f: write(f, "light_directions.txt", "0 0 2\n" * 12), "not of length 1"),
     (lambda f: drop(f, "ball/ball.7.png"), "ball.7.png is missing"),
     (lambda f: write(f, "ball/ball.7.png", "no image"), "ball.7.png cannot be read"),
-    (lambda f: imwrite(f / "ball/ball.7.png", np.ones((9, 9, 3), np.uint8)), "is not of the size"),
+    (lambda f: imwrite(f / "ball/ball.7.png", np.ones((9, 9, 3), np.uint8)), "differ in size"),
     (lambda f: imwrite(f / "ball/ball.mask.png", np.zeros((SIZE, SIZE), np.uint8)), "is black"),
 ])
-def test_bad_input_is_one_sentence(folder, tmp_path, capsys, spoil, said):
+def test_bad_input_is_a_one_sentence_error(folder, tmp_path, capsys, spoil, said):
     copy = shutil.copytree(folder, tmp_path / "copy")
     spoil(copy)
     with pytest.raises(SystemExit) as stopped:
@@ -136,7 +137,7 @@ def test_bad_input_is_one_sentence(folder, tmp_path, capsys, spoil, said):
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_wrong_flags_are_refused(folder):
+def test_wrong_flags_are_rejected(folder):
     with pytest.raises(SystemExit) as stopped:
         run("--folder", folder, "--stride", 0)
     assert stopped.value.code == 2
