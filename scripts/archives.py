@@ -144,7 +144,7 @@ def copy_body(response: http.client.HTTPResponse, part: Path, start: int) -> Non
 
 
 def fetch_rest(url: str, part: Path) -> None:
-    """Append the missing rest of `url` to `part`. Raises Interrupted if the connection ends early."""
+    """Append the missing rest of `url` to `part`. Raises Interrupted if it ends early."""
     start = size_of(part)
     try:
         response = open_from(url, start)

@@ -9,8 +9,6 @@ and from the part of the surface that the training views see to the mesh, in gri
 angle between predicted and true normals on the test views.
 """
 
-import contextlib
-import io
 import sys
 import time
 from pathlib import Path
@@ -22,7 +20,7 @@ import torch  # noqa: E402
 
 from checkpoint import load_checkpoint  # noqa: E402
 from exporters import video  # noqa: E402
-from exporters.mesh import extract  # noqa: E402
+from exporters.mesh import extract, find_target  # noqa: E402
 from procedural.tracing import distance_to_surface, intersect  # noqa: E402
 from ray_utils import image_rays  # noqa: E402
 from rendering import surface_normals  # noqa: E402
@@ -70,15 +68,15 @@ def main(argv=None):
 def time_frame(folder, device, size):
     """The table's row of one frame of `size` x `size` pixels."""
     run = load_checkpoint(folder, device)
-    run = run.with_config(run.config.replace(path="spherical", frames=1))
+    run = run.with_config(run.config.replace(frames=1))
     device = next(run.model.parameters()).device
-    cameras = video.video_cameras(run, size, size).to(device)
+    cameras = video.video_cameras(run, "spherical", size, size).to(device)
     seconds = []
     for _ in range(FRAME_ROUNDS):
         begin = time.perf_counter()
-        view = video.look(run.model, cameras, 0, None)
+        frame = video.render_frame(run.model, cameras, 0)
         for kind in ("rgb", "depth", "normals"):
-            video.draw(view, kind, (1.0, 10.0))
+            video.frame_image(frame, kind, (1.0, 10.0))
         seconds.append(time.perf_counter() - begin)
     return table_row([folder.name, f"{size}x{size}", f"{np.median(seconds):.2f}",
                       f"{peak_memory(device) / 1e9:.2f}"])
@@ -90,8 +88,8 @@ def time_mesh(folder, device, grid_size):
     config = run.config.replace(grid_size=grid_size, chunk=None)
     device = next(run.model.parameters()).device
     begin = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        mesh, facts = extract(run.model, run.scene["train"].to(device), config)
+    scene = run.scene["train"].to(device)
+    mesh, facts = extract(run.model, scene, config, find_target(run.model, scene, config))
     seconds, memory = time.perf_counter() - begin, peak_memory(device) / 1e9
     distances = chamfer(mesh, run, facts["step_of_grid"]) if is_demo(run) else ("", "")
     return table_row([folder.name, grid_size, f"{facts['evaluated']:,}",
@@ -128,14 +126,14 @@ def compare_normals(folder, device):
     if not is_demo(run):
         return None
     scene = run.scene["test"].to(next(run.model.parameters()).device)
-    cameras = video.VideoCameras(cameras=scene.cameras, lights=scene.lights, units=1.0)
+    cameras = video.VideoCameras(cameras=scene.cameras, lights=scene.lights, scene_scale=1.0)
     angles = []
     for index in range(len(scene.cameras)):
-        view = video.look(run.model, cameras, index, None)
-        normals = surface_normals(view.distance, view.viewdirs, view.acc).cpu()
+        frame = video.render_frame(run.model, cameras, index)
+        normals = surface_normals(frame.distance, frame.viewdirs, frame.acc).cpu()
         rays = image_rays(run.scene["test"].cameras, index)
         surface = intersect(rays.origins, rays.directions)
-        both = (surface.part >= 0) & (view.acc.cpu() > 0.5)
+        both = (surface.part >= 0) & (frame.acc.cpu() > 0.5)
         cosine = (normals * surface.normal).sum(dim=-1)[both].clamp(-1, 1)
         angles.append(torch.rad2deg(torch.acos(cosine)))
     angles = torch.cat(angles)

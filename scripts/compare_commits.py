@@ -9,8 +9,8 @@ steps on the demo scene, on one CPU thread, and compares the losses of every ste
 scene facts in the checkpoint, scores, PNG files and meshes. All must be bit-identical. The `scene/`
 cases compare the files of the demo scene itself; the other cases read the scene of the old side.
 
-Only command lines are used, each in a process of its own, so internals may differ. Where preset names
-differ, a case has the words of both. Outputs of the old side are kept in --work by commit and
+Only command lines are used, each in a process of its own, so internals may differ. Where preset
+names differ, a case has the words of both. Outputs of the old side are kept in --work by commit and
 words, unless the checkout has uncommitted changes; later calls run the new side alone.
 Exits with 1 if any case differs or fails.
 """

@@ -70,13 +70,13 @@ class SceneSet:
         return f"{self.folder.upper()}_MIRRORS"
 
 
-# The example archive of the NeRF authors with only lego and fern, over plain http because the site's
-# certificate did not verify in 2024. Named in pull requests of bmild/nerf (#133) and
+# The example archive of the NeRF authors with only lego and fern, over plain http because the
+# site's certificate did not verify in 2024. Named in pull requests of bmild/nerf (#133) and
 # yenchenlin/nerf-pytorch (#34). It was offline in 2021 (yenchenlin/nerf-pytorch#46), while another
 # file of its folder was online in 2024; hence the last resort.
 EXAMPLE = "http://cseweb.ucsd.edu/~viscomp/projects/LF/papers/ECCV20/nerf/nerf_example_data.zip"
 
-# The Google Drive files that older repositories name were deleted in 2024 (bmild/nerf#211 and #214).
+# The Google Drive files that older repositories name were deleted in 2024 (bmild/nerf#211, #214).
 # None of the addresses below could be tried when this was written; each comment gives its source. A
 # checksum is given if a public source states one.
 BLENDER = SceneSet(
@@ -326,7 +326,7 @@ def converter_python() -> str:
 
 
 def make_multiscale(scene: str, data_dir: Path, chosen: list[str]) -> None:
-    """Make data_dir/nerf_multiscale/scene from the Blender scene, which is downloaded if missing."""
+    """Make data_dir/nerf_multiscale/scene from the Blender scene, downloaded if missing."""
     target = data_dir / "nerf_multiscale" / scene
     if is_complete(target, "metadata.json"):
         return
@@ -390,7 +390,7 @@ def build_parser(dataset: str) -> argparse.ArgumentParser:
     what = {
         "blender": "Download the Blender scenes to DIR/nerf_synthetic/<scene>.",
         "llff": "Download the forward-facing scenes to DIR/nerf_llff_data/<scene>.",
-        "multicam": "Make DIR/nerf_multiscale/<scene> from the Blender scenes, which are downloaded.",
+        "multicam": "Download the Blender scenes and make DIR/nerf_multiscale/<scene> of them.",
         "data": "Download the Blender and forward-facing sets, make the multiscale one.",
     }
     parser = argparse.ArgumentParser(

@@ -303,8 +303,8 @@ def test_the_focus_of_the_cameras_is_in_the_middle_of_every_frame(tmp_path, monk
     write_blender(tmp_path / "s", num_views=6, size=(24, 24))
     config = default_config(scene=str(tmp_path / "s"), near=2.0, far=6.0, device="cpu", frames=5)
     scenes = load_dataset(config, "train").scenes()
-    run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config, saved_config=config,
-                     step=1, scene=scenes, optimizer={},
+    run = Checkpoint(model=AnalyticModel(ball([0, 0, 0], 0.5), grey), config=config,
+                     saved_config=config, step=1, scene=scenes, optimizer={},
                      path=tmp_path / "log" / "checkpoint_00000001.pt")
     run.path.parent.mkdir()
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)

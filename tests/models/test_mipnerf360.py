@@ -199,8 +199,8 @@ def test_training_finds_an_object_on_a_white_background(tmp_path):
     ball[x**2 + y**2 < 4.5**2] = [160, 40, 90, 255]
     write_blender(tmp_path / "scene", images=8 * [ball])
     train.main(["--preset", "laptop", "--model", "mipnerf360", "--device", "cpu",
-                "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run", "--max_steps", "100",
-                "--eval_every", "0", "--no-save_images"])
+                "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path),
+                "--exp_name", "run", "--max_steps", "100", "--eval_every", "0", "--no-save_images"])
     scores = json.loads((tmp_path / "run" / "eval_test_00000100" / "scores.json").read_text())
     assert scores["psnr"] > scores["blank_psnr"] + 3, scores
 

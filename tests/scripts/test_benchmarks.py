@@ -55,7 +55,8 @@ def test_training_is_scored_at_every_checkpoint(run, capsys):
 def test_frames_and_normals_of_a_run_are_measured(run):
     name, frame, seconds, memory = columns(bench_outputs.time_frame(run, "cpu", 12))
     assert (name, frame) == ("run", "12x12") and float(seconds) >= 0 and float(memory) > 0.1
-    assert "run: the normals on 6 test views have a mean error of" in bench_outputs.compare_normals(run, "cpu")
+    sentence = bench_outputs.compare_normals(run, "cpu")
+    assert "run: the normals on 6 test views have a mean error of" in sentence
 
 
 def test_a_mesh_of_the_true_surface_lies_on_it(scene, run, monkeypatch):
