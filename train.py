@@ -28,6 +28,7 @@ import signal
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -89,13 +90,13 @@ def train(config, device):
     data = open_datasets(config, device)
     if resumed:
         data.train.check_same_scene(resumed.scene)
-    training = prepare(config, device, data, resumed)
+    training = prepare(config, device, folder, data, resumed)
 
     with StopSignals() as stop, locked_run_folder(folder, config, resumed):
         if not resumed:
-            training.save(folder, 0)  # From here on --continue_training works.
+            training.save(0)  # From here on --continue_training works.
         print_time_estimate(training)
-        print_summary(training, folder)
+        print_summary(training)
         with open_log(folder, training.first_step, config.max_steps, device) as log:
             step = run_steps(training, rows, log, stop)
         stopped = distributed.max_over_ranks(stop.received)
@@ -135,7 +136,7 @@ def run_steps(training, rows, log, stop):
             validate(log, done, model, training.data.validation)
         if done % config.save_every == 0 or is_last or stopped:
             log.check_finite()
-            training.save(log.folder, done)
+            training.save(done)
         if stopped:
             return done
     return config.max_steps
@@ -206,6 +207,7 @@ class Training(NamedTuple):
 
     config: Config
     device: torch.device
+    folder: Path
     data: Data
     scenes: dict
     model: torch.nn.Module
@@ -213,10 +215,10 @@ class Training(NamedTuple):
     micro_batch: int
     first_step: int
 
-    def save(self, folder, step):
+    def save(self, step):
         """Write a checkpoint (rank 0 only)."""
         if distributed.is_main():
-            save_checkpoint(folder, model=self.model, optimizer=self.optimizer, step=step,
+            save_checkpoint(self.folder, model=self.model, optimizer=self.optimizer, step=step,
                             config=self.config, scene=self.scenes,
                             keep=self.config.keep_checkpoints)
 
@@ -279,7 +281,7 @@ def open_datasets(config, device):
     return Data(train_set, validation, test)
 
 
-def prepare(config, device, data, resumed):
+def prepare(config, device, folder, data, resumed):
     """The `Training` of a new model, or of a resumed run (a `Checkpoint`)."""
     model = resumed.model if resumed else build_model(config, device, data.train.scene.box)
     distributed.copy_from_main(model.state_dict().values())
@@ -290,7 +292,7 @@ def prepare(config, device, data, resumed):
     if resumed:
         optimizer.load_state_dict(resumed.optimizer)
     return Training(
-        config, device, data, data.train.scenes(), model, optimizer,
+        config, device, folder, data, data.train.scenes(), model, optimizer,
         micro_batch=config.micro_batch or default_micro_batch(config, device),
         first_step=resumed.step if resumed else 0)
 
@@ -389,13 +391,13 @@ def format_duration(seconds):
     return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
 
 
-def print_summary(training, folder):
+def print_summary(training):
     """Print what is trained, on what, for how long, and where the run lies."""
     config, model, dataset = training.config, training.model, training.data.train
     precision = str(model.compute_dtype).removeprefix("torch.")
     print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
           f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
-          f"{config.batch_size:,} rays on {device_name(training.device)}, into {folder}",
+          f"{config.batch_size:,} rays on {device_name(training.device)}, into {training.folder}",
           flush=True)
     if len(model.stages) > 1:
         steps = [f"{steps_before(start, config.max_steps):,}" for start, _ in model.stages]

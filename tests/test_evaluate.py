@@ -33,10 +33,9 @@ def run(tmp_path_factory):
 
 def scored(run, tmp_path, **changes):
     loaded = load_checkpoint(run)
-    for name, value in changes.items():
-        setattr(loaded.config, name, value)
-    dataset = load_dataset(loaded.config, "test")
-    return evaluate.evaluate(loaded.model, dataset, loaded.config, loaded.step, tmp_path)
+    config = loaded.config.replace(**changes)
+    dataset = load_dataset(config, "test")
+    return evaluate.evaluate(loaded.model, dataset, config, loaded.step, tmp_path)
 
 
 def test_scores_do_not_depend_on_the_chunk(run, tmp_path):
@@ -103,13 +102,16 @@ class ExactModel:
     def __init__(self, dataset):
         self.colours = [dataset.image(i).rgb.reshape(-1, 3) for i in range(len(dataset))]
 
-    def __call__(self, rays):
+    def __call__(self, rays, shading=None):
         rgb = self.colours[int(rays.cam_idx[0])] + 0.0009  # Rounding to 8 bits removes it.
         shape = rgb.shape[:-1]
         fenceposts = torch.linspace(2, 6, 3).expand(*shape, 3)
         return [RenderOutput(rgb=rgb, acc=torch.ones(shape), distance_mean=torch.ones(shape),
                              distance_median=torch.ones(shape), sdist=fenceposts,
                              tdist=fenceposts, weights=torch.full((*shape, 2), 0.5))]
+
+    def extra_images(self, output):
+        return {}
 
     def max_samples_per_chunk(self, device):
         return 8192

@@ -125,7 +125,7 @@ def test_only_rank_0_records_the_source_of_the_frames(runs, tmp_path, monkeypatc
 
 def test_a_path_that_ndc_cannot_express_is_an_error_before_anything_is_written(runs, tmp_path):
     folder = copied(runs, tmp_path, "llff")
-    with pytest.raises(UserError, match="where NDC ends"):
+    with pytest.raises(UserError, match="which NDC cannot represent"):
         visualize.main(["--run", str(folder), "--path", "zoom", "--dolly", "--zoom", "5"])
     assert not list(folder.glob("video_*"))
 
