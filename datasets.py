@@ -80,10 +80,10 @@ class NeRFDataset:
             for name in ("camtoworlds", "pixtocams")
         ):
             raise UserError(f"the {self.split} cameras in {self.loader.root} are not those of the "
-                            "run; set --data_dir or --scene to where its scene lies now.")
+                            "run; set --data_dir or --scene to where its scene is now.")
         if known.lights and self.scene.lights and not known.lights.is_close(self.scene.lights):
             raise UserError(f"the {self.split} lights in {self.loader.root} are not those of the "
-                            "run; set --data_dir or --scene to where its scene lies now, or "
+                            "run; set --data_dir or --scene to where its scene is now, or "
                             "restore its files.")
 
     def __len__(self) -> int:
@@ -206,6 +206,7 @@ class Blender(Loader):
         write_blender(folder)
 
     def _path_of(self, split):
+        """The JSON file of a split."""
         return self.root / f"transforms_{split}.json"
 
 

@@ -20,7 +20,7 @@ from structures import Cameras
 # they agree within some 25 degrees.
 FORWARD_FACING = 0.95
 
-# Cameras stand on an arc if they leave a gap larger than this, as seen from their focus.
+# Cameras cover only an arc if their azimuths about the focus leave a gap larger than this.
 LARGEST_GAP = math.radians(120)
 
 # Turns of a video's helix, and of LLFF's spiral.

@@ -67,5 +67,6 @@ class LitBlender(Loader):
         return read_ground_truth(scene.files[index], scene.cameras.sizes[index].tolist())
 
     def _path_of(self, split):
+        """The JSON file of a split under the config's kind of lights."""
         folder = self.JSON_FOLDERS[self.config.lights][split != "train"]
         return self.root / folder / f"transforms_{split}.json"

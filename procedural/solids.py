@@ -23,14 +23,14 @@ Pattern = Callable[[Tensor], Tensor]
 
 
 def _slab_span(o: Tensor, d: Tensor, half: float):
-    """Where rays enter and leave |x| <= half, for one component [N] of origins and directions."""
+    """The t [N] at which rays enter and leave |x| <= half, for one component of o and d."""
     d = torch.where(d == 0, 1e-30, d)
     a, b = (-half - o) / d, (half - o) / d
     return torch.minimum(a, b), torch.maximum(a, b)
 
 
 def _round_span(o: Tensor, d: Tensor, radius: float):
-    """Where rays enter and leave a sphere (3 components) or an infinite cylinder (2 components)."""
+    """The t [N] at which rays enter and leave a sphere (3 components) or cylinder (2, infinite)."""
     squared = (d * d).sum(0).clamp_min(1e-30)
     middle = -(o * d).sum(0) / squared
     nearest = o + middle * d

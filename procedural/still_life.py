@@ -1,6 +1,6 @@
 """The parts of the demo scene: a still life, alone or in surroundings.
 
-World: z up; the still life lies within 1.35 of the origin.
+World: z up; the still life is within 1.35 of the origin.
 """
 
 import math

@@ -59,6 +59,7 @@ class BakedColours(ZipNeRF):
         self.colours.box.copy_(geometry.box)
 
     def query_field(self, field, tdist, rays, rng, density_noise=None, with_rgb=True):
+        """The geometry's density with the baked colours."""
         samples = super().query_field(field, tdist, rays, rng, density_noise, with_rgb=False)
         if not with_rgb:
             return samples

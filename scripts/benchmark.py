@@ -1,4 +1,4 @@
-"""What the measuring scripts (bench_*.py) have in common: flags, processes, tables, run folders."""
+"""Helpers of the measuring scripts (bench_*.py): flags, processes, tables, run folders."""
 
 import argparse
 import json

@@ -41,6 +41,8 @@ MIN_LIGHTS = 6
 # Pixels darker than this may be in a cast shadow and get a small weight.
 DARK, DARK_WEIGHT = 0.04, 0.05
 
+# With so few lights most pixels show no highlight: a prior pulls their roughness towards that of
+# the whole object, which starts at INITIAL_ROUGHNESS.
 ROUGHNESS_PRIOR = 0.01
 INITIAL_ROUGHNESS = 0.6
 

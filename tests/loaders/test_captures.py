@@ -478,22 +478,22 @@ def test_masked_pixels_do_not_count_in_scores(tmp_path):
     change_json(tmp_path / "scene" / "transforms.json",
                 lambda v: v["frames"][0].update(mask_path="mask.png"))
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
-    truth = dataset.image(0).rgb.numpy()
-    wrong = np.clip(truth + 0.1, 0, 1)
+    ground_truth = dataset.image(0).rgb.numpy()
+    wrong = np.clip(ground_truth + 0.1, 0, 1)
     wrong[mask == 0] = np.random.default_rng(0).random((16 * 6, 3))
-    scores = score_image({"ground_truth": truth, "rgb": wrong}, dataset, 0)
+    scores = score_image({"ground_truth": ground_truth, "rgb": wrong}, dataset, 0)
     kept = mask > 0
     assert scores["psnr"] == pytest.approx(
-        -10 * np.log10(np.mean((wrong[kept] - truth[kept]) ** 2)), rel=1e-5)
-    assert scores["blank_psnr"] == pytest.approx(-10 * np.log10(np.mean(truth[kept] ** 2)),
+        -10 * np.log10(np.mean((wrong[kept] - ground_truth[kept]) ** 2)), rel=1e-5)
+    assert scores["blank_psnr"] == pytest.approx(-10 * np.log10(np.mean(ground_truth[kept] ** 2)),
                                                  rel=1e-5)
-    only_masked = np.where(kept[..., None], truth, wrong)
-    scores = score_image({"ground_truth": truth, "rgb": only_masked}, dataset, 0)
+    only_masked = np.where(kept[..., None], ground_truth, wrong)
+    scores = score_image({"ground_truth": ground_truth, "rgb": only_masked}, dataset, 0)
     assert scores["psnr"] == np.inf and scores["ssim"] == pytest.approx(1)
     imwrite(tmp_path / "scene" / "mask.png", 0 * mask)
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
     with pytest.raises(UserError, match="mask.png leaves no pixel to score"):
-        score_image({"ground_truth": truth, "rgb": wrong}, dataset, 0)
+        score_image({"ground_truth": ground_truth, "rgb": wrong}, dataset, 0)
 
 
 @pytest.mark.parametrize("mask", [

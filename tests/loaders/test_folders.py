@@ -1,4 +1,4 @@
-"""Where scenes and image folders are found, and which image file a name stands for."""
+"""Locating scenes, image folders and image files."""
 
 import numpy as np
 import pytest

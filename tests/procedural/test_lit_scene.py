@@ -412,8 +412,8 @@ def test_layout_of_the_files(written):
         stems = {name: (written / name / split / f"r_{i:03d}").relative_to(written)
                  for name, split in SETS.items()}
         expected |= {f"{stem}.exr" for stem in stems.values()}
-        expected |= {f"{stems[name]}_{truth}.png" for name in (".", "test_env")
-                     for truth in ("albedo", "normals", "roughness")}
+        expected |= {f"{stems[name]}_{kind}.png" for name in (".", "test_env")
+                     for kind in ("albedo", "normals", "roughness")}
         expected |= {f"{stems['.']}_visibility.png"}
     expected |= {str((written / name / f"transforms_{split}.json").relative_to(written))
                  for name, split in SETS.items()}
@@ -445,15 +445,15 @@ def test_images_match_their_json(name, written):
         image = read_exr(folder / (frame["file_path"] + ".exr"), "RGBA")
         assert np.array_equal(image, rendered["rgba"].astype(np.float16))
         if split == "test":
-            def truth(of, i=i):
+            def stored(of, i=i):
                 return imageio.imread(folder / split / f"r_{i:03d}_{of}.png") / 255
 
-            np.testing.assert_allclose(truth("albedo")[..., :3], rendered["albedo"], atol=0.002)
-            np.testing.assert_allclose(truth("albedo")[..., 3], image[..., 3], atol=0.003)
-            np.testing.assert_allclose(2 * truth("normals") - 1, rendered["normals"], atol=0.004)
-            np.testing.assert_allclose(truth("roughness"), rendered["roughness"], atol=0.002)
+            np.testing.assert_allclose(stored("albedo")[..., :3], rendered["albedo"], atol=0.002)
+            np.testing.assert_allclose(stored("albedo")[..., 3], image[..., 3], atol=0.003)
+            np.testing.assert_allclose(2 * stored("normals") - 1, rendered["normals"], atol=0.004)
+            np.testing.assert_allclose(stored("roughness"), rendered["roughness"], atol=0.002)
             if name == ".":
-                visible = truth("visibility")
+                visible = stored("visibility")
                 np.testing.assert_allclose(visible, rendered["visibility"], atol=0.002)
     assert len(meta["frames"]) == LIMIT
     if name == "train_env":

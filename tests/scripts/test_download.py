@@ -1,13 +1,12 @@
-"""The download scripts against a local server that misbehaves in every way we could think of.
+"""The download scripts against a local server that misbehaves in many ways.
 
-What a scene must look like afterwards is the dictionary of files the test itself zipped.
+The expected files of a scene are those that the test itself zipped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import archives, download
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 BLENDER_SCENES = ["chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship"]
 LLFF_SCENES = ["fern", "flower", "fortress", "horns", "leaves", "orchids", "room", "trex"]
@@ -33,14 +34,14 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the server's `files`; `cut`, `stall`, `ranges` and `status` make it misbehave."""
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.log.append((self.path, wanted))
+        server, span = self.server, self.headers.get("Range")
+        server.log.append((self.path, span))
         if server.status.get(self.path):
             return self.send_error(server.status[self.path].pop(0))
         if self.path not in server.files:
             return self.send_error(404)
         whole = server.files[self.path]
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
+        start = int(re.fullmatch(r"bytes=(\d+)-", span)[1]) if span and server.ranges else 0
         if start >= len(whole) > 0:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(whole)}")
@@ -89,7 +90,7 @@ def dead():
 
 
 def scene_files(seed: str, marker: str = "transforms_train.json") -> dict[str, bytes]:
-    """The files of a small scene, incompressible so that a zip of them has some length."""
+    """The files of a small scene, incompressible, so that their zip is not tiny."""
     noise = hashlib.shake_256(seed.encode())
     return {
         marker: b'{"camera_angle_x": 0.69}' + seed.encode(),
@@ -109,12 +110,12 @@ def make_zip(files: dict[str, bytes], folder: str = "") -> bytes:
 
 
 def big_zip(scenes: list[str], marker: str = "transforms_train.json") -> bytes:
-    """One zip of a whole set, as the authors' are: set/scene/..., with a Mac's litter."""
-    files = {"README.txt": b"renders", "__MACOSX/nerf_synthetic/lego/._train": b"litter"}
+    """One zip of a whole set, as the authors' are: set/scene/..., with extra files of macOS."""
+    files = {"README.txt": b"renders", "__MACOSX/nerf_synthetic/lego/._train": b"extra"}
     for scene in scenes:
         for name, data in scene_files(scene, marker).items():
             files[f"{scene}/{name}"] = data
-        files[f"{scene}/.DS_Store"] = b"litter"
+        files[f"{scene}/.DS_Store"] = b"extra"
     return make_zip(files, "nerf_synthetic/")
 
 
@@ -128,7 +129,7 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """Take away whatever would change the mirrors or the way to them."""
+    """Remove environment variables that change the mirrors or the connection to them."""
     for name in list(os.environ):
         if re.search("proxy|MIRRORS$|^HF_", name, re.IGNORECASE):
             monkeypatch.delenv(name)
@@ -150,14 +151,10 @@ def run(dataset: str, *arguments, **variables: str) -> subprocess.CompletedProce
     )
 
 
-def load_module():
-    """A fresh copy of download.py, which does not wait between its attempts."""
-    spec = importlib.util.spec_from_file_location("download", SCRIPTS / "download.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["download"] = module
-    spec.loader.exec_module(module)
-    module.WAIT_SECONDS = 0.0
-    return module
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Attempts follow one another at once, in this process."""
+    monkeypatch.setattr(archives, "WAIT_SECONDS", 0.0)
 
 
 def lego_arguments(data_dir: Path, *mirrors: str) -> list[str]:
@@ -166,23 +163,23 @@ def lego_arguments(data_dir: Path, *mirrors: str) -> list[str]:
 
 
 def get_lego(data_dir: Path, *mirrors: str) -> subprocess.CompletedProcess:
-    """What run("blender", "lego", ...) gives, without the start of a process."""
+    """As run("blender", "lego", ...), in this process."""
     arguments, out, err = lego_arguments(data_dir, *mirrors), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = load_module().main(arguments)
+        status = download.main(arguments)
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def assert_lego(data_dir: Path) -> None:
-    """Lego is there to the byte, and nothing else is: no archive, no temporary folder."""
+    """Lego is complete, byte by byte, and there is no archive or temporary folder."""
     assert files_under(data_dir) == {
         f"nerf_synthetic/lego/{name}": data for name, data in scene_files("lego").items()
     }
     assert os.listdir(data_dir / "nerf_synthetic") == ["lego"]
 
 
-def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
-    """Status 2 and one sentence that holds every word; no traceback."""
+def assert_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Status 2 and a one-line message with every word; no traceback."""
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in words:
@@ -203,10 +200,10 @@ def test_dead_and_missing_mirrors_then_a_good_one(server, dead, tmp_path):
     assert "\r" not in result.stdout + result.stderr
 
 
-def test_nothing_answers(server, dead, tmp_path):
+def test_no_mirror_works(server, dead, tmp_path):
     missing = f"{server.url}/missing.zip"
     result = run(*lego_arguments(tmp_path, dead, missing))
-    assert_refused(result, dead, missing, "HTTP 404", "nerf_synthetic/lego", "_MIRRORS")
+    assert_error(result, dead, missing, "HTTP 404", "nerf_synthetic/lego", "_MIRRORS")
     assert os.listdir(tmp_path / "nerf_synthetic") == []
 
 
@@ -219,7 +216,7 @@ def test_environment_names_the_mirrors(server, tmp_path):
     assert files_under(tmp_path / "nerf_llff_data" / "fern") == scene
 
 
-def test_a_server_in_trouble_is_asked_again(server, tmp_path):
+def test_transient_http_errors_are_retried(server, tmp_path):
     server.files["/lego.zip"] = make_zip(scene_files("lego"))
     server.status["/lego.zip"] = [503, 429]
     result = get_lego(tmp_path, f"{server.url}/lego.zip")
@@ -227,7 +224,7 @@ def test_a_server_in_trouble_is_asked_again(server, tmp_path):
     assert_lego(tmp_path)
 
 
-def test_a_zip_on_this_machine(tmp_path):
+def test_a_local_zip(tmp_path):
     archive = tmp_path / "downloaded.zip"
     archive.write_bytes(big_zip(BLENDER_SCENES))
     result = get_lego(tmp_path / "data", str(archive))
@@ -237,8 +234,8 @@ def test_a_zip_on_this_machine(tmp_path):
 
 
 @pytest.mark.parametrize("mirror", ["no/such/file.zip", "https://x.invalid/a.zip#md5=00"])
-def test_mirrors_that_make_no_sense(mirror, tmp_path):
-    assert_refused(get_lego(tmp_path, mirror), mirror)
+def test_invalid_mirrors(mirror, tmp_path):
+    assert_error(get_lego(tmp_path, mirror), mirror)
 
 
 # Resuming
@@ -252,14 +249,14 @@ def wait_until(condition, seconds: float = 10) -> None:
 
 
 def only_part(data_dir: Path) -> Path | None:
-    """The partial download under `data_dir`, of which there may be one at most."""
+    """The partial download under `data_dir`, of which there is at most one."""
     parts = list((data_dir / "nerf_synthetic" / ".download").glob("*.part"))
     assert len(parts) <= 1
     return parts[0] if parts else None
 
 
 def kill_download(server, data_dir: Path, path: str) -> None:
-    """Start a download that stalls before its end, and kill it without warning there."""
+    """Start a download that stalls before its end, and kill it there."""
     server.cut[path] = 400_000
     server.stall.clear()
     words = command(*lego_arguments(data_dir, server.url + path))
@@ -272,7 +269,7 @@ def kill_download(server, data_dir: Path, path: str) -> None:
 
 
 def long_scene() -> dict[str, bytes]:
-    """Lego with a picture long enough for a download to be caught in its middle."""
+    """Lego with an image large enough to interrupt its download."""
     return {**scene_files("lego"), "train/r_1.png": hashlib.shake_256(b"1").digest(600_000)}
 
 
@@ -305,8 +302,8 @@ def test_a_broken_connection_is_resumed_in_the_same_run(server, tmp_path):
     "left, ranges, requests",
     [("prefix", False, 1), ("all", True, 1), ("too much", True, 2), ("other bytes", True, 2)],
 )
-def test_whatever_an_earlier_run_left(left, ranges, requests, server, tmp_path):
-    """No ranges, a complete file, one that has since shrunk, one that has since changed."""
+def test_leftovers_of_an_earlier_run(left, ranges, requests, server, tmp_path):
+    """No ranges; a complete file; a file that shrank; a file that changed."""
     archive = make_zip(long_scene(), "lego/")
     server.files["/lego.zip"] = archive
     kill_download(server, tmp_path, "/lego.zip")
@@ -328,10 +325,10 @@ def test_whatever_an_earlier_run_left(left, ranges, requests, server, tmp_path):
     assert len(server.log) == requests
 
 
-# Archives that must be refused
+# Archives that must be rejected
 
 
-def test_wrong_checksum_is_refused_and_the_next_mirror_tried(server, tmp_path):
+def test_wrong_checksum_is_rejected_and_the_next_mirror_tried(server, tmp_path):
     good = make_zip(scene_files("lego"), "lego/")
     server.files["/forged.zip"] = make_zip(scene_files("forged lego"), "lego/")
     server.files["/lego.zip"] = good
@@ -341,7 +338,7 @@ def test_wrong_checksum_is_refused_and_the_next_mirror_tried(server, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "checksum" in result.stdout
     assert_lego(tmp_path)
-    assert_refused(get_lego(tmp_path / "again", forged), "checksum")
+    assert_error(get_lego(tmp_path / "again", forged), "checksum")
 
 
 def with_symlink() -> bytes:
@@ -354,7 +351,7 @@ def with_symlink() -> bytes:
 
 
 def with_bad_byte() -> bytes:
-    """One wrong byte in a picture: the zip opens, only the picture's CRC tells."""
+    """One wrong byte in an image: the zip opens, and only the image's CRC is wrong."""
     data = bytearray(make_zip(scene_files("lego"), "lego/"))
     data[len(data) // 3] ^= 1
     return bytes(data)
@@ -379,12 +376,12 @@ BAD_ARCHIVES = {
 
 
 @pytest.mark.parametrize("kind", BAD_ARCHIVES)
-def test_bad_archive_is_refused_and_the_next_mirror_tried(kind, server, tmp_path):
+def test_bad_archive_is_rejected_and_the_next_mirror_tried(kind, server, tmp_path):
     server.files["/bad.zip"] = BAD_ARCHIVES[kind]
     server.files["/lego.zip"] = make_zip(scene_files("lego"), "lego/")
     data_dir = tmp_path / "deep" / "data"
     result = get_lego(data_dir, f"{server.url}/bad.zip")
-    assert_refused(result, "lego", "/bad.zip")
+    assert_error(result, "lego", "/bad.zip")
     assert not (data_dir / "nerf_synthetic" / "lego").exists()
     result = get_lego(data_dir, f"{server.url}/bad.zip", f"{server.url}/lego.zip")
     assert result.returncode == 0, result.stderr
@@ -392,11 +389,11 @@ def test_bad_archive_is_refused_and_the_next_mirror_tried(kind, server, tmp_path
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or path.is_symlink()]
 
 
-# The shapes archives come in, and what is there already
+# Layouts of archives, and existing scenes
 
 
 @pytest.mark.parametrize("folder", ["", "lego/", "lego_v2/", "data/nerf_synthetic/lego/"])
-def test_scene_is_found_wherever_it_lies(folder, server, tmp_path):
+def test_scene_is_found_anywhere_in_the_zip(folder, server, tmp_path):
     server.files["/lego.zip"] = make_zip(scene_files("lego"), folder)
     result = get_lego(tmp_path, f"{server.url}/{{scene}}.zip")
     assert result.returncode == 0, result.stderr
@@ -426,13 +423,13 @@ def test_existing_scene_is_not_touched(server, tmp_path):
     assert result.returncode == 0 and str(lego) in result.stdout
     assert files_under(tmp_path) == {"nerf_synthetic/lego/transforms_train.json": b"mine"}
     (lego / "transforms_train.json").rename(lego / "notes.txt")
-    assert_refused(get_lego(tmp_path, f"{server.url}/lego.zip"), str(lego), "move it away")
+    assert_error(get_lego(tmp_path, f"{server.url}/lego.zip"), str(lego), "move it away")
     assert files_under(tmp_path) == {"nerf_synthetic/lego/notes.txt": b"mine"}
     assert server.log == []
 
 
 def test_killed_while_unpacking_leaves_no_scene(server, tmp_path):
-    """SIGKILL after the second file: no lego folder, and the next run makes it whole."""
+    """SIGKILL after the second file: no lego folder, and the next run completes it."""
     server.files["/lego.zip"] = make_zip(scene_files("lego"), "lego/")
     arguments = lego_arguments(tmp_path, f"{server.url}/lego.zip")
     program = f"""
@@ -457,7 +454,7 @@ download.main({arguments!r})
     assert_lego(tmp_path)
 
 
-# What the user asks for, and what the machine allows
+# Wrong flags, disks, and the multiscale set
 
 
 @pytest.mark.parametrize(
@@ -471,15 +468,14 @@ download.main({arguments!r})
 )
 def test_unknown_scene(dataset, known, tmp_path):
     data_dir = tmp_path / "data"
-    assert_refused(run(dataset, "legoo", "--data_dir", data_dir), "legoo", *known)
+    assert_error(run(dataset, "legoo", "--data_dir", data_dir), "legoo", *known)
     assert not data_dir.exists()
-    usage = load_module().build_parser(dataset).format_help()
+    usage = download.build_parser(dataset).format_help()
     assert f"usage: scripts/download_{dataset}.sh" in usage
     assert "_MIRRORS" in usage and "--data_dir" in usage
 
 
 def test_full_disk_stops_before_writing(server, tmp_path, monkeypatch, capsys):
-    download = load_module()
     files = {**scene_files("lego"), "train/r_1.png": bytes(50_000)}
     archive = make_zip(files, "lego/")
     server.files["/lego.zip"] = archive
@@ -497,19 +493,18 @@ def test_full_disk_stops_before_writing(server, tmp_path, monkeypatch, capsys):
     assert files_under(tmp_path / "nerf_synthetic" / "lego") == files
 
 
-def test_unwritable_place_is_one_sentence(tmp_path):
+def test_unwritable_place_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     result = get_lego(tmp_path / "file", "http://127.0.0.1:9/lego.zip")
-    assert_refused(result, str(tmp_path / "file"))
+    assert_error(result, str(tmp_path / "file"))
 
 
 def test_multicam_is_converted_from_blender(server, tmp_path, monkeypatch, capfd):
-    """The converter gets the documented options; a failing one leaves no scene behind."""
+    """The converter gets the documented options; a failing one leaves no scene."""
     server.files["/lego.zip"] = make_zip(scene_files("lego"), "lego/")
     converter = tmp_path / "converter.py"
     write = "import os, sys; os.makedirs(sys.argv[4]); open(sys.argv[4] + '/{}', 'w').write({})"
     arguments = ["multicam", *lego_arguments(tmp_path, f"{server.url}/lego.zip")[1:]]
-    download = load_module()
     monkeypatch.setattr(download, "CONVERTER", converter)
 
     failing = write.format("metadata.json", "'half'") + "; sys.exit(3)"
@@ -529,11 +524,10 @@ def test_multicam_is_converted_from_blender(server, tmp_path, monkeypatch, capfd
     assert len(server.log) == 1
 
     converter.unlink()
-    assert download.main(arguments) == 0, "what is there already is not made again"
+    assert download.main(arguments) == 0, "an existing scene is not made again"
 
 
 def test_data_gets_every_set(server, tmp_path, monkeypatch):
-    download = load_module()
     converter = tmp_path / "converter.py"
     converter.write_text("import os, sys; os.makedirs(sys.argv[4]);"
                          "open(sys.argv[4] + '/metadata.json', 'w')")
@@ -553,8 +547,7 @@ def test_data_gets_every_set(server, tmp_path, monkeypatch):
 
 
 def test_built_in_mirrors(monkeypatch):
-    """Every scene has several, all well formed; none is one of the dead Google Drive files."""
-    download = load_module()
+    """Every scene has several well-formed mirrors; none is a deleted Google Drive file."""
     monkeypatch.setenv("HF_ENDPOINT", "https://hf.example/")
     for scene_set, scenes in ((download.BLENDER, BLENDER_SCENES), (download.LLFF, LLFF_SCENES)):
         monkeypatch.delenv(scene_set.variable, raising=False)

@@ -72,11 +72,11 @@ def run(*words):
 def test_held_out_lights_are_predicted(folder, tmp_path, capsys):
     sheets = tmp_path / "sheets"
     assert run("--folder", folder, "--out", sheets, "--stride", STRIDE, "--steps", 50) == 0
-    said = capsys.readouterr().out
-    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ball")]
+    output = capsys.readouterr().out
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ball")]
     scores = {row[2]: dict(zip(NAMES, (float(re.match(r"[\d.]+", x)[0]) for x in row[3:6]),
                                strict=True)) for row in rows}
-    assert scores.keys() == {"as stored", "sRGB"} and "chrome" not in said
+    assert scores.keys() == {"as stored", "sRGB"} and "chrome" not in output
     linear = scores["as stored"]
     assert linear["shading.brdf"] > linear["mean image"] + 20
     # It models highlights, and the images are linear.
@@ -91,10 +91,10 @@ def test_the_surface_is_recovered(folder):
     normals, inside = (x[::STRIDE, ::STRIDE] for x in sphere())
     assert torch.equal(photographs.mask, inside)
     found = relight_olat.fit(relight_olat.shading.brdf, photographs, "as stored", steps=100)
-    truth = normals[inside]
-    angle = torch.rad2deg(torch.acos((found.normals * truth).sum(dim=-1).clamp(-1, 1)))
+    true_normals = normals[inside]
+    angle = torch.rad2deg(torch.acos((found.normals * true_normals).sum(dim=-1).clamp(-1, 1)))
     assert angle.median() < 0.3 and angle.max() < 2
-    assert (found.albedo - albedo(truth)).abs().median() < 0.005
+    assert (found.albedo - albedo(true_normals)).abs().median() < 0.005
     assert found.roughness.median() == pytest.approx(ROUGHNESS, abs=0.02)
     again = relight_olat.shade(relight_olat.shading.brdf, found, photographs.directions)
     # The remaining error is the rounding to 8 bits.
@@ -116,7 +116,7 @@ def write(folder, name, text):
     (folder / name).write_text(text)
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
+@pytest.mark.parametrize(("spoil", "words"), [
     (shutil.rmtree, "holds no <object>/<object>.mask.png"),
     (lambda f: drop(f, "light_directions.txt"), "light_directions.txt cannot be read"),
     (lambda f: write(f, "light_directions.txt", "0 0\n0 0 1\n"), "needs three numbers per light"),
@@ -127,13 +127,13 @@ def write(folder, name, text):
     (lambda f: imwrite(f / "ball/ball.7.png", np.ones((9, 9, 3), np.uint8)), "differ in size"),
     (lambda f: imwrite(f / "ball/ball.mask.png", np.zeros((SIZE, SIZE), np.uint8)), "is black"),
 ])
-def test_bad_input_is_a_one_sentence_error(folder, tmp_path, capsys, spoil, said):
+def test_bad_input_is_a_one_sentence_error(folder, tmp_path, capsys, spoil, words):
     copy = shutil.copytree(folder, tmp_path / "copy")
     spoil(copy)
     with pytest.raises(SystemExit) as stopped:
         relight_olat.run_script(lambda: run("--folder", copy))
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in error
+    assert stopped.value.code == 2 and words in error
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
