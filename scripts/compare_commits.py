@@ -2,7 +2,7 @@
 
     python scripts/compare_commits.py OLD_CHECKOUT NEW_CHECKOUT
     python scripts/compare_commits.py ../old . --cases debug/zipnerf laptop
-    python scripts/compare_commits.py ../old . --ignore images/ scene/ --work log/compare
+    python scripts/compare_commits.py ../old . --ignore images/ scene/ --work ~/kept
 
 Each case runs train.py, evaluate.py, visualize.py and extract_mesh.py of both checkouts for 20
 steps on the demo scene, on one CPU thread, and compares the losses of every step, the weights and
@@ -21,13 +21,12 @@ import json
 import multiprocessing
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -227,6 +226,7 @@ class Checkout:
     def run(self, script, *words):
         """What a script writes; raises CommandFailed with its last line."""
         log = self.work / f"log_{os.getpid()}.txt"
+        log.touch()
         context = multiprocessing.get_context("forkserver")
         used = context.Value("d", 0.0)
         process = context.Process(target=run_script,
@@ -276,7 +276,8 @@ class Checkout:
         """`outputs`, read from an earlier call with the same commit, words and PyTorch."""
         if self.commit is None or case.scene_files:
             return self.outputs(case, data_dir)
-        words = repr((case, self.words(case), TRAIN, torch.__version__, str(data_dir)))
+        run = replace(case, old=self.words(case), new="")
+        words = repr((run, TRAIN, torch.__version__, str(data_dir)))
         name = f"{case.name.replace('/', '_')}_{hashlib.sha256(words.encode()).hexdigest()[:12]}.pt"
         path = self.work / self.commit / name
         if path.exists():
@@ -454,18 +455,17 @@ def main(argv=None):
         return 0 if cases else 2
     work = args.work.resolve()
     old, new = (Checkout(folder, work) for folder in (args.old, args.new))
-    # The new side makes its own demo scene for the scene/ cases; all others read the old side's.
-    for name in ("new_data", "uncommitted"):
-        shutil.rmtree(work / name, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     prepare_processes(work)
-    data_dir = args.data_dir or work / (old.commit or "uncommitted") / "data"
-    data_dirs = data_dir.resolve(), work / "new_data"
-    equal = 0
-    for case in cases:
-        is_equal, line = compare(case, old, new, data_dirs, args.ignore)
-        equal += is_equal
-        print(line, flush=True)
+    with tempfile.TemporaryDirectory(dir=work) as temporary:
+        # The new side makes a demo scene for the scene/ cases; all others read the old side's.
+        data_dir = args.data_dir or (work / old.commit if old.commit else Path(temporary)) / "data"
+        data_dirs = data_dir.resolve(), Path(temporary) / "new_data"
+        equal = 0
+        for case in cases:
+            is_equal, line = compare(case, old, new, data_dirs, args.ignore)
+            equal += is_equal
+            print(line, flush=True)
     print(f"{equal} of {len(cases)} cases are equal.")
     return int(equal < len(cases))
 
