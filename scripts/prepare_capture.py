@@ -151,7 +151,7 @@ def training_command(out):
     """A command that trains a small model on the scene."""
     longest = max(max(image_size(file)) for file in list_images(out / "images"))
     factor = next((f for f in (1, *REDUCTIONS) if longest / f <= TRAINING_SIDE), REDUCTIONS[-1])
-    return ("python train.py --preset demozip --dataset_name colmap "
+    return ("python train.py --preset laptop --model zipnerf --dataset_name colmap "
             f"--scene {out} --factor {factor}")
 
 
