@@ -5,6 +5,9 @@ The forward-facing scene and the captures show it with surroundings.
 
 import json
 import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -13,11 +16,12 @@ import numpy as np
 import torch
 
 from procedural.still_life import FORWARD_FACING, ROOM
-from procedural.tracing import intersect, pixel_rays, render, trace
+from procedural.tracing import intersect, pixel_rays, render, single_thread, trace
 from runtime.files import new_folder
 
-# Blender: square images from a hemisphere.
+# Blender: square images from a hemisphere, supersampled along each axis.
 BLENDER_SIZE = 200
+BLENDER_SUPERSAMPLE = 3
 BLENDER_ANGLE_X = 0.69
 BLENDER_RADIUS = 4.0
 NUM_BLENDER_VIEWS = 80
@@ -145,6 +149,22 @@ def capture_points() -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(points).numpy(), colours.numpy()
 
 
+def in_parallel(render_view: Callable, camtoworlds: Iterable) -> Iterator[np.ndarray]:
+    """The image of each camera, in order; the cores of the machine divide the views."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    with single_thread():
+        try:
+            yield from pool.map(render_view, camtoworlds)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def capture_views() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """camtoworld [4, 4] and image of each view of the walk."""
+    camtoworlds = capture_cameras()
+    return zip(camtoworlds, in_parallel(capture_image, camtoworlds), strict=True)
+
+
 # Files.
 
 
@@ -161,8 +181,9 @@ def write_blender(folder: str | Path, size: int = BLENDER_SIZE) -> None:
             (unfinished / split).mkdir()
             camtoworlds, pixtocam = blender_cameras(split, size)
             frames = []
-            for i, camtoworld in enumerate(camtoworlds):
-                rgba = render(camtoworld, pixtocam, size, size)
+            images = in_parallel(lambda pose, pixtocam=pixtocam: render(
+                pose, pixtocam, size, size, BLENDER_SUPERSAMPLE), camtoworlds)
+            for i, (camtoworld, rgba) in enumerate(zip(camtoworlds, images, strict=True)):
                 imageio.imwrite(unfinished / split / f"r_{i}.png", rgba)
                 frames.append(
                     {"file_path": f"./{split}/r_{i}", "transform_matrix": camtoworld.tolist()}
@@ -193,8 +214,9 @@ def write_llff(folder: str | Path) -> None:
         images = unfinished / f"images_{LLFF_FACTOR}"
         images.mkdir()
         rows = []
-        for i, camtoworld in enumerate(camtoworlds):
-            rgba = render(camtoworld, pixtocam, width, height, parts=FORWARD_FACING)
+        views = in_parallel(lambda pose: render(pose, pixtocam, width, height,
+                                                parts=FORWARD_FACING), camtoworlds)
+        for i, (camtoworld, rgba) in enumerate(zip(camtoworlds, views, strict=True)):
             imageio.imwrite(images / f"image{i:03d}.png", rgba[..., :3])
             right, up, back, position = camtoworld[:3].T
             pose = np.stack([-up, right, back, position, full_size], axis=1)
@@ -211,9 +233,9 @@ def write_nerfstudio(folder: str | Path) -> None:
     with new_folder(folder) as unfinished:
         (unfinished / "images").mkdir()
         frames = []
-        for i, camtoworld in enumerate(capture_cameras()):
+        for i, (camtoworld, image) in enumerate(capture_views()):
             name = f"images/frame_{i:05d}.png"
-            imageio.imwrite(unfinished / name, capture_image(camtoworld))
+            imageio.imwrite(unfinished / name, image)
             frames.append({"file_path": name, "transform_matrix": camtoworld.tolist()})
         width, height = CAPTURE_SIZE
         meta = {"camera_model": "OPENCV", "w": width, "h": height} | CAPTURE_LENS
@@ -242,9 +264,9 @@ def write_colmap(folder: str | Path) -> None:
         images, sparse = unfinished / f"images_{factor}", unfinished / "sparse" / "0"
         images.mkdir()
         sparse.mkdir(parents=True)
-        for i, camtoworld in enumerate(capture_cameras()):
+        for i, (camtoworld, image) in enumerate(capture_views()):
             name = f"frame_{i:05d}.png"
-            imageio.imwrite(images / name, capture_image(camtoworld))
+            imageio.imwrite(images / name, image)
             opencv = np.linalg.inv(camtoworld @ np.diag([1.0, -1.0, -1.0, 1.0]))
             model.add_image_with_trivial_frame(
                 pycolmap.Image(name=name, camera_id=1, image_id=i + 1),

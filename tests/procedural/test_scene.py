@@ -300,7 +300,7 @@ def test_an_interrupted_write_leaves_nothing(write, few_views, tmp_path, monkeyp
     monkeypatch.setattr(demo_scene, "render", stopped)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "demo")
-    assert len(calls) == 2 and not list(tmp_path.iterdir())
+    assert len(calls) >= 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -334,7 +334,7 @@ def test_blender_files_agree_with_the_cameras(few_views, tmp_path):
         for frame, camtoworld in zip(meta["frames"], camtoworlds, strict=True):
             assert frame["transform_matrix"] == camtoworld.tolist()
             image = imageio.imread(tmp_path / "demo" / (frame["file_path"] + ".png"))
-            expected = tracing.render(camtoworld, pixtocam, 100, 100)
+            expected = tracing.render(camtoworld, pixtocam, 100, 100, supersample=3)
             assert np.array_equal(image, expected)
 
 
