@@ -42,7 +42,7 @@ class MipNeRF(RayModel):
 
     def render_levels(self, rays: Rays, train_frac: float, rng,
                       ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
-        """As `forward`. With `ray_occupancy` the coarser levels have no colours."""
+        """Render every level. With `ray_occupancy` only the last level has colours."""
         outputs: list[RenderOutput] = []
         for level in range(self.num_levels):
             tdist = self.sample_level(rays, outputs, rng)

@@ -136,4 +136,4 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, codec: str,
         if writer is not None:
             writer.close()
     if not path.exists() or path.stat().st_size == 0:
-        raise OSError(f"ffmpeg wrote nothing with {codec}")
+        raise OSError(f"ffmpeg wrote no output with {codec}")

@@ -66,7 +66,7 @@ def main(argv=None):
 
 
 def time_frame(folder, device, size):
-    """The table's row of one frame of `size` x `size` pixels."""
+    """Table row: seconds and memory for one frame of `size` x `size` pixels."""
     run = load_checkpoint(folder, device)
     run = run.with_config(run.config.replace(frames=1))
     device = next(run.model.parameters()).device

@@ -224,7 +224,7 @@ class Checkout:
         return case.new if self.has_sized_presets else case.old
 
     def run(self, script, *words):
-        """What a script writes; raises CommandFailed with its last line."""
+        """The output of a script; raises CommandFailed with its last line."""
         log = self.work / f"log_{os.getpid()}.txt"
         log.touch()
         context = multiprocessing.get_context("forkserver")
@@ -290,9 +290,9 @@ class Checkout:
 
 
 def run_script(folder, script, words, log, used):
-    """In a process of its own: what `python script words...` does in `folder`, written to `log`.
+    """Run `python script words...` in `folder` and write its output to `log`.
 
-    used: receives the CPU seconds.
+    Runs in a process of its own. used: receives the CPU seconds.
     """
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
@@ -347,13 +347,13 @@ def flatten(name, value):
 
 
 def read_losses(path):
-    """The scalars of metrics.jsonl by step, but for times and memory."""
-    found = {}
+    """The scalars of metrics.jsonl by step, without times and memory."""
+    scalars = {}
     for text in path.read_text().splitlines():
         line = json.loads(text)
-        found |= {f"losses/{line['step']:04d}/{name}": value
-                  for name, value in line.items() if name not in UNREPEATABLE}
-    return found
+        scalars |= {f"losses/{line['step']:04d}/{name}": value
+                    for name, value in line.items() if name not in UNREPEATABLE}
+    return scalars
 
 
 def read_scores(path):
@@ -432,7 +432,7 @@ def summarize(differences, count):
 
 
 def compare(case, old, new, data_dirs, ignore):
-    """Run a case on both sides; returns whether it is equal, and the line that says it."""
+    """Run a case on both sides; returns whether it is equal, and a line that reports it."""
     old.cpu_seconds = new.cpu_seconds = 0.0
     try:
         old.make_scene(case.dataset, data_dirs[0])

@@ -188,7 +188,7 @@ def scene_root(names: list[str], url: str, scene_set: SceneSet, scene: str) -> s
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder that holds nothing."""
+    """Remove a folder if it is empty."""
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -333,7 +333,7 @@ def make_multiscale(scene: str, data_dir: Path, chosen: list[str]) -> None:
     source = data_dir / BLENDER.folder / scene
     if not source.exists():
         download_scene(BLENDER, scene, data_dir, chosen)
-    # As in `unpack`: a killed conversion must not leave what looks like a scene.
+    # As in `unpack`: a killed conversion must not leave a folder that looks like a scene.
     folder = target.parent / ".download" / scene
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

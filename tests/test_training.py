@@ -311,7 +311,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
         "checkpoint_00000012.pt", "checkpoint_00000010.pt"]
 
 
-# What continuing may change.
+# Flags that a resumed training may change.
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path, scene):
@@ -421,7 +421,7 @@ def test_lpips_that_cannot_be_had_is_said_before_the_training(tmp_path, scene, m
     assert not (tmp_path / "run").exists()
 
 
-# What goes wrong.
+# Errors.
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkpoint(

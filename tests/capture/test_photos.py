@@ -155,10 +155,10 @@ def test_an_interrupted_run_is_resumed(photographs, tmp_path):
     features = (out / "database.db").stat().st_size
     assert features > 100_000
     other = run("scripts/prepare_capture.py", photographs, out, "--matching", "sequential")
-    assert other.returncode == 2 and "was begun with" in other.stderr
+    assert other.returncode == 2 and "was started with" in other.stderr
     again = run("scripts/prepare_capture.py", photographs, out)
     assert again.returncode == 0, again.stderr
-    assert "was begun before: resuming" in again.stdout
+    assert "was started before; resuming" in again.stdout
     assert f"{COUNT} of {COUNT + 1} images are registered" in again.stdout
     assert (out / "sparse" / "0" / "points3D.bin").exists()
 
@@ -367,7 +367,7 @@ def test_pairs_that_contradict_the_cameras_are_named(model, caplog):
     find_cameras.report_contradictions(
         model, [*good, (first, second, in_first, in_second[::-1].copy())])
     assert "2 of the 3 most similar pairs" in caplog.text
-    assert f"These do not: {first} and {second}. The capture is folded there" in caplog.text
+    assert f"These do not: {first} and {second}. COLMAP merged different places" in caplog.text
 
 
 # The comparison of poses.

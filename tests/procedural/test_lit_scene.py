@@ -257,7 +257,7 @@ AZIMUTHS = ("+x", "+y", "-x", "-y")  # counter-clockwise, seen from above
 
 
 def lit_side(row, column, turn=0.0):
-    """Which side of a sphere is brightest under one texel of a 12 × 24 environment."""
+    """The side of a sphere that is brightest under one texel of a 12 × 24 environment."""
     environment = np.zeros((12, 24, 3))
     environment[row, column] = 5.0
     lamp = SceneLights(*lit_scene.environment_texels(environment, turn), distant=True)

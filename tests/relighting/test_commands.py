@@ -212,7 +212,7 @@ def test_components_need_the_shading_stage(run_copy):
         visualize.main(["--run", str(run_copy), "--frames", "1", "--visualize_components"])
     assert not list(run_copy.glob("video_*"))
     for flags in (["--march_shadows"], ["--shade_at", "surface"]):
-        with pytest.raises(UserError, match="before surfaces are shaded, so nothing would"):
+        with pytest.raises(UserError, match="before surfaces are shaded, so --shade_at"):
             evaluate.main(["--run", str(run_copy), *flags])
 
 

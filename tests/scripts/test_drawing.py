@@ -1,4 +1,4 @@
-"""The scripts that draw the documents' pictures, and the one that makes a small Blender scene."""
+"""The scripts that draw the documents' figures, and the one that makes a small Blender scene."""
 
 import json
 
