@@ -38,7 +38,8 @@ resolution = integer(2, 1 << 20)
 FLAGS = {
     "run": [
         Flag("preset", PRESETS, None, "paper: as published; gpu: for one 8-12 GB GPU; "
-             "laptop: minutes on two CPU cores; debug: seconds", scope=START, unset="gpu, or laptop on a CPU"),
+             "laptop: minutes on two CPU cores; debug: seconds", scope=START,
+             unset="gpu, or laptop on a CPU"),
         Flag("config", str, None, "JSON file of flags, such as a run's config.json",
              metavar="FILE", scope=PLACE, shown=False),
         Flag("log_dir", str, "log", "folder of all runs", metavar="FOLDER", scope=PLACE),
@@ -222,7 +223,8 @@ FLAGS = {
     "video": [
         Flag("path", ("auto", "ellipse", "spherical", "spiral", "zoom", "still"), "auto",
              "auto: ellipse or spiral; ellipse: fitted to the cameras; spherical: circle around "
-             "the scene; spiral: helix, or LLFF's spiral; zoom: to --zoom and back; still: fixed", scope=RENDER),
+             "the scene; spiral: helix, or LLFF's spiral; zoom: to --zoom and back; still: fixed",
+             scope=RENDER),
         Flag("frames", integer(1, 100_000), 120, "number of frames", scope=RENDER),
         Flag("fps", integer(1, 1000), 30, "frames per second", scope=RENDER),
         Flag("width", integer(1, 16384), None, "frame width in pixels", scope=RENDER,
@@ -423,7 +425,7 @@ def loaded_config(saved: Mapping[str, Any]) -> Config:
 
 
 def steps_before(fraction: float, max_steps: int) -> int:
-    """The fewest steps that are a fraction of all."""
+    """The number of steps that make up at least a fraction of all."""
     # Rounded first: in floating point (0.55 + 0.15) * 9000 is a little more than 6300.
     return math.ceil(round(fraction * max_steps, 6))
 

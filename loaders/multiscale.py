@@ -43,7 +43,7 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
 
 
 def _convert_split(blender_dir, folder, split, num_scales):
-    """Write the images of a split at all scales; its metadata, a `dict` of lists."""
+    """Write the images of a split at all scales; returns its metadata, a `dict` of lists."""
     path = blender_dir / f"transforms_{split}.json"
     transforms = read_json(path)
     angle = check_angle(transforms, path)

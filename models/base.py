@@ -83,10 +83,10 @@ class RayModel(nn.Module):
         return int((train_frac >= starts).sum()) - 1
 
     def set_train_frac(self, train_frac: float):
-        """Store the fraction of training done, in models that render by it. Call once per step."""
+        """Store the fraction of training done, if rendering depends on it. Call once per step."""
 
     def extra_images(self, output: RenderOutput) -> dict:
-        """Images `[h, w, 3]`, by name, of what a model predicts besides colour and distance."""
+        """Further images `[h, w, 3]` of a model's predictions, by name."""
         return {}
 
     def max_samples_per_chunk(self, device: torch.device) -> int:

@@ -240,7 +240,8 @@ def indirect(patch: Patch, lights: SceneLights, u: Tensor, parts=STILL_LIFE) -> 
     return torch.zeros_like(patch.point).index_add(0, row, weight * incident)
 
 
-def radiance(origins, directions, lights: SceneLights, shifts: Tensor, parts=STILL_LIFE) -> Traced:
+def trace_camera_rays(origins, directions, lights: SceneLights, shifts: Tensor,
+                      parts=STILL_LIFE) -> Traced:
     """Trace S camera rays for each of P pixels. Distant lights are sampled for each ray.
 
     origins: [3]; directions: [P, S, 3].
@@ -289,7 +290,7 @@ def render_lit(
     origin, directions = _sample_rays(camtoworld, pixtocam, width, height)
     shifts = torch.rand(len(directions), 4, generator=torch.Generator().manual_seed(seed))
     bands = zip(directions.split(PIXELS_PER_BAND), shifts.split(PIXELS_PER_BAND), strict=True)
-    traced = [radiance(origin, rays, lights, shift, parts) for rays, shift in bands]
+    traced = [trace_camera_rays(origin, rays, lights, shift, parts) for rays, shift in bands]
     traced = Traced._make(torch.cat(field) for field in zip(*traced, strict=True))
     covered = traced.hit.float().sum(1, keepdim=True)
     rgba = torch.cat([(traced.direct + traced.indirect).mean(1), covered / SUPERSAMPLE**2], -1)

@@ -150,11 +150,11 @@ def freeze(value: Any) -> Any:
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Raise UserError if one of `names` is no flag."""
     for name in sorted(set(names) - set(known)):
-        raise UserError(f"there is no flag --{name}{similar(name, known)}; "
+        raise UserError(f"there is no flag --{name}{suggestion(name, known)}; "
                         "`python train.py --help all` lists them.")
 
 
-def similar(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """A hint at the known flag most similar to `name`, or an empty string."""
     import difflib  # Slow to import, and needed only for errors.
 
@@ -199,7 +199,7 @@ def parse(flags: Mapping[str, Flag], argv: Sequence[str] | None
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].partition("=")[0].lstrip("-")
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{similar(name, flags)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(name, flags)}")
     values = {name: freeze(value) for name, value in vars(typed).items()}
     return parser, values, values.pop("help")
 
@@ -221,7 +221,8 @@ def read_json(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     unknown = sorted(values.keys() - flags.keys())
     if unknown:
         raise UserError(f"--config {path} holds {', '.join(unknown)}, which is not a flag"
-                        f"{similar(unknown[0], flags)}; `python train.py --help all` lists them.")
+                        f"{suggestion(unknown[0], flags)}; `python train.py --help all` lists "
+                        "them.")
     return {name: _value_of(path, flags[name], value) for name, value in values.items()}
 
 

@@ -6,7 +6,7 @@
 
 Each case runs train.py, evaluate.py, visualize.py and extract_mesh.py of both checkouts for 20
 steps on the demo scene, on one CPU thread, and compares the losses of every step, the weights and
-scene facts in the checkpoint, scores, PNG files and meshes. All must be bit-identical. The `scene/`
+metadata in the checkpoint, scores, PNG files and meshes. All must be bit-identical. The `scene/`
 cases compare the files of the demo scene itself; the other cases read the scene of the old side.
 
 Only command lines are used, each in a process of its own, so internals may differ. Where preset
@@ -199,7 +199,7 @@ class CommandFailed(Exception):
 
 
 class Checkout:
-    """One side of the comparison: a folder with a checkout, and where its outputs go."""
+    """One side of the comparison: a folder with a checkout, and the folder of its outputs."""
 
     def __init__(self, folder, work):
         self.folder, self.work, self.cpu_seconds = Path(folder).resolve(), work, 0.0
@@ -306,7 +306,7 @@ def run_script(folder, script, words, log, used):
 
 
 def prepare_processes(work):
-    """Let processes have one thread, leave checkouts as they are, and start with packages loaded.
+    """Make processes use one thread, write nothing into checkouts, and start with packages loaded.
 
     Loading them takes longer than most commands otherwise.
     """
@@ -326,7 +326,7 @@ def read_run(run):
     """All that is compared of a run folder."""
     content = torch.load(max(run.glob("checkpoint_*.pt")), weights_only=True, map_location="cpu")
     found = flatten("scene", content["scene"])
-    found |= read_losses(run / "metrics.jsonl") | flatten("weights", content["model"])
+    found |= read_scalars(run / "metrics.jsonl") | flatten("weights", content["model"])
     for path in sorted(run.glob("eval_*/scores.json")):
         found |= read_scores(path)
     for path in sorted(run.rglob("*.png")):
@@ -346,7 +346,7 @@ def flatten(name, value):
     return {name: value}
 
 
-def read_losses(path):
+def read_scalars(path):
     """The scalars of metrics.jsonl by step, without times and memory."""
     scalars = {}
     for text in path.read_text().splitlines():

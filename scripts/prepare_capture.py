@@ -54,8 +54,8 @@ def main(argv=None):
         (out / "database.db").unlink()
     result = report(scene_config(out, "colmap"))
     write_image(out / "report.png", result.image)
-    facts = json.dumps(result.facts, indent=1).encode()
-    write_atomically(out / "report.json", lambda file: file.write(facts))
+    content = json.dumps(result.statistics, indent=1).encode()
+    write_atomically(out / "report.json", lambda file: file.write(content))
     print(f"Check {out / 'report.png'}. Then:\n  {training_command(out)}")
     return 0
 

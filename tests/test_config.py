@@ -275,7 +275,7 @@ def test_a_preset_is_kept_in_a_run_and_typing_it_again_changes_nothing():
     assert run.preset == "laptop"
     same, other = (get_config(["--model", "zipnerf", "--preset", p]) for p in ("laptop", "paper"))
     assert override(run, same, RESUMABLE) == override(run, same, RENDERABLE) == run
-    # A reader's preset helped to find the run folder; a continued training cannot become another.
+    # When rendering, --preset only finds the run folder; a resumed training cannot change it.
     assert override(run, other, RENDERABLE) == run
     with pytest.raises(UserError, match="--preset paper was given, but .* started with laptop"):
         override(run, other, RESUMABLE)

@@ -485,15 +485,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_carries_the_scenes_facts_without_its_pixels(tmp_path, scene):
+def test_a_checkpoint_carries_the_scene_without_its_pixels(tmp_path, scene):
     train.main(flags(scene, tmp_path, "--max_steps", "1"))
     run = load_checkpoint(tmp_path / "run")
     for split in ("train", "test"):
         wanted = load_dataset(run.config, split).scene
-        facts = run.scene[split]
-        assert facts.pixels is None and facts.names == wanted.names
-        assert torch.equal(facts.cameras.camtoworlds, wanted.cameras.camtoworlds)
-        assert torch.equal(facts.cameras.near, wanted.cameras.near)
-        assert facts.cameras.ndc == wanted.cameras.ndc
-        assert torch.equal(facts.box, wanted.box) and facts.background == 1.0
+        saved = run.scene[split]
+        assert saved.pixels is None and saved.names == wanted.names
+        assert torch.equal(saved.cameras.camtoworlds, wanted.cameras.camtoworlds)
+        assert torch.equal(saved.cameras.near, wanted.cameras.near)
+        assert saved.cameras.ndc == wanted.cameras.ndc
+        assert torch.equal(saved.box, wanted.box) and saved.background == 1.0
     assert not run.model.training

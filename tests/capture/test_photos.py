@@ -114,10 +114,10 @@ def test_the_scene_is_complete_and_smaller_copies_are_area_averages(prepared, ph
     # The image with an EXIF rotation was rotated upright.
     upright = imread(out / "images" / "view_05.png")
     np.testing.assert_array_equal(upright, photograph(walk(COUNT)[5]))
-    facts = json.loads((out / "report.json").read_text())
-    assert facts["views"]["train"] == COUNT - 2 and facts["views"]["test"] == 2
-    assert 0 < facts["reprojection_error"] < 1
-    assert f"mean reprojection error {facts['reprojection_error']:.2f} pixels" in output
+    statistics = json.loads((out / "report.json").read_text())
+    assert statistics["views"]["train"] == COUNT - 2 and statistics["views"]["test"] == 2
+    assert 0 < statistics["reprojection_error"] < 1
+    assert f"mean reprojection error {statistics['reprojection_error']:.2f} pixels" in output
     assert imread(out / "report.png").shape[-1] == 3
     assert f"--dataset_name colmap --scene {out} --factor 1" in output
 

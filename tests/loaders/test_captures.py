@@ -458,8 +458,8 @@ def test_masks_reach_batches_and_images(tmp_path):
         same = (image.rays.directions - batch.rays.directions[k]).abs().amax(-1) < 1e-6
         assert same.sum() == 1 and image.mask[same] == batch.mask[k]
     torch.testing.assert_close(batch.loss_weights(), batch.mask)
-    facts = dataset.scenes()["train"]
-    assert facts.masks is None and facts.mask_files == () and facts.files == ()
+    scene = dataset.scenes()["train"]
+    assert scene.masks is None and scene.mask_files == () and scene.files == ()
 
 
 def test_masks_of_smaller_images_keep_only_fully_valid_pixels(tmp_path):

@@ -1,4 +1,4 @@
-"""The comparison of two checkouts reports every changed number, and nothing else."""
+"""The comparison of two checkouts reports all changed numbers and no others."""
 
 import json
 from dataclasses import replace
