@@ -196,7 +196,7 @@ def distance_scale(folder: Path, model: RayModel, thumbnails: VideoCameras,
     path = folder / "depth_scale.json"
     scale = read_scale(path)
     if scale is None:
-        for frame in (folder / "frames").glob("depth_*.png"):  # They have another scale.
+        for frame in (folder / "frames").glob("depth_*.png"):  # Their scale is unknown.
             frame.unlink()
         scale = estimate_scale(model, thumbnails, **render_options)
         near, far = scale

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import torch
 
-# Points that one thread takes through all levels before the next: their features stay in its cache.
+# Points that one thread processes at once, level by level: their features stay in its cache.
 BLOCK = 512
 
 # The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's

@@ -47,7 +47,7 @@ def joined_ranks(device: torch.device) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        # A rank that fails early must not leave while others still connect to it.
+        # A rank that fails early must not exit while others still connect to it.
         wait_for_all()
         with nullcontext() if is_main() else _silence():
             yield

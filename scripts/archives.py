@@ -151,7 +151,7 @@ def fetch_rest(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # There is nothing after our last byte; the checksum is verified later.
+        # The file is complete; the checksum is verified later.
         return
     with response:
         # A server without range support responds with 200 and the whole file.

@@ -1,4 +1,4 @@
-"""Training as a user runs it: it learns, survives kills to the bit, and loses nothing."""
+"""Training from the command line: it learns, and killed runs resume bit-identically."""
 
 import json
 import random
@@ -340,7 +340,7 @@ def test_a_longer_schedule_is_reported(tmp_path, scene, capsys):
     assert "--max_steps 2 becomes 3" in capsys.readouterr().out
 
 
-def test_continuing_nothing_is_one_sentence(tmp_path, scene):
+def test_resuming_without_a_run_is_one_sentence(tmp_path, scene):
     with pytest.raises(UserError, match="holds no valid checkpoint|does not exist"):
         train.main(flags(scene, tmp_path, "--continue_training"))
 
@@ -414,7 +414,7 @@ def test_damaged_metrics_do_not_stop_a_run_that_goes_on(line, tmp_path, scene):
     assert [m["step"] for m in metrics(tmp_path / "run")] == [10, 20]
 
 
-def test_lpips_that_cannot_be_had_is_said_before_the_training(tmp_path, scene, monkeypatch):
+def test_unavailable_lpips_is_an_error_before_training(tmp_path, scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="LPIPS"):
         train.main([*flags(scene, tmp_path), "--final_eval", "--lpips", "vgg"])
