@@ -111,7 +111,7 @@ MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "ner
 
 def build_model(config, device: torch.device | str = "cpu",
                 box: Tensor | None = None) -> RayModel:
-    """The config's model on a device, its weights initialised from `--seed` alone.
+    """The config's model on a device, its weights initialised from `--seed` only.
 
     box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
     """

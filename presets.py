@@ -20,7 +20,7 @@ PROPOSALS = ("mipnerf360", "zipnerf")
 NERV_GEOMETRY = {"hash": "zipnerf", "mlp": "mipnerf360"}
 
 DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    # Only NeRV's own format knows the lights, and the paper's fields are MLPs.
+    # Only NeRV's own format contains the lights, and the paper's fields are MLPs.
     ({"model": "nerv"}, {"dataset_name": "nerv"}),
     ({"model": "nerv", "preset": "paper"}, {"nerv_field": "mlp"}),
 

@@ -175,7 +175,7 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
 
 
 def validate(log, step, model, dataset):
-    """Render one validation view beside its ground truth on rank 0; the views take turns."""
+    """Render one validation view beside its ground truth on rank 0, each time the next one."""
     if not distributed.is_main():
         return
     with log.paused():

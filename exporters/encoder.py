@@ -31,8 +31,8 @@ MIN_GIF_DURATION = 20
 class Encoder(NamedTuple):
     """A way to write videos.
 
-    suffix: of the files; codec, options: of ffmpeg, None and [] for animated PNGs; note: what the
-    user should know about a fallback, or None.
+    suffix: of the files; codec, options: of ffmpeg, None and [] for animated PNGs; note: a
+    message to the user about a fallback, or None.
     """
 
     suffix: str

@@ -99,7 +99,7 @@ def is_main() -> bool:
 
 
 def hide_bar() -> bool | None:
-    """The argument `disable` of `tqdm`: rank 0 alone shows a bar, and only on a terminal."""
+    """The argument `disable` of `tqdm`: only rank 0 shows a bar, and only on a terminal."""
     return None if is_main() else True
 
 

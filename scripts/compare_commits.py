@@ -10,8 +10,8 @@ metadata in the checkpoint, scores, PNG files and meshes. All must be bit-identi
 cases compare the files of the demo scene itself; the other cases read the scene of the old side.
 
 Only command lines are used, each in a process of its own, so internals may differ. Where preset
-names differ, a case has the words of both. Outputs of the old side are kept in --work by commit and
-words, unless the checkout has uncommitted changes; later calls run the new side alone.
+names differ, a case has flags for both. Outputs of the old side are kept in --work by commit and
+flags, unless the checkout has uncommitted changes; later calls run only the new side.
 Exits with 1 if any case differs or fails.
 """
 
@@ -54,7 +54,7 @@ SCENE_FOLDERS = {
     "nerv": "nerv/demo",
 }
 
-# Presets by size and model: the words before and after presets were named by size alone.
+# Presets by size and model: flags before and after presets were named only by size.
 PRESETS = {
     ("debug", "mipnerf"): ("--preset debug", "--preset debug"),
     ("debug", "mipnerf360"): 2 * ("--preset debug --model mipnerf360",),
@@ -81,10 +81,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A name and the words of each command line; a command without words is left out.
+    """A name and the flags of each command; a command without flags is left out.
 
-    old, new: words of train.py with the old and the new preset names. more_steps: the training is
-    continued to this number of steps. scene_files: compare the demo scene alone, without a run.
+    old, new: flags of train.py with the old and the new preset names. more_steps: the training is
+    resumed up to this number of steps. scene_files: compare only the demo scene, without a run.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Case:
 def make_case(size, model, dataset, flags="", label=None, **commands):
     """The `Case` of a preset's size, a model and a dataset, with more `flags` of train.py."""
     common = f"--dataset_name {dataset} {flags}".strip()
-    old, new = (f"{common} {words}".strip() for words in PRESETS[size, model])
+    old, new = (f"{common} {preset}".strip() for preset in PRESETS[size, model])
     label = label or dataset
     name = label if "/" in label else f"{size}/{model}/{label}"
     return Case(name, dataset, old, new, **commands)
@@ -187,8 +187,8 @@ def scene_cases():
     """The files of the demo scene in every format."""
     flags = "--preset debug --max_steps 1 --batch_size 8 --no-final_eval"
     for name in SCENE_FOLDERS:
-        words = f"--dataset_name {name} {flags}"
-        yield Case(f"scene/{name}", name, words, words, scene_files=True)
+        train_flags = f"--dataset_name {name} {flags}"
+        yield Case(f"scene/{name}", name, train_flags, train_flags, scene_files=True)
 
 
 CASES = [*debug_cases(), *preset_cases(), *option_cases(), *scene_cases()]
@@ -216,21 +216,21 @@ class Checkout:
 
     @cached_property
     def has_sized_presets(self):
-        """Whether presets are named by size alone."""
+        """Whether presets are named only by size."""
         return "laptop" in self.run("train.py", "--help")
 
-    def words(self, case):
-        """The words of train.py that this checkout understands."""
+    def train_flags(self, case):
+        """The flags of train.py that this checkout understands."""
         return case.new if self.has_sized_presets else case.old
 
-    def run(self, script, *words):
+    def run(self, script, *arguments):
         """The output of a script; raises CommandFailed with its last line."""
         log = self.work / f"log_{os.getpid()}.txt"
         log.touch()
         context = multiprocessing.get_context("forkserver")
         used = context.Value("d", 0.0)
         process = context.Process(target=run_script,
-                                  args=(str(self.folder), script, words, str(log), used))
+                                  args=(str(self.folder), script, arguments, str(log), used))
         process.start()
         process.join()
         self.cpu_seconds += used.value
@@ -238,7 +238,7 @@ class Checkout:
         log.unlink()
         if process.exitcode:
             last = (text.strip().splitlines() or ["no message"])[-1]
-            raise CommandFailed(f"{self.folder}: {script} {' '.join(words)}: {last}")
+            raise CommandFailed(f"{self.folder}: {script} {' '.join(arguments)}: {last}")
         return text
 
     def outputs(self, case, data_dir):
@@ -254,14 +254,14 @@ class Checkout:
         """Train, and do what else a case does, in `folder`/run."""
         data = ["--data_dir", str(data_dir), "--device", "cpu"]
         place = [*data, "--log_dir", folder, "--exp_name", "run"]
-        self.run("train.py", *TRAIN.split(), *self.words(case).split(), *place)
+        self.run("train.py", *TRAIN.split(), *self.train_flags(case).split(), *place)
         if case.more_steps:
             self.run("train.py", *place, "--continue_training", "--max_steps",
                      str(case.more_steps))
         run = ["--run", f"{folder}/run", *data]
         for script in ("evaluate", "video", "mesh"):
-            if words := getattr(case, script):
-                self.run(SCRIPTS[script], *run, *words.split())
+            if arguments := getattr(case, script):
+                self.run(SCRIPTS[script], *run, *arguments.split())
 
     def make_scene(self, dataset, data_dir):
         """Make a dataset's demo scene where there is none yet."""
@@ -273,12 +273,12 @@ class Checkout:
                               data_dir, folder)
 
     def cached_outputs(self, case, data_dir):
-        """`outputs`, read from an earlier call with the same commit, words and PyTorch."""
+        """`outputs`, read from an earlier call with the same commit, flags and PyTorch."""
         if self.commit is None or case.scene_files:
             return self.outputs(case, data_dir)
-        run = replace(case, old=self.words(case), new="")
-        words = repr((run, TRAIN, torch.__version__, str(data_dir)))
-        name = f"{case.name.replace('/', '_')}_{hashlib.sha256(words.encode()).hexdigest()[:12]}.pt"
+        run = replace(case, old=self.train_flags(case), new="")
+        key = repr((run, TRAIN, torch.__version__, str(data_dir)))
+        name = f"{case.name.replace('/', '_')}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
         path = self.work / self.commit / name
         if path.exists():
             return torch.load(path, weights_only=True)
@@ -289,8 +289,8 @@ class Checkout:
         return outputs
 
 
-def run_script(folder, script, words, log, used):
-    """Run `python script words...` in `folder` and write its output to `log`.
+def run_script(folder, script, arguments, log, used):
+    """Run `python script arguments...` in `folder` and write its output to `log`.
 
     Runs in a process of its own. used: receives the CPU seconds.
     """
@@ -298,7 +298,7 @@ def run_script(folder, script, words, log, used):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
-    sys.argv, sys.path[0] = [script, *words], folder
+    sys.argv, sys.path[0] = [script, *arguments], folder
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
@@ -385,15 +385,15 @@ def read_files(folder):
 
 
 def find_differences(old, new, ignore=()):
-    """The quantities that differ, as a `dict` of name to words, in the order of computation."""
+    """The quantities that differ, as a `dict` of name to description, in the order of computation."""
     names = [name for name in dict.fromkeys([*old, *new])
              if not any(part in name for part in ignore)]
     found = {}
     for name in names:
         if name not in new or name not in old:
             found[name] = f"only in the {'old' if name in old else 'new'}"
-        elif words := describe_difference(old[name], new[name]):
-            found[name] = words
+        elif description := describe_difference(old[name], new[name]):
+            found[name] = description
     return found
 
 
