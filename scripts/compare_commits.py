@@ -385,7 +385,7 @@ def read_files(folder):
 
 
 def find_differences(old, new, ignore=()):
-    """The quantities that differ, as a `dict` of name to description, in the order of computation."""
+    """Descriptions of the quantities that differ, by name, in the order of computation."""
     names = [name for name in dict.fromkeys([*old, *new])
              if not any(part in name for part in ignore)]
     found = {}
@@ -425,10 +425,10 @@ def is_number(value):
 
 def summarize(differences, count):
     """The first difference, and how many there are of each kind, as one line."""
-    name, words = next(iter(differences.items()))
+    name, description = next(iter(differences.items()))
     kinds = Counter(key.split("/")[0] for key in differences)
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-    return f"first {name}: {words}; {len(differences)} of {count} quantities ({listed})"
+    return f"first {name}: {description}; {len(differences)} of {count} quantities ({listed})"
 
 
 def compare(case, old, new, data_dirs, ignore):

@@ -151,7 +151,7 @@ def test_old_outputs_are_kept_and_new_ones_made_again(tmp_path):
     is_equal, line = compare(case, old, broken, places, ())
     assert not is_equal and line.endswith("train.py: no such flag")
     compare(replace(case, old=f"{case.old} --hidden 7"), old, new, places, ())
-    assert old.count == 2, "other words are another run"
+    assert old.count == 2, "other flags are another run"
     old.commit = None
     compare(case, old, new, places, ())
     assert old.count == 3, "with uncommitted changes nothing is kept"
