@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def shading(self) -> Shading:
-        """How images of the run are shaded under its config (NeRV)."""
+        """The shading of images under the run's config (NeRV)."""
         return Shading.from_config(self.config)
 
 
@@ -130,22 +130,23 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
 
 
 def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
-    """Load the run named by a command line and apply its typed flags.
+    """Load the run of a command line and apply its typed flags.
 
-    also: flags that this tool may change besides those of rendering. Raises UserError for any other
-    typed flag that differs from the run's, and for shading flags of a run that does not shade yet.
+    also: names of flags that may differ from the run's, besides those of rendering. Raises
+    UserError for any other flag that differs, and for shading flags of a run that does not shade
+    surfaces yet.
     """
     run = load_checkpoint(run_folder(command_line), command_line.device)
     config = override(run.saved_config, command_line, RENDERABLE, also)
     if shading_name(config, run.saved_config) and not run.model.is_shading():
-        raise UserError(f"{run.path} was saved before surfaces are shaded, so nothing would read "
-                        "--shade_at, --bounce_directions or --march_shadows; train further, or "
+        raise UserError(f"{run.path} was saved before surfaces are shaded, so --shade_at, "
+                        "--bounce_directions and --march_shadows have no effect; train further, or "
                         "leave them out.")
     return run.with_config(config)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU; raises UserError if it is not whole."""
+    """The content of a checkpoint file, on the CPU; raises UserError if it is damaged."""
     try:
         # torch.load does not compare the checksums in the archive.
         with zipfile.ZipFile(path) as archive:
@@ -156,7 +157,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; --run expects a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
-        raise UserError(f"{path} is not a whole checkpoint ({first_line(error)}).") from None
+        raise UserError(f"{path} is not a complete checkpoint ({first_line(error)}).") from None
     if not isinstance(content, dict) or not KEYS <= set(content) or content["format"] != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (format {FORMAT}).")
     return content

@@ -1,7 +1,7 @@
 """Every flag, once; `get_config` resolves a command line into an immutable `Config`.
 
 A value is the last that applies of: the flag's default below, the rows of `presets.DEFAULTS` whose
-condition holds, the `--config` file, the command line. All scripts share one set of flags.
+condition holds, the `--config` file, the command line. All scripts read the same flags.
 """
 
 import math
@@ -37,19 +37,20 @@ resolution = integer(2, 1 << 20)
 
 FLAGS = {
     "run": [
-        Flag("preset", PRESETS, None, "size: as published; one 8-12 GB GPU; minutes on two CPU "
-             "cores; seconds", scope=START, unset="gpu, or laptop on a CPU"),
+        Flag("preset", PRESETS, None, "paper: as published; gpu: for one 8-12 GB GPU; "
+             "laptop: minutes on two CPU cores; debug: seconds", scope=START,
+             unset="gpu, or laptop on a CPU"),
         Flag("config", str, None, "JSON file of flags, such as a run's config.json",
              metavar="FILE", scope=PLACE, shown=False),
         Flag("log_dir", str, "log", "folder of all runs", metavar="FOLDER", scope=PLACE),
         Flag("exp_name", str, None, "name of the run folder", metavar="NAME", scope=PLACE,
              unset="<dataset>_<scene>_<model>"),
         Flag("run", str, None, "an existing run folder", metavar="FOLDER", scope=PLACE),
-        Flag("device", ("auto", "cpu", "cuda", "mps"), "auto", "auto prefers CUDA, then MPS",
+        Flag("device", ("auto", "cpu", "cuda", "mps"), "auto", "auto: CUDA, else MPS, else CPU",
              scope=RENDER),
         Flag("seed", integer(0, 2**63 - 1), 0, "determines weights, pixels, jitter and noise"),
-        Flag("precision", ("auto", "fp32", "bf16"), "auto", "of linear layers; auto is bf16 "
-             "if the hardware multiplies it"),
+        Flag("precision", ("auto", "fp32", "bf16"), "auto", "of linear layers; auto: bf16 "
+             "if the hardware supports it"),
         Flag("chunk", positive_int, None, "rays rendered at once", scope=RENDER,
              unset="as many as fit"),
     ],
@@ -59,18 +60,18 @@ FLAGS = {
              "blender", "format of the data"),
         Flag("scene", str, None, "name of the scene, or path of its folder (./fox)",
              metavar="NAME", scope=RENDER),
-        Flag("factor", positive_int, 1, "downscaling of the images"),
+        Flag("factor", positive_int, 1, "downsampling factor of the images"),
         Flag("batching", ("all_images", "single_image"), "all_images", "sample a batch from all "
              "images, or from one image per step", shown=False),
         Flag("pixel_memory", not_negative, 4.0, "memory budget for pixels per machine; larger "
              "sets are memory-mapped", metavar="GB", scope=RESUME, shown=False),
-        Flag("lights", ("point", "env"), "point", "images under point lights or environments",
+        Flag("lights", ("point", "env"), "point", "images under point lights or environment maps",
              only=LIT_SCENES),
         Flag("light_intensity", positive, None, "scale of the point lights", only=POINT_LIGHTS,
-             unset="the files' own, or that of the released scenes", shown=False),
+             unset="the value in the files, or that of the released scenes", shown=False),
         Flag("white_bkgd", bool, True, "composite on white, otherwise on black"),
-        Flag("near", not_negative, None, "nearest t of a ray", unset="the dataset's"),
-        Flag("far", positive, None, "farthest t of a ray", unset="the dataset's"),
+        Flag("near", not_negative, None, "t at which rays begin", unset="the dataset's"),
+        Flag("far", positive, None, "t at which rays end", unset="the dataset's"),
         Flag("ndc", bool, False, "normalized device coordinates, for forward-facing captures",
              shown=LLFF[0]),
         Flag("spherify", bool, False, "inward-facing captures: centre and scale the cameras, no "
@@ -125,7 +126,7 @@ FLAGS = {
              shown=MIPNERF360[0]),
         Flag("prop_depth", positive_int, 4, "layers of the proposal field", only=PROPOSALS,
              shown=MIPNERF360[0]),
-        Flag("anneal_slope", positive, 10.0, "how early proposal weights count fully",
+        Flag("anneal_slope", positive, 10.0, "slope of the annealing of proposal weights",
              only=PROPOSALS, shown=False),
         Flag("dilation_bias", not_negative, 0.0025, "dilation of proposal weights, in s",
              only=PROPOSALS, shown=False),
@@ -202,7 +203,7 @@ FLAGS = {
              only=NERV),
     ],
     "logging": [
-        Flag("log_every", positive_int, 100, "steps between scalars", scope=RESUME),
+        Flag("log_every", positive_int, 100, "steps between logged scalars", scope=RESUME),
         Flag("eval_every", integer(0), 5000, "steps between validation images (0: none)",
              scope=RESUME),
         Flag("save_every", positive_int, 5000, "steps between checkpoints", scope=RESUME),
@@ -221,8 +222,9 @@ FLAGS = {
     ],
     "video": [
         Flag("path", ("auto", "ellipse", "spherical", "spiral", "zoom", "still"), "auto",
-             "ellipse fitted to the cameras; circle around the scene; helix, or LLFF's spiral; "
-             "zoom; fixed camera; auto chooses ellipse or spiral", scope=RENDER),
+             "auto: ellipse or spiral; ellipse: fitted to the cameras; spherical: circle around "
+             "the scene; spiral: helix, or LLFF's spiral; zoom: to --zoom and back; still: fixed",
+             scope=RENDER),
         Flag("frames", integer(1, 100_000), 120, "number of frames", scope=RENDER),
         Flag("fps", integer(1, 1000), 30, "frames per second", scope=RENDER),
         Flag("width", integer(1, 16384), None, "frame width in pixels", scope=RENDER,
@@ -238,11 +240,11 @@ FLAGS = {
         Flag("visualize_normals", bool, False, "also a video of world normals", scope=RENDER),
         Flag("visualize_components", bool, False, "also videos of albedo, roughness, shading "
              "normals, visibility, direct and indirect light", only=NERV, scope=RENDER),
-        Flag("relight", ("none", "light", "environment"), "none", "lights of the first training "
-             "image; one light that orbits the scene; a rotating environment", only=NERV,
-             scope=RENDER),
+        Flag("relight", ("none", "light", "environment"), "none", "none: lights of the first "
+             "training image; light: one that orbits the scene; environment: a rotating map",
+             only=NERV, scope=RENDER),
         Flag("environment", str, None, "equirectangular map for --relight environment", only=NERV,
-             metavar="FILE", scope=RENDER, unset="the first image's"),
+             metavar="FILE", scope=RENDER, unset="that of the first training image"),
     ],
     "mesh": [
         Flag("grid_size", integer(8, 2048), 256, "grid points along the longest side of the box",
@@ -260,7 +262,7 @@ FLAGS = {
 }
 BY_NAME: dict[str, Flag] = {flag.name: flag for group in FLAGS.values() for flag in group}
 
-# What each script's --help shows; --help all shows every flag.
+# Contents of each script's --help; --help all shows every flag.
 RENDERING = frozenset({RENDER, SHADE, PLACE})
 FIND_RUN = ("Give --run FOLDER, or the flags of the training that name its run folder: --exp_name, "
             "or --dataset_name, --scene and --model.")
@@ -277,7 +279,7 @@ SCRIPTS = {
     "extract_mesh": Script(f"Extract a coloured mesh from a trained model. {FIND_RUN}",
                            ("run", "model", "mesh"), RENDERING),
 }
-ANY_SCRIPT = Script("The scripts share these flags.", tuple(FLAGS))
+ANY_SCRIPT = Script("Flags of all scripts.", tuple(FLAGS))
 
 
 class Config(flags.Config):
@@ -319,7 +321,7 @@ def get_config(argv: Sequence[str] | Config | None = None, script: str | None = 
 
 
 def with_preset(config: Config, preset: str) -> Config:
-    """The `Config` of the same given flags under another preset.
+    """The `Config` of the same flags under another preset.
 
     Raises UserError if a given flag contradicts the preset.
     """
@@ -337,7 +339,7 @@ def early_config(script: str) -> Config:
 
 
 def default_config(**changes: Any) -> Config:
-    """The `Config` of some given flags, without a command line and unchecked (tests and tools).
+    """A `Config` from flags given in Python, without a command line or checks (tests and tools).
 
     Raises UserError for a name that is no flag.
     """
@@ -346,14 +348,17 @@ def default_config(**changes: Any) -> Config:
 
 
 def resolve(given: dict[str, Any], typed: Collection[str] = ()) -> Config:
-    """The `Config` of some given flags: all others have the defaults that the given ones imply."""
+    """The `Config` of some given flags, with defaults for all others."""
     values = flags.resolve(BY_NAME, DEFAULTS, given, Config)
     scene = scene_of(Config(values))
     return Config(values | {"scene": scene}, given, typed)
 
 
 def _conflict_with_file(typed: Mapping[str, Any], from_file: Mapping[str, Any]) -> str | None:
-    """How a typed flag that chooses defaults contradicts the `--config` file; None if none does."""
+    """A sentence about a typed flag that contradicts the `--config` file, or None.
+
+    Only flags that choose defaults can.
+    """
     for name in ("preset", "dataset_name", "model") if typed.get("config") else ():
         held = from_file.get(name)
         if typed.get(name, held) != held:
@@ -363,9 +368,9 @@ def _conflict_with_file(typed: Mapping[str, Any], from_file: Mapping[str, Any]) 
 
 
 def _first_contradiction(config: Config, may_choose_preset: bool = False) -> str | None:
-    """A sentence about two flags that exclude each other; None if none do.
+    """A sentence about two flags that exclude each other, or None.
 
-    A training without --preset becomes gpu or laptop later, so flags that fit either are let pass.
+    A training without --preset uses gpu or laptop; flags that fit either of them are accepted.
     """
     message = next(contradictions(config), None)
     if message and may_choose_preset and config.preset is None:
@@ -375,28 +380,28 @@ def _first_contradiction(config: Config, may_choose_preset: bool = False) -> str
 
 
 def check_all_read(config: Config) -> None:
-    """Raise UserError for a typed flag that nothing reads under `config`."""
+    """Raise UserError for a typed flag that is unused under `config`."""
     for name in sorted(config.typed):
         flag = BY_NAME[name]
         if flag.only and not flag.is_read(config):
-            raise UserError(f"--{name} is for {flag.only[1]}, and nothing would read it here; "
-                            "leave it out.")
+            raise UserError(f"--{name} is for {flag.only[1]} and has no effect here; leave it "
+                            "out.")
 
 
 def override(run: Config, command_line: Config, scopes: Collection[str],
              also: Collection[str] = ()) -> Config:
-    """A run's `Config` with the typed flags of a `command_line` that may differ from it.
+    """The `Config` of a saved run, updated with the typed flags of a `command_line`.
 
-    scopes, also: which flags may differ, such as `flags.RESUMABLE` or `flags.RENDERABLE`, and
-    further names. Raises UserError for any other flag that differs, and for one that nothing reads.
+    scopes: scopes of flags that may differ (`flags.RESUMABLE`, `flags.RENDERABLE`); also: names of
+    further such flags. Raises UserError for any other flag that differs, and for unused flags.
     """
     changes = {}
     for name in sorted(command_line.typed):
         old, new, scope = getattr(run, name), getattr(command_line, name), BY_NAME[name].scope
         may_differ = scope in scopes or name in also or scope == START and old is None
         if new != old and not may_differ:
-            raise UserError(f"--{name} {new} was given, but this run was started with {old} and "
-                            "keeps it; leave the flag out, or start a new run.")
+            raise UserError(f"--{name} {new} was given, but this run was started with {old}, "
+                            "which cannot change; leave the flag out, or start a new run.")
         if scope not in (PLACE, START):
             changes[name] = new
     config = Config(vars(run) | changes, run.given | changes, command_line.typed)
@@ -420,7 +425,7 @@ def loaded_config(saved: Mapping[str, Any]) -> Config:
 
 
 def steps_before(fraction: float, max_steps: int) -> int:
-    """The fewest steps that are a fraction of all."""
+    """The number of steps that make up at least a fraction of all."""
     # Rounded first: in floating point (0.55 + 0.15) * 9000 is a little more than 6300.
     return math.ceil(round(fraction * max_steps, 6))
 

@@ -227,7 +227,7 @@ class Multicam(Loader):
         for file, size in zip(files, sizes, strict=True):
             found = image_utils.image_size(file)
             if found != tuple(size):
-                raise UserError(f"{file} is {found[0]}x{found[1]}, but {path} says "
+                raise UserError(f"{file} is {found[0]}x{found[1]}, but {path} gives "
                                 f"{size[0]:g}x{size[1]:g}.")
         if self.config.factor != 1:
             raise UserError(f"--factor {self.config.factor} was given; a Multicam scene holds its "
@@ -370,9 +370,9 @@ class LLFF(Loader):
             expected = full / factor
             if not has_size(size, expected):
                 raise UserError(
-                    f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy says {full[0]:.0f}x"
-                    f"{full[1]:.0f} in full, so {expected[0]:.0f}x{expected[1]:.0f} at --factor "
-                    f"{factor}."
+                    f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy gives {full[0]:.0f}x"
+                    f"{full[1]:.0f} at full size, so {expected[0]:.0f}x{expected[1]:.0f} at "
+                    f"--factor {factor}."
                 )
             focal_x, focal_y = focal * size / full
             sizes.append(size)

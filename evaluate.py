@@ -172,7 +172,7 @@ def valid_pixels(dataset: NeRFDataset, index: int, shape: tuple[int, int]) -> np
 
 
 def summarize(images: list[dict]) -> dict:
-    """Means over the scores of views; `scales` holds the means by scale, if there are scales."""
+    """Mean scores over all views, and for each scale under `scales` (empty without scales)."""
     scales = sorted({image["scale"] for image in images if "scale" in image})
     by_scale = {s: means([im for im in images if im["scale"] == s]) for s in scales}
     return means(images) | {"scales": by_scale, "images": images}

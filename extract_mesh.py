@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = open_run(get_config(argv, "extract_mesh"))
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
-        mesh, facts = extract_and_report(run)
+        mesh, stats = extract_and_report(run)
         path = folder / f"mesh.{run.config.mesh_format}"
         write_mesh(path, mesh, run.scene["train"].world_to_scene)
-        text = json.dumps({"step": run.step} | facts)
+        text = json.dumps({"step": run.step} | stats)
         write_atomically(folder / "mesh.json", lambda file: file.write(text.encode()))
         print(f"Mesh: {path}", flush=True)
         index = representative_view(run.scene["train"].cameras)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
-    """The mesh and the content of `mesh.json`; prints what is found on the way."""
+    """The mesh and the content of `mesh.json`; prints the progress."""
     begin = time.perf_counter()
     scene = run.scene["train"].to(select_device(run.config))
     target = find_target(run.model, scene, run.config)
@@ -65,11 +65,11 @@ def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
     print(f"Surface of density {target.threshold:.3g} between {target.low.round(3)} and "
           f"{target.high.round(3)}, on {'x'.join(map(str, grid.shape))} points "
           f"{grid.cell_size:.3g} apart.", flush=True)
-    mesh, facts = extract(run.model, scene, run.config, target)
-    print(f"{facts['evaluated']:,} points evaluated, {facts['evaluated_share']:.1%} of the grid.\n"
-          f"{facts['vertices']:,} vertices and {facts['faces']:,} faces, after "
+    mesh, stats = extract(run.model, scene, run.config, target)
+    print(f"{stats['evaluated']:,} points evaluated, {stats['evaluated_share']:.1%} of the grid.\n"
+          f"{stats['vertices']:,} vertices and {stats['faces']:,} faces, after "
           f"{time.perf_counter() - begin:.0f} s.", flush=True)
-    return mesh, facts
+    return mesh, stats
 
 
 def reference_image(run: Checkpoint, index: int) -> Tensor:

@@ -42,7 +42,7 @@ class MipNeRF(RayModel):
 
     def render_levels(self, rays: Rays, train_frac: float, rng,
                       ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
-        """As `forward`. With `ray_occupancy` the coarser levels have no colours."""
+        """Render every level. With `ray_occupancy` only the last level has colours."""
         outputs: list[RenderOutput] = []
         for level in range(self.num_levels):
             tdist = self.sample_level(rays, outputs, rng)
@@ -51,7 +51,7 @@ class MipNeRF(RayModel):
                 samples = self.query_field(self.field, tdist, rays, rng, noise)
             else:
                 is_last = level == self.num_levels - 1
-                samples = self.query_skipping(tdist, rays, ray_occupancy, is_last)
+                samples = self.query_with_occupancy(tdist, rays, ray_occupancy, is_last)
             sdist = (tdist - rays.near) / (rays.far - rays.near)
             outputs.append(self.composite(samples, tdist, sdist, rays, rng))
         return outputs
@@ -66,8 +66,8 @@ class MipNeRF(RayModel):
         return resample_along_rays(
             coarse.tdist, coarse.weights, self.num_samples, jitter, self.resample_padding)
 
-    def query_skipping(self, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
-                       is_last: bool) -> FieldOutput:
+    def query_with_occupancy(self, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
+                             is_last: bool) -> FieldOutput:
         """The `FieldOutput` of a level, skipping empty intervals.
 
         A coarse level takes its densities from the occupancy grid if that is fine enough.
@@ -111,7 +111,7 @@ MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "ner
 
 def build_model(config, device: torch.device | str = "cpu",
                 box: Tensor | None = None) -> RayModel:
-    """The config's model on a device, its weights initialised from `--seed` alone.
+    """The config's model on a device, its weights initialised from `--seed` only.
 
     box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
     """

@@ -20,7 +20,7 @@ PROPOSALS = ("mipnerf360", "zipnerf")
 NERV_GEOMETRY = {"hash": "zipnerf", "mlp": "mipnerf360"}
 
 DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    # Only NeRV's own format knows the lights, and the paper's fields are MLPs.
+    # Only NeRV's own format contains the lights, and the paper's fields are MLPs.
     ({"model": "nerv"}, {"dataset_name": "nerv"}),
     ({"model": "nerv", "preset": "paper"}, {"nerv_field": "mlp"}),
 
@@ -81,7 +81,7 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"preset": "paper", "model": "zipnerf"}, {
         "batch_size": 65536, "max_steps": 25_000, "lr_init": 1e-2, "lr_final": 1e-3,
         "lr_delay_steps": 2500}),
-    # NeRV's networks and batch. Its number of steps is not published, nor has it our proposals, so
+    # NeRV's networks and batch. Its number of steps is not published and it has no proposals, so
     # schedule and samples are those of "gpu".
     ({"preset": "paper", "model": "nerv", "nerv_field": "mlp"}, {
         "hidden": 256, "depth": 8, "max_deg": 8, "batch_size": 512}),

@@ -238,7 +238,7 @@ class RenderOutput(TensorRecord):
 
     rgb: `[..., 3]`; acc: `[...]` opacity; distance_mean, distance_median: `[...]` in t.
     sdist, tdist: `[..., S+1]` fenceposts in [0, 1] and in t; weights: `[..., S]`. These three are
-    None in whole images, which keep per-pixel quantities alone.
+    None in whole images, which keep only per-pixel quantities.
     extras: further quantities per pixel, by name, each `[..., C]`.
     visibility_error: `[...]`, the visibility field's error along each ray (NeRV in training only).
     """

@@ -175,7 +175,7 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
 
 
 def validate(log, step, model, dataset):
-    """Render one validation view beside its ground truth on rank 0; the views take turns."""
+    """Render one validation view beside its ground truth on rank 0, each time the next one."""
     if not distributed.is_main():
         return
     with log.paused():
@@ -203,7 +203,7 @@ class Data(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What the steps need. micro_batch: rays per forward pass; first_step: steps done before."""
+    """State of a training. micro_batch: rays per forward pass; first_step: steps already done."""
 
     config: Config
     device: torch.device
@@ -224,9 +224,10 @@ class Training(NamedTuple):
 
 
 def resume(command_line, folder):
-    """The run in `folder` with the typed flags that a continued training may change.
+    """Load the run in `folder` and apply the typed flags.
 
-    Raises UserError for a typed flag that would make it another run, or take it back.
+    Raises UserError for a flag that a resumed run must not change, and for a `--max_steps` that
+    would return it to an earlier stage.
     """
     run = load_checkpoint(folder, command_line.device)
     config, old_steps = override(run.config, command_line, RESUMABLE), run.config.max_steps
@@ -235,13 +236,13 @@ def resume(command_line, folder):
                         f"started with {old_steps}; only a larger number can be given.")
     stage = run.model.stage_at(run.step / old_steps)
     if run.model.stage_at(run.step / config.max_steps) < stage:
-        most = int(run.step / run.model.stages[stage][0])
-        raise UserError(f"--max_steps {config.max_steps} would take the run in {folder} back to an "
-                        "earlier stage, as stages are fractions of all steps; give at most "
-                        f"{most}.")
+        max_steps = int(run.step / run.model.stages[stage][0])
+        raise UserError(f"--max_steps {config.max_steps} would return the run in {folder} to an "
+                        "earlier stage, because stages are fractions of all steps; give at most "
+                        f"{max_steps}.")
     if config.max_steps > old_steps:
-        print(f"--max_steps {old_steps} becomes {config.max_steps}: from here on the learning rate "
-              "follows the new length.")
+        print(f"--max_steps is now {config.max_steps} instead of {old_steps}; the learning rate "
+              "follows the longer schedule from here on.")
     print(f"Resuming {run.path} after step {run.step}.")
     return run.with_config(config)
 
@@ -255,7 +256,10 @@ def refuse_to_overwrite(folder):
 
 @contextmanager
 def locked_run_folder(folder, config, resumed):
-    """Lock the run folder, remove partial files, and write config.json (rank 0 only)."""
+    """Lock the run folder and write config.json (rank 0 only).
+
+    A resumed run is cleaned first. Raises UserError if another run is there.
+    """
     if not distributed.is_main():
         yield
         return
@@ -324,7 +328,7 @@ def rank_slice(config):
     return distributed.rank_rows(config.batch_size)
 
 
-# What is printed.
+# Printed summaries.
 
 
 def print_time_estimate(training):
@@ -392,7 +396,7 @@ def format_duration(seconds):
 
 
 def print_summary(training):
-    """Print what is trained, on what, for how long, and where the run lies."""
+    """Print the model, the dataset, the number of steps and the run folder."""
     config, model, dataset = training.config, training.model, training.data.train
     precision = str(model.compute_dtype).removeprefix("torch.")
     print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
@@ -401,8 +405,8 @@ def print_summary(training):
           flush=True)
     if len(model.stages) > 1:
         steps = [f"{steps_before(start, config.max_steps):,}" for start, _ in model.stages]
-        print(f"Stages begin after steps {', '.join(steps)}; colours start anew in the last.",
-              flush=True)
+        print(f"Stages begin after steps {', '.join(steps)}; the last one learns colours from "
+              "scratch.", flush=True)
 
 
 def device_name(device):
@@ -412,7 +416,7 @@ def device_name(device):
 
 
 def print_scores(model, test, config, folder):
-    """Score the trained model; print the scores and where they lie."""
+    """Score the trained model; print the scores and their folder."""
     results = evaluation_folder(folder, test, config.max_steps)
     scores = evaluate(model, test, config, config.max_steps, results)
     print(format_table(scores))

@@ -118,7 +118,7 @@ def summarize_cameras(cameras: Cameras) -> CameraLayout:
     focus = pose_utils.focus_point(camtoworlds)
     depth = np.median(np.sum((focus - camtoworlds[:, :, 3]) * directions, axis=-1))
     if depth < 0 and not forward_facing and len(camtoworlds) > 1:
-        # The cameras look away from one another: the video turns on the spot.
+        # The cameras look away from one another: the video camera rotates in place.
         return CameraLayout(camtoworlds, focus, 0.0, near, far, False)
     # Optical axes that are parallel, or meet out of range, do not determine the focus.
     if forward_facing or (not near < depth < far and agreement > 0.1):

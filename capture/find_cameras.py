@@ -177,24 +177,24 @@ def matched_pairs(pycolmap, database: Path) -> list[tuple[str, str, np.ndarray, 
 def report_contradictions(model, pairs: Sequence[tuple]) -> None:
     """Log which pairs of very similar images contradict the cameras; pairs: `matched_pairs`.
 
-    Repeated texture makes COLMAP fold a capture: views of two sides end up on one side. There,
-    neighbours that have most of their features in common are separated.
+    Repeated texture makes COLMAP fold a capture: it places views of two sides on one side, and so
+    separates neighbours that have most of their features in common.
     """
     views = {image.name: image for image in model.images.values() if image.has_pose}
     pairs = [pair for pair in pairs if pair[0] in views and pair[1] in views]
-    most = Counter()
+    max_matches = Counter()
     for a, b, pixels, _ in pairs:
-        most |= Counter({a: len(pixels), b: len(pixels)})
+        max_matches |= Counter({a: len(pixels), b: len(pixels)})
     alike = [pair for pair in pairs
-             if len(pair[2]) >= ALIKE_FRACTION * max(most[pair[0]], most[pair[1]])]
+             if len(pair[2]) >= ALIKE_FRACTION * max(max_matches[pair[0]], max_matches[pair[1]])]
     wrong = [f"{a} and {b}" for a, b, in_a, in_b in alike
              if epipolar_error(views[a], views[b], in_a, in_b) > MAX_EPIPOLAR_ERROR]
     logger.info("%d of the %d most similar pairs of images agree with the cameras.",
                 len(alike) - len(wrong), len(alike))
     if wrong:
-        logger.info("These do not: %s. The capture is folded there: two places with the same "
-                    "texture were taken for one; photograph it again with something distinctive "
-                    "beside it.", ", ".join(wrong))
+        logger.info("These do not: %s. COLMAP merged different places with similar textures "
+                    "there; photograph them again with distinctive objects beside them.",
+                    ", ".join(wrong))
 
 
 def epipolar_error(a, b, in_a: np.ndarray, in_b: np.ndarray) -> float:

@@ -34,7 +34,7 @@ MIN_SIDE = 64
 
 
 def make_images(source: Path, folder: Path, num_frames: int) -> Path:
-    """Fill `folder`, unless it exists, with upright RGB photographs or the sharpest video frames.
+    """Write upright RGB photographs, or the sharpest video frames, to `folder` if it is missing.
 
     source: a folder of photographs, or a video file, of which `num_frames` frames are used.
     Returns `folder`. Raises UserError if there are too few images.

@@ -34,11 +34,14 @@ TRAIN, TEST, POINT, AXIS, TEXT = (31, 90, 180), (230, 110, 20), (60, 60, 60), (2
 
 
 class Report(NamedTuple):
-    """lines: sentences on a scene; image: the plot, uint8 `[h, w, 3]`; facts: numbers by name."""
+    """A report on a scene.
+
+    lines: sentences; image: the plot, uint8 `[h, w, 3]`; statistics: numbers by name.
+    """
 
     lines: list[str]
     image: np.ndarray
-    facts: dict
+    statistics: dict
 
 
 def scene_config(folder: str | Path, dataset_name: str | None = None, factor: int | None = None):
@@ -75,17 +78,17 @@ def examine_scene(config) -> Report:
     train, test = scenes["train"], scenes["test"]
     cameras = concatenate([train.cameras, test.cameras])
     path, arrangement = choose_path(train.cameras)
-    facts = {
+    statistics = {
         "dataset_name": config.dataset_name, "factor": config.factor,
         "views": {split: len(scene.names) for split, scene in scenes.items()},
         "reprojection_error": loader.reprojection_error, "points": len(loader.points()),
         "scale": train.scale, "near": float(cameras.near.min()), "far": float(cameras.far.max()),
         "arrangement": arrangement, "path": path,
     }
-    lines = [views_line(config, scenes), lens_line(cameras), points_line(facts),
-             range_line(facts, cameras.ndc), f"{arrangement.capitalize()}: --path {path}."]
+    lines = [views_line(config, scenes), lens_line(cameras), points_line(statistics),
+             range_line(statistics, cameras.ndc), f"{arrangement.capitalize()}: --path {path}."]
     is_test = np.arange(len(cameras)) >= len(train.names)
-    return Report(lines, plot_cameras(cameras, is_test, loader.points(), train.scale), facts)
+    return Report(lines, plot_cameras(cameras, is_test, loader.points(), train.scale), statistics)
 
 
 # Sentences.
@@ -121,17 +124,17 @@ def interval(values, form: str) -> str:
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
-def points_line(facts: dict) -> str:
+def points_line(statistics: dict) -> str:
     """The number of sparse points and their reprojection error."""
-    error = facts["reprojection_error"]
+    error = statistics["reprojection_error"]
     text = ("unknown reprojection error" if error is None
             else f"mean reprojection error {error:.2f} pixels of the full size")
-    return f"{facts['points']:,} sparse points; {text}."
+    return f"{statistics['points']:,} sparse points; {text}."
 
 
-def range_line(facts: dict, ndc: tuple | None) -> str:
+def range_line(statistics: dict, ndc: tuple | None) -> str:
     """The scene's scale and the range of t."""
-    near, far, scale = facts["near"], facts["far"], facts["scale"]
+    near, far, scale = statistics["near"], statistics["far"], statistics["scale"]
     line = f"Scale: 1 unit of the files is {scale:.4g} units of the scene. "
     if ndc is not None:
         return line + f"Rays run from {near:g} to {far:g} in NDC."

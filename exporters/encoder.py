@@ -31,8 +31,8 @@ MIN_GIF_DURATION = 20
 class Encoder(NamedTuple):
     """A way to write videos.
 
-    suffix: of the files; codec, options: of ffmpeg, None and [] for animated PNGs; note: what the
-    user should know about a fallback, or None.
+    suffix: of the files; codec, options: of ffmpeg, None and [] for animated PNGs; note: a
+    message to the user about a fallback, or None.
     """
 
     suffix: str
@@ -136,4 +136,4 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, codec: str,
         if writer is not None:
             writer.close()
     if not path.exists() or path.stat().st_size == 0:
-        raise OSError(f"ffmpeg wrote nothing with {codec}")
+        raise OSError(f"ffmpeg wrote no output with {codec}")

@@ -83,7 +83,7 @@ def isosurface(density: Density, grid: Grid, threshold: float, seeds: np.ndarray
 
 def _evaluate_near_surface(density: Density, grid: Grid, threshold: float, seeds: np.ndarray,
                            visible: Callable | None) -> np.ndarray:
-    """Densities on the grid, NaN where they were not evaluated."""
+    """Densities on the grid, NaN where they were not evaluated. Arguments as in `isosurface`."""
     values = np.full(grid.shape, np.nan, dtype=np.float32)
     num_blocks = np.array([-(-(n - 1) // BLOCK) for n in grid.shape])
     done = np.zeros(num_blocks, dtype=bool)
@@ -185,8 +185,8 @@ def rasterize(pixels: np.ndarray, depths: np.ndarray, faces: np.ndarray, values:
     vertices = np.concatenate([pixels, depths[:, None], values], axis=1).astype(np.float32)
     for n in np.unique(steps):
         weights = _barycentric_weights(n)
-        alike = faces[steps == n]
-        for chunk in np.array_split(alike, -(-len(alike) * len(weights) // POINTS_PER_CHUNK)):
+        group = faces[steps == n]
+        for chunk in np.array_split(group, -(-len(group) * len(weights) // POINTS_PER_CHUNK)):
             points = np.einsum("pk,fkc->fpc", weights, vertices[chunk])
             _splat_points(points.reshape(-1, vertices.shape[1]), image, nearest, width, height)
     return image.reshape(height, width, -1)

@@ -144,7 +144,7 @@ def summary(mesh: Mesh, surface: Isosurface, target: Target) -> dict:
 
 
 def check_not_empty(mesh: Mesh, surface: Isosurface, problem: str, threshold: float) -> None:
-    """Raise UserError for a mesh without faces."""
+    """Raise UserError for a mesh without faces; `problem` begins the message."""
     if not len(mesh.faces):
         low, high = surface.density_range
         raise UserError(f"{problem} of density {threshold:.3g} in the bounding box, where "
@@ -207,9 +207,9 @@ def colour_vertices(mesh: Mesh, model: RayModel, survey: Survey, scene: Scene,
 
 
 def vertex_rays(mesh: Mesh, survey: Survey, ndc: tuple | None, ray_shape: str) -> Rays:
-    """Rays `[V]` that pass the vertices at t = 1.5 against the normals; t runs from 1 to 2.
+    """Rays `[V]` towards the surface, against the normals, that pass the vertices at t = 1.5.
 
-    t starts at 1, and not at 0, because samples may be spaced in 1 / t.
+    t runs from 1 to 2. It starts at 1, and not at 0, because samples may be spaced in 1 / t.
     """
     normals = vertex_normals(mesh)
     reach = COLOUR_REACH_IN_CELLS * mesh.cell_sizes[:, None] * normals

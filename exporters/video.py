@@ -39,7 +39,7 @@ SCALE_SIDE = 48
 Scale = tuple[float, float]
 
 
-# What is rendered.
+# Rendering.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def check_same_frames(folder: Path, run: Any) -> None:
 
 
 def frame_source(run: Any) -> dict:
-    """What the frames show besides what the folder's name says: checksums of weights and light."""
+    """Checksums of weights and lights, which the folder's name does not identify."""
     weights = [p.detach().float().cpu().numpy().tobytes() for p in run.model.parameters()]
     source = {"step": run.step, "weights": zlib.crc32(b"".join(weights))}
     if shading_name(run.config, run.saved_config):
@@ -196,7 +196,7 @@ def distance_scale(folder: Path, model: RayModel, thumbnails: VideoCameras,
     path = folder / "depth_scale.json"
     scale = read_scale(path)
     if scale is None:
-        for frame in (folder / "frames").glob("depth_*.png"):  # They have another scale.
+        for frame in (folder / "frames").glob("depth_*.png"):  # Their scale is unknown.
             frame.unlink()
         scale = estimate_scale(model, thumbnails, **render_options)
         near, far = scale

@@ -70,7 +70,7 @@ class Field(nn.Module):
     `make_gaussians`, from means and covariances to the kind of Gaussians that it takes.
 
     head: a `Head`, or None for a field without colour; has_density: whether there is a density.
-    compute_dtype: of the linear layers alone. Arguments of encodings, raw density and raw colour
+    compute_dtype: dtype of the linear layers. Arguments of encodings, raw density and raw colour
     stay float32: with 8 bits, rounding errors of 2^15 x would exceed a full turn of its sine.
     """
 

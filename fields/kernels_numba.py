@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import torch
 
-# Points that one thread takes through all levels before the next: their features stay in its cache.
+# Points that one thread processes at once, level by level: their features stay in its cache.
 BLOCK = 512
 
 # The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's
@@ -42,7 +42,7 @@ def forward(points, weights, table, levels):
 
 
 def table_gradient(gradient, points, weights, table, levels):
-    """Gradient `[entries, F]` of the table; gradient: `[M, L * F]`, of the features."""
+    """Gradient of the loss by the table, `[entries, F]`; arguments as in `points_gradient`."""
     grad_table = torch.zeros_like(table)
     shape = *_levels(levels), _unrolled(table)
     _set_threads()
@@ -51,7 +51,10 @@ def table_gradient(gradient, points, weights, table, levels):
 
 
 def points_gradient(gradient, points, weights, table, levels):
-    """Gradient `[M, J, 3]` of the points; gradient: `[M, L * F]`, of the features."""
+    """Gradient of the loss by the points, `[M, J, 3]`.
+
+    gradient: gradient by the features, `[M, L * F]`; other arguments: as in `forward`.
+    """
     grad_points = torch.empty_like(points)
     shape = *_levels(levels), _unrolled(table)
     _set_threads()

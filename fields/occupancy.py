@@ -1,6 +1,6 @@
 """Occupancy grid for empty-space skipping.
 
-Tells which ray segments are empty and estimates the density of the others. Cells are cubes in the
+Finds empty ray segments and estimates the density of the others. Cells are cubes in the
 coordinates of rays. (Unbounded models gain nothing: nearly all of their rays end at a surface, and
 the proposals have found the empty space already.)
 """
@@ -70,7 +70,7 @@ class RayOccupancy:
 
     @classmethod
     def from_density(cls, density: Tensor, near: Tensor, far: Tensor, max_queries: int):
-        """From the density of the segments `[N, P]`."""
+        """Build from densities `[N, P]` of the segments between near and far `[N, 1]`."""
         sums = torch.stack([(density > 0).to(density.dtype), density]).cumsum(dim=-1)
         cum_occupied, cum_density = F.pad(sums, (1, 0))
         return cls(cum_occupied, cum_density, near, far, max_queries)

@@ -97,8 +97,8 @@ class Capture(Loader):
         """All views' aligned `Cameras`, the similarity `[4, 4]` that aligned them, and the box."""
         views = self.views
         if np.ptp(views.camtoworlds[:, :, 3], axis=0).max() == 0:
-            raise UserError(f"{self.root} has {len(views.names)} camera(s) in one place, which "
-                            "leaves the scale open; views from several places are expected.")
+            raise UserError(f"{self.root} has {len(views.names)} camera(s) at one position, so "
+                            "the scale is undetermined; views from several positions are expected.")
         camtoworlds, transform = pose_utils.align_pca(views.camtoworlds)
         points = pose_utils.transform_points(views.points, transform)
         cameras = view_cameras(views, camtoworlds)

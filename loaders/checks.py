@@ -75,7 +75,7 @@ def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:
     if steepest[worst] >= 0:
         angle = math.degrees(math.acos(-float(steepest[worst])))
         raise UserError(
-            f"{files[worst].name} sees {angle:.0f} degrees away from the mean direction of the "
+            f"{files[worst].name} looks {angle:.0f} degrees away from the mean direction of the "
             "cameras, and NDC ends at 90; use --spherify for an inward-facing capture, or --no-ndc."
         )
 

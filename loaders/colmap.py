@@ -49,7 +49,7 @@ class Colmap(Capture):
 
 
 def _registered_files(registered, folder, path):
-    """The image files of a model's registered images that exist: a `dict` from their names.
+    """Names and files, as a `dict`, of a model's registered images that exist.
 
     Logs images without a pose and poses without an image. Raises UserError if no image is left.
     """

@@ -65,7 +65,7 @@ def image_folder(root: Path, factor: int) -> Path:
     finer = [f for f in shipped if f < factor]
     if not finer:
         available = ", ".join(str(f) for f in sorted(shipped)) or "no images folder at all"
-        raise UserError(f"{root} has no images at --factor {factor} or finer; it ships: "
+        raise UserError(f"{root} has no images at --factor {factor} or finer; it has: "
                         f"{available}. Set --factor to one of these or a coarser one.")
     source = max(finer)
     # The digest keeps scenes of the same name apart in the cache.
@@ -86,7 +86,7 @@ def shipped_folders(root: Path) -> dict[int, Path]:
 
 
 def _downsample_folder(source, target, factor, ratio):
-    """Write all images of `source` to `target`, smaller by `ratio`, by area averages."""
+    """Downsample the images of `source` by `ratio`, averaging areas, and write them to `target`."""
     files = image_utils.list_images(source)
     logger.info("Making %d images at --factor %d in %s ...", len(files), factor, target)
     with new_folder(target) as folder:
@@ -94,9 +94,9 @@ def _downsample_folder(source, target, factor, ratio):
             image = image_utils.read_image(file, 3)
             height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
             small = image_utils.resize_area(image, width, height)
-            made = folder / file.relative_to(source).with_suffix(".png")
-            made.parent.mkdir(parents=True, exist_ok=True)
-            image_utils.write_image(made, small)
+            output = folder / file.relative_to(source).with_suffix(".png")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            image_utils.write_image(output, small)
 
 
 # Image files.

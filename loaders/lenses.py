@@ -49,8 +49,9 @@ class Lens(NamedTuple):
 
 
 def make_lens(model: str, values: dict, size, source) -> Lens:
-    """A `Lens` from the name of its model and a `dict` of its parameters.
+    """A `Lens` from the name of its COLMAP model and a `dict` of its parameters, in pixels.
 
+    size: width and height; source: the file that describes the lens, for messages.
     Raises UserError naming `source` if the model is not supported or a parameter is invalid.
     """
     if model not in LENSES:

@@ -43,7 +43,7 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
 
 
 def _convert_split(blender_dir, folder, split, num_scales):
-    """Write the images of a split at all scales; its metadata, a `dict` of lists."""
+    """Write the images of a split at all scales; returns its metadata, a `dict` of lists."""
     path = blender_dir / f"transforms_{split}.json"
     transforms = read_json(path)
     angle = check_angle(transforms, path)
@@ -78,6 +78,6 @@ def _downsample_by_two(image, file, num_scales):
     """The mean of 2x2 pixels. Raises UserError naming `file` if a side is odd."""
     height, width = image.shape[:2]
     if height % 2 or width % 2:
-        raise UserError(f"{file} comes to {width}x{height}, which cannot be halved for "
+        raise UserError(f"{file} is reduced to {width}x{height}, which cannot be halved for "
                         f"--num_scales {num_scales}; use fewer scales.")
     return image.reshape(height // 2, 2, width // 2, 2, -1).mean(axis=(1, 3))

@@ -110,5 +110,5 @@ def listed_splits(meta: dict, path: Path) -> dict[str, set[str]]:
     unknown = sorted(set().union(*lists.values()) - known)
     if unknown:
         raise UserError(f"{path} lists {unknown[0]} for a split, but has no frame with that "
-                        "file_path; the two must be spelled alike.")
+                        "file_path; both must be spelled the same way.")
     return lists

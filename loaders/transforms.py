@@ -34,11 +34,12 @@ class BlenderViews(NamedTuple):
 def blender_views(meta: dict, path: Path, factor: int,
                   file_of: Callable[[Path, str], Path],
                   size_of: Callable[[Path], tuple[int, int]]) -> BlenderViews:
-    """The `BlenderViews` of a `transforms_*.json` with content `meta`, at `--factor`.
+    """The views that the `transforms_*.json` at `path` lists, reduced by `factor`.
 
-    file_of: the image file, from the JSON file's folder and a frame's name.
-    size_of: width and height of an image file.
-    Raises UserError if the factor leaves no pixel, or as `read_frames` and `check_poses` do.
+    meta: content of that file.
+    file_of: maps the file's folder and the name of a frame to an image file.
+    size_of: maps an image file to its width and height.
+    Raises UserError if `meta` is invalid or an image has no pixel left at this factor.
     """
     names, matrices = read_frames(meta, path)
     files = [file_of(path.parent, name) for name in names]

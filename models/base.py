@@ -56,19 +56,19 @@ class RayModel(nn.Module):
 
         The last one is the image. rays: `Rays [...]`; train_frac: fraction of training done, in
         [0, 1]; rng: random numbers of training, as from `BatchRandom.for_rows`, PyTorch's own if
-        None; ray_occupancy: `RayOccupancy` of flat rays, whose empty intervals are skipped;
-        shading: how a NeRV shades surfaces, as it was trained if None; other models ignore it.
+        None; ray_occupancy: `RayOccupancy` of flat rays, to skip empty intervals; shading: how a
+        NeRV shades surfaces, as in training if None; other models ignore it.
         """
         return self.render_levels(rays, train_frac, rng, ray_occupancy)
 
     def render_levels(self, rays: Rays, train_frac: float, rng,
                       ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
-        """As `forward`, without what only some models read."""
+        """Render every level, as `forward` does, without shading."""
         raise NotImplementedError
 
     @property
     def samples_evenly(self) -> bool:
-        """Whether samples are as far apart near the camera as far from it, like grid cells."""
+        """Whether samples are evenly spaced along a ray, as cells of an occupancy grid are."""
         return not (self.contraction or self.opaque_background)
 
     def is_shading(self) -> bool:
@@ -83,10 +83,10 @@ class RayModel(nn.Module):
         return int((train_frac >= starts).sum()) - 1
 
     def set_train_frac(self, train_frac: float):
-        """Store the fraction of training done, in models that render by it. Call once per step."""
+        """Store the fraction of training done, if rendering depends on it. Call once per step."""
 
     def extra_images(self, output: RenderOutput) -> dict:
-        """Images `[h, w, 3]`, by name, of what a model predicts besides colour and distance."""
+        """Further images `[h, w, 3]` of a model's predictions, by name."""
         return {}
 
     def max_samples_per_chunk(self, device: torch.device) -> int:
@@ -150,7 +150,7 @@ class RayModel(nn.Module):
 
     def query_occupied(self, field: Field, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
                        with_rgb: bool) -> FieldOutput:
-        """As `query_field` for flat rays, skipping intervals in empty cells (density 0)."""
+        """Query the field at intervals of flat rays; those in empty cells get density 0."""
         density = torch.zeros_like(tdist[:, 1:])
         rgb = density.new_zeros(*density.shape, 3) if with_rgb else None
         view_inputs = self.view_inputs(rays) if with_rgb else None
@@ -179,9 +179,10 @@ class RayModel(nn.Module):
         return RenderOutput(**composited._asdict(), sdist=sdist, tdist=tdist, weights=weights)
 
     def _random(self, distribution, shape, like, rng):
-        """Random numbers in training, else None.
+        """Random numbers of a `shape` in training, otherwise None.
 
-        distribution: `torch.rand` or `torch.randn`; like: a tensor of their type and device.
+        distribution: `torch.rand` or `torch.randn`; like: a tensor of the same dtype and device;
+        rng: as in `forward`.
         """
         if not self.training:
             return None

@@ -40,7 +40,7 @@ class MipNeRF360(RayModel):
 
     def render_levels(self, rays: Rays, train_frac: float, rng, ray_occupancy: RayOccupancy | None,
                       with_rgb: bool = True) -> list[RenderOutput]:
-        """As `forward`, one level per round. Proposal weights are annealed by `train_frac`.
+        """Render one level per round. Proposal weights are annealed by `train_frac`.
 
         with_rgb: whether the last round has colours; proposals have none.
         """

@@ -240,12 +240,13 @@ def indirect(patch: Patch, lights: SceneLights, u: Tensor, parts=STILL_LIFE) -> 
     return torch.zeros_like(patch.point).index_add(0, row, weight * incident)
 
 
-def radiance(origins, directions, lights: SceneLights, shifts: Tensor, parts=STILL_LIFE) -> Traced:
-    """Trace camera rays: S rays for each of P pixels. Distant lights are sampled for each ray.
+def trace_camera_rays(origins, directions, lights: SceneLights, shifts: Tensor,
+                      parts=STILL_LIFE) -> Traced:
+    """Trace S camera rays for each of P pixels. Distant lights are sampled for each ray.
 
     origins: [3]; directions: [P, S, 3].
-    shifts: [P, 4], uniform in [0, 1), the only randomness: offsets of a low-discrepancy pattern
-    that is common to a pixel's rays.
+    shifts: [P, 4], uniform in [0, 1): offsets of the low-discrepancy pattern of a pixel's rays.
+    There is no other randomness.
     """
     num_rays = directions.shape[1]
     hit, patch = _first_patch(origins, directions, parts)
@@ -289,7 +290,7 @@ def render_lit(
     origin, directions = _sample_rays(camtoworld, pixtocam, width, height)
     shifts = torch.rand(len(directions), 4, generator=torch.Generator().manual_seed(seed))
     bands = zip(directions.split(PIXELS_PER_BAND), shifts.split(PIXELS_PER_BAND), strict=True)
-    traced = [radiance(origin, rays, lights, shift, parts) for rays, shift in bands]
+    traced = [trace_camera_rays(origin, rays, lights, shift, parts) for rays, shift in bands]
     traced = Traced._make(torch.cat(field) for field in zip(*traced, strict=True))
     covered = traced.hit.float().sum(1, keepdim=True)
     rgba = torch.cat([(traced.direct + traced.indirect).mean(1), covered / SUPERSAMPLE**2], -1)
@@ -366,7 +367,8 @@ def write_exr(path: Path, image: np.ndarray) -> None:
 
 
 def _write_ground_truth(stem: Path, rendered: dict[str, np.ndarray]) -> None:
-    """Write an image's ground truth as 8-bit PNGs: `stem`_albedo.png (straight alpha) and so on."""
+    """Write `stem`_<name>.png, 8 bits, for albedo (straight alpha), normals and other ground truth.
+    """
     alpha = rendered["rgba"][..., 3:]
     ground_truth = {"albedo": np.concatenate([rendered["albedo"], alpha], -1),
                     "normals": (rendered["normals"] + 1) / 2}

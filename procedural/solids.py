@@ -144,7 +144,7 @@ def helix(width: float, starts: int, first: RGB, second: RGB) -> Pattern:
 
 
 def harlequin(p: Tensor) -> Tensor:
-    """Checks in latitude and longitude between two plain caps."""
+    """A checkerboard in latitude and longitude between two plain caps."""
     height = p[2] / _norm(p)
     checks = _is_odd_cell(height.asin() * (9 / math.pi) + 0.5, _azimuth(p) * 16)
     return _pick(
@@ -155,7 +155,7 @@ def harlequin(p: Tensor) -> Tensor:
 
 
 def plate(p: Tensor) -> Tensor:
-    """Fine checks with a dark border, and bars around the rim."""
+    """A fine checkerboard with a dark border, and bars around the rim."""
     across = _norm(p[:2])
     top = _pick(_is_odd_cell(p[0] / 0.09, p[1] / 0.09), (0.92, 0.90, 0.84), (0.20, 0.25, 0.34))
     rim = _pick(_is_odd_cell(_azimuth(p) * 60), (0.76, 0.24, 0.18), (0.93, 0.86, 0.70))

@@ -32,7 +32,7 @@ def score_components(images: Mapping, ground_truth: Mapping) -> dict:
     """Errors of the predicted components against ground truth, over fully covered pixels.
 
     albedo_rmse: after scaling each channel to the best fit, since images determine the product of
-    albedo and light alone; normals_degrees; visibility_mae, roughness_mae. Empty if a model has no
+    albedo and light only; normals_degrees; visibility_mae, roughness_mae. Empty if a model has no
     components or an image has no ground truth.
     """
     if "albedo" not in images or not ground_truth:

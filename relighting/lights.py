@@ -85,7 +85,7 @@ def environment_lights(environment: Tensor, turn: float = 0.0) -> Lights:
 
 
 def rotate_about_z(lights: Lights, angle: float) -> Lights:
-    """Lights rotated about z by radians, counterclockwise seen from above."""
+    """Lights rotated about the z axis by `angle` radians, counterclockwise seen from above."""
     x, y, z = lights.places.unbind(-1)
     cosine, sine = math.cos(angle), math.sin(angle)
     places = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)

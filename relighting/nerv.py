@@ -91,12 +91,12 @@ class NeRV(MipNeRF360):
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
                 ray_occupancy: RayOccupancy | None = None,
                 shading: Shading | None = None) -> list[RenderOutput]:
-        """As in `RayModel`, for rays with `lights [..., K]`; without them surfaces are black.
+        """Render as `RayModel.forward` does; rays have `lights [..., K]`, else surfaces are black.
 
-        Colours are tone-mapped radiance before the background. In training `train_frac` gives the
-        stage, else `set_train_frac` did. In stage 3 the last round's `extras` hold the
-        `components.COMPONENTS [..., C]`, weighted by opacity: visibility is that of the lights;
-        direct and indirect are radiance.
+        Radiance is tone-mapped before the background is added. The stage follows from `train_frac`
+        in training, and otherwise from the last call of `set_train_frac`. In stage 3 `extras` of
+        the last round holds `components.COMPONENTS [..., C]`, each times the opacity; "visibility"
+        is the lights', "direct" and "indirect" are radiance.
         """
         shape, rays = rays.shape, rays.flatten()
         stage = self.stage_at(train_frac if self.training else self.progress)
@@ -172,8 +172,8 @@ class NeRV(MipNeRF360):
                        shade_at: str) -> tuple[Tensor, Tensor, Tensor]:
         """The M points at which rays are shaded: ray index, t and compositing weight, each `[M]`.
 
-        "samples": the samples of sufficient weight, which also take the weight of the others;
-        "surface": one point per ray, at the expected distance.
+        "samples": all samples of sufficient weight, scaled so that their weights add up to the
+        ray's opacity; "surface": one point per ray, at the expected distance.
         """
         acc, weights = output.acc, output.weights
         if shade_at == "surface":
@@ -186,7 +186,10 @@ class NeRV(MipNeRF360):
         return ray, midpoints(output.tdist)[ray, sample], weight * scale
 
     def pixel_footprint(self, rays: Rays, ray: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions `[M, 3]` and variances `[M]` of pixels at t `[M]` along rays of index `ray`."""
+        """Mean `[M, 3]` and variance `[M]` of the pixels' isotropic footprints.
+
+        ray: index `[M]` into `rays`; t: `[M]`, where along these rays.
+        """
         positions = rays.origins[ray] + t[:, None] * rays.directions[ray]
         std = 0.5 * footprint_radius(rays.radii[ray, 0], t, self.ray_shape)
         return positions, std**2
@@ -249,9 +252,12 @@ class NeRV(MipNeRF360):
 
     def expected_surface(self, output: RenderOutput,
                          rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions `[N, 3]`, variances `[N]` and normals `[N, 3]` at the expected distances."""
-        every = torch.arange(len(rays), device=rays.origins.device)
-        positions, variances = self.pixel_footprint(rays, every, surface_distance(output).detach())
+        """Positions `[N, 3]`, their variances `[N]` and normals `[N, 3]` of the rays' surfaces.
+
+        A ray's surface is at its expected distance.
+        """
+        t = surface_distance(output).detach()
+        positions, variances = self.pixel_footprint(rays, torch.arange(len(t), device=t.device), t)
         with torch.no_grad():
             return positions, variances, self.normals(positions, variances)
 
@@ -322,9 +328,12 @@ class NeRV(MipNeRF360):
         return shading.Visibility((1 - output.acc).clamp(min=0), distance)
 
     def distance_to_box(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Distance `[N, 1]` from origins inside the box to its sides along directions."""
-        ends = torch.where(directions > 0, self.box[1], self.box[0]) - origins
-        steps = ends / directions.where(directions.abs() > 1e-9, 1e-9)
+        """Distance `[N, 1]` from origins `[N, 3]` inside the box to its boundary.
+
+        directions: `[N, 3]`; the distance is in multiples of their length, at least 1e-3.
+        """
+        offsets = torch.where(directions > 0, self.box[1], self.box[0]) - origins
+        steps = offsets / directions.where(directions.abs() > 1e-9, 1e-9)
         return steps.where(directions.abs() > 1e-9, torch.inf).amin(
             dim=-1, keepdim=True).clamp(min=1e-3)
 

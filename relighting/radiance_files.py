@@ -158,8 +158,8 @@ def read_frame_lights(meta: dict, path: Path, intensity: float | None) -> Lights
         else:
             raise UserError(f"{path} has a frame without light_loc or environment; "
                             "--dataset_name nerv needs the lights of each frame.")
-    most = max(len(lights.places) for lights in frames)
-    return stack([lights.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, most - len(x))))
+    max_lights = max(len(lights.places) for lights in frames)
+    return stack([lights.map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, max_lights - len(x))))
                   for lights in frames])
 
 

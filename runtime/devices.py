@@ -28,7 +28,7 @@ def select_device(config: Any) -> torch.device:
 
 
 def select_precision(config: Any, device: torch.device) -> torch.dtype:
-    """The dtype of the linear layers; 'auto' is bf16 if the device multiplies it in hardware."""
+    """The dtype of the linear layers; 'auto' is bf16 if the hardware supports it."""
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32

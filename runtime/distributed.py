@@ -47,7 +47,7 @@ def joined_ranks(device: torch.device) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        # A rank that fails early must not leave while others still connect to it.
+        # A rank that fails early must not exit while others still connect to it.
         wait_for_all()
         with nullcontext() if is_main() else _silence():
             yield
@@ -99,7 +99,7 @@ def is_main() -> bool:
 
 
 def hide_bar() -> bool | None:
-    """The argument `disable` of `tqdm`: rank 0 alone shows a bar, and only on a terminal."""
+    """The argument `disable` of `tqdm`: only rank 0 shows a bar, and only on a terminal."""
     return None if is_main() else True
 
 

@@ -1,4 +1,4 @@
-"""`UserError`, the error that a user can mend, and how scripts report it."""
+"""`UserError`, the error that a user can fix, and how scripts report it."""
 
 import errno
 import io
@@ -48,7 +48,7 @@ def run_script(main: Callable[..., Any], *args: Any) -> NoReturn:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print errors that a user can mend as one line and exit with status 2; Ctrl-C exits with 130.
+    """Print errors that a user can fix as one line and exit with status 2; Ctrl-C exits with 130.
 
     Other exceptions are bugs and keep their traceback.
     """
@@ -69,7 +69,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user about an exception; None if it is a bug."""
+    """The message for the user about an exception; None if it is a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (error.errno in NO_SPACE or error.filename is not None):

@@ -1,8 +1,8 @@
 """Command-line flags: declared once, parsed once, resolved into an immutable `Config`.
 
-Nothing here knows NeRF. A `Flag` holds every fact about one flag. A condition is a `dict` of names
-and allowed values, such as `{"model": "nerv", "dataset_name": ("llff", "colmap")}`; conditional
-defaults and "only read when" share that form.
+This module is independent of NeRF. A `Flag` describes one flag completely. A condition is a `dict`
+of names and allowed values, such as `{"model": "nerv", "dataset_name": ("llff", "colmap")}`. It
+states when a default applies, or when a flag is read.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from runtime.errors import UserError
 Condition = Mapping[str, Any]
 ConfigType = TypeVar("ConfigType", bound="Config")
 
-# Scopes: who may change a flag once a run has begun.
-FIXED = "fixed"  # Nobody: it is part of what was trained.
-START = "start"  # Nobody. It only chose defaults, so tools that render a run ignore it.
-RESUME = "resume"  # A continued training.
-RENDER = "render"  # A continued training, and tools that render the run.
-SHADE = "shade"  # Only tools that render the run: training depends on it.
-PLACE = "place"  # Anybody: it says where the run lies, and is not saved with it.
+# Scopes: what may change a flag after a run has started.
+FIXED = "fixed"  # Nothing: it determines what was trained.
+START = "start"  # Nothing: it only chose defaults, and tools that render a run ignore it.
+RESUME = "resume"  # Resumed training.
+RENDER = "render"  # Resumed training, and tools that render the run.
+SHADE = "shade"  # Only tools that render the run, because training depends on it.
+PLACE = "place"  # Anything: it locates the run, and is not saved with it.
 
 RESUMABLE = frozenset({RESUME, RENDER, PLACE})
 RENDERABLE = frozenset({RENDER, SHADE, PLACE, START})
@@ -37,10 +37,10 @@ class Flag:
 
     kind: `bool`, `str`, a parser of one value (`integer`, `number`), or the tuple of choices.
     nargs: None, a count, or "+" for several values, which become a tuple.
-    only: the condition under which something reads the flag, and that condition in words.
-    scope: who may change it once a run has begun.
+    only: the condition under which the flag has an effect, and that condition in words.
+    scope: what may change it after a run has started.
     before: the value of runs that are older than the flag, if not what their defaults imply.
-    unset: what None stands for, in words.
+    unset: the meaning of None, for help pages.
     shown: whether the short help lists it: True, False (for experts), or a condition.
     """
 
@@ -57,19 +57,19 @@ class Flag:
     shown: bool | Condition = True
 
     def is_read(self, config: "Config") -> bool:
-        """Whether something reads the flag under `config`."""
+        """Whether the flag has an effect under `config`."""
         return self.only is None or holds(self.only[0], config)
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add the flag to an argparse parser, without a default: what it returns was typed."""
-        facts: dict[str, Any] = {"default": argparse.SUPPRESS}
+        """Add the flag to a parser, without a default, so that only typed flags are returned."""
+        options: dict[str, Any] = {"default": argparse.SUPPRESS}
         if self.kind is bool:
-            facts["action"] = argparse.BooleanOptionalAction
+            options["action"] = argparse.BooleanOptionalAction
         elif isinstance(self.kind, tuple):
-            facts |= {"choices": self.kind, "type": type(self.kind[0])}
+            options |= {"choices": self.kind, "type": type(self.kind[0])}
         else:
-            facts |= {"type": self.kind, "nargs": self.nargs, "metavar": self.metavar}
-        parser.add_argument(f"--{self.name}", **facts)
+            options |= {"type": self.kind, "nargs": self.nargs, "metavar": self.metavar}
+        parser.add_argument(f"--{self.name}", **options)
 
     def from_json(self, value: Any) -> Any:
         """A value from a JSON file, held to the rules of the command line; raises ValueError."""
@@ -85,11 +85,11 @@ class Flag:
 
     def _item_from_json(self, value: Any) -> Any:
         if isinstance(value, bool) != (self.kind is bool):
-            raise ValueError("true and false are for on/off flags, which take nothing else")
+            raise ValueError("on/off flags take true or false, other flags do not")
         if self.kind is bool:
             return value
         if self.kind is str and not isinstance(value, str):
-            raise ValueError("expected a text")
+            raise ValueError("expected a string")
         if self.nargs and not isinstance(value, int | float):
             raise ValueError(f"{value!r} is not a number")
         if not isinstance(self.kind, tuple):
@@ -103,8 +103,8 @@ class Flag:
 class Config:
     """Resolved flags, one read-only attribute each.
 
-    given: the values that were given, by a file or on the command line; all others are defaults.
-    typed: the names of those that stood on the command line itself.
+    given: the values from a file or the command line; all others are defaults.
+    typed: the names of those among them that were given on the command line.
     """
 
     __slots__ = ("__dict__", "given", "typed")
@@ -150,13 +150,13 @@ def freeze(value: Any) -> Any:
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Raise UserError if one of `names` is no flag."""
     for name in sorted(set(names) - set(known)):
-        raise UserError(f"there is no flag --{name}{similar(name, known)}; "
+        raise UserError(f"there is no flag --{name}{suggestion(name, known)}; "
                         "`python train.py --help all` lists them.")
 
 
-def similar(name: str, known: Iterable[str]) -> str:
-    """A question that names the flag most like `name`, or an empty text."""
-    import difflib  # Takes time to import, and only errors need it.
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A hint at the known flag most similar to `name`, or an empty string."""
+    import difflib  # Slow to import, and needed only for errors.
 
     found = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean --{found[0]}?)" if found else ""
@@ -184,9 +184,9 @@ def resolve(flags: Mapping[str, Flag], rows: Iterable[tuple[Condition, dict[str,
 
 def parse(flags: Mapping[str, Flag], argv: Sequence[str] | None
           ) -> tuple[argparse.ArgumentParser, dict[str, Any], str | None]:
-    """The parser, the flags that were typed (`sys.argv[1:]` if None), and the kind of help wanted.
+    """Parse `argv` (`sys.argv[1:]` if None); returns parser, typed flags and the requested help.
 
-    Help is None, "short" or "all". Exits with status 2 for a wrong command line.
+    The help is None, "short" or "all". Exits with status 2 for a wrong command line.
     """
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--flag value ...]; --help lists the flags", add_help=False,
@@ -199,7 +199,7 @@ def parse(flags: Mapping[str, Flag], argv: Sequence[str] | None
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].partition("=")[0].lstrip("-")
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{similar(name, flags)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(name, flags)}")
     values = {name: freeze(value) for name, value in vars(typed).items()}
     return parser, values, values.pop("help")
 
@@ -221,7 +221,8 @@ def read_json(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     unknown = sorted(values.keys() - flags.keys())
     if unknown:
         raise UserError(f"--config {path} holds {', '.join(unknown)}, which is not a flag"
-                        f"{similar(unknown[0], flags)}; `python train.py --help all` lists them.")
+                        f"{suggestion(unknown[0], flags)}; `python train.py --help all` lists "
+                        "them.")
     return {name: _value_of(path, flags[name], value) for name, value in values.items()}
 
 

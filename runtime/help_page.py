@@ -38,7 +38,7 @@ def print_help(script: Script, groups: Mapping[str, Iterable[Flag]], config: Con
 
 def help_page(script: Script, groups: Mapping[str, Iterable[Flag]], config: Config,
               everything: bool) -> str:
-    """The text of a help page; `everything` adds what is for experts, other models and scripts."""
+    """The text of a help page; `everything` lists all flags, not only the script's common ones."""
     sections, hidden = [], 0
     for title, group in groups.items():
         group = list(group)
@@ -67,7 +67,7 @@ def _entry(flag: Flag, value: Any) -> str:
 
 
 def _operand(flag: Flag) -> str:
-    """What follows the flag's name: a placeholder or the choices."""
+    """The text after the flag's name: a placeholder or the choices."""
     if flag.kind is bool:
         return ""
     if isinstance(flag.kind, tuple):

@@ -1,4 +1,4 @@
-"""The random numbers of a training step, from (seed, step) alone.
+"""The random numbers of a training step, determined by (seed, step).
 
 They are sampled for the whole batch, and each micro-batch takes the rows of its rays. So a ray gets
 the same numbers whatever the number of ranks and the size of the micro-batches.

@@ -1,4 +1,4 @@
-"""Where the scene and the run folder of a config lie."""
+"""Paths of the scene and the run folder of a config."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def scene_of(config: Any) -> str:
 
 
 def run_folder(config: Any) -> Path:
-    """`--run`; else `<log_dir>/<exp_name>`; else `<log_dir>/<dataset>_<scene>_<model>`."""
+    """The run folder: `--run`, or <log_dir>/<exp_name>, or <log_dir>/<dataset>_<scene>_<model>."""
     if config.run:
         return Path(config.run)
     scene = Path(scene_of(config)).name

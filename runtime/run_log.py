@@ -82,7 +82,7 @@ class RunLog:
                 step = self.written_step + offset + 1
                 raise UserError(
                     f"the loss or its gradient is not finite at step {step} (loss {loss:g}, "
-                    f"gradient norm {norm:g}). The last checkpoint in {self.folder} is good; try "
+                    f"gradient norm {norm:g}). The last checkpoint in {self.folder} is intact; try "
                     "a smaller --lr_init, a longer --lr_delay_steps, or --precision fp32.")
 
     def write_means(self, step: int, batch_size: int, learning_rate: float) -> None:
@@ -93,16 +93,16 @@ class RunLog:
         now, count = time.perf_counter(), len(self.pending)
         means = {name: torch.stack([scalars[name] for scalars in self.pending]).mean(0)
                  for name in self.pending[0]}
-        # Mean squared errors to PSNR in dB.
-        levels = (-10 * means.pop("errors").log10()).tolist()
+        # PSNR in dB of each level, from mean squared errors.
+        psnrs = (-10 * means.pop("errors").log10()).tolist()
         scalars = {name: float(value) for name, value in means.items()}
-        scalars |= {f"psnr/level_{i}": value for i, value in enumerate(levels)}
+        scalars |= {f"psnr/level_{i}": value for i, value in enumerate(psnrs)}
         scalars["learning_rate"] = learning_rate
         scalars["rays_per_second"] = count * batch_size / (now - self.last_write)
         scalars["memory_gb"] = peak_memory(self.device) / 1e9
         self.write_scalars(step, scalars)
         seconds_left = (self.last_step - step) * (now - self.last_write) / count
-        self._show(step, levels[-1], scalars["rays_per_second"], seconds_left)
+        self._show(step, psnrs[-1], scalars["rays_per_second"], seconds_left)
         self.pending, self.written_step, self.last_write = [], step, now
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -115,7 +115,7 @@ def open_from(url: str, start: int) -> http.client.HTTPResponse:
     except urllib.error.URLError as error:
         raise MirrorError(getattr(error.reason, "strerror", None) or error.reason) from error
     except ValueError as error:
-        raise MirrorError("neither an address nor a local file") from error
+        raise MirrorError("neither a URL nor a local file") from error
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(f"no response, {error or type(error).__name__}") from error
 
@@ -151,7 +151,7 @@ def fetch_rest(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # There is nothing after our last byte; the checksum is verified later.
+        # The file is complete; the checksum is verified later.
         return
     with response:
         # A server without range support responds with 200 and the whole file.
@@ -162,7 +162,10 @@ def fetch_rest(url: str, part: Path) -> None:
 
 
 def fetch_all(url: str, part: Path) -> None:
-    """Complete `part`, resuming after interruptions; fails after `ATTEMPTS` without progress."""
+    """Download `url` to the partial file `part`, resuming where the last transfer stopped.
+
+    Raises MirrorError after `ATTEMPTS` failures in a row without progress.
+    """
     failures = 0
     while True:
         before = size_of(part)
@@ -213,7 +216,7 @@ def check_safe(info: zipfile.ZipInfo) -> None:
     if stat.S_ISLNK(info.external_attr >> 16):
         raise BadArchive(f"it holds a link, {info.filename}")
     if ".." in parts or parts[0] == "" or ":" in parts[0]:
-        raise BadArchive(f"it holds a path that leads outside, {info.filename}")
+        raise BadArchive(f"it holds a path outside its own folder, {info.filename}")
 
 
 def is_junk(name: str) -> bool:

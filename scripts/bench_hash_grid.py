@@ -29,8 +29,8 @@ def main(argv=None):
     parser.add_argument("--points", type=positive_int, default=131_072)
     parser.add_argument("--coarsest", type=int, default=16, help="cells per side")
     parser.add_argument("--finest", type=int, default=2048, help="cells per side")
-    parser.add_argument("--log2_size", type=int, default=16, help="entries of a level")
-    parser.add_argument("--features", type=int, default=4, help="numbers per entry")
+    parser.add_argument("--log2_size", type=int, default=16, help="log2 of the entries per level")
+    parser.add_argument("--features", type=int, default=4, help="features per entry")
     parser.add_argument("--rounds", type=positive_int, default=7)
     args = parser.parse_args(argv)
     if not hash_grid.has_numba():

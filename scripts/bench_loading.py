@@ -39,8 +39,8 @@ CPU = torch.device("cpu")
 # Number of distinct images of a scene; the others are links to them.
 NUM_DISTINCT = 8
 
-# `--pixel_memory` of each way to open a scene, in GB.
-WAYS = {"in memory": 1e9, "memory-mapped, first time": 0.0, "memory-mapped": 0.0}
+# `--pixel_memory` of each mode of loading, in GB.
+MODES = {"in memory": 1e9, "memory-mapped, first time": 0.0, "memory-mapped": 0.0}
 
 # Batches that are sampled, and their rays.
 NUM_BATCHES, BATCH_SIZE = 100, 4096
@@ -62,17 +62,17 @@ def main(argv=None):
     for views in args.views:
         with tempfile.TemporaryDirectory() as folder:
             write_scene(Path(folder), views, args.size)
-            for way in WAYS:
-                print(measure(folder, views, args.size, way), flush=True)
+            for mode in MODES:
+                print(measure(folder, views, args.size, mode), flush=True)
 
 
-def measure(folder, views, size, way):
-    """The table's row of one way to open a scene, in a new process."""
+def measure(folder, views, size, mode):
+    """Table row: load a scene in one mode, in a new process."""
     result = run_case(
-        [sys.executable, __file__, "--open", folder, str(WAYS[way])],
-        f"{views} images could not be opened {way} (see above); give fewer --views or a smaller "
+        [sys.executable, __file__, "--open", folder, str(MODES[mode])],
+        f"{views} images could not be opened {mode} (see above); give fewer --views or a smaller "
         "--size.")
-    return table_row([views, f"{4e-9 * views * size**2:.2f}", way, f"{result['seconds']:.1f}",
+    return table_row([views, f"{4e-9 * views * size**2:.2f}", mode, f"{result['seconds']:.1f}",
                       f"{result['own']:.2f}", f"{result['peak']:.2f}",
                       f"{1000 * result['batch']:.1f}"])
 

@@ -66,7 +66,7 @@ def main(argv=None):
 
 
 def time_frame(folder, device, size):
-    """The table's row of one frame of `size` x `size` pixels."""
+    """Table row: seconds and memory for one frame of `size` x `size` pixels."""
     run = load_checkpoint(folder, device)
     run = run.with_config(run.config.replace(frames=1))
     device = next(run.model.parameters()).device
@@ -89,11 +89,11 @@ def time_mesh(folder, device, grid_size):
     device = next(run.model.parameters()).device
     begin = time.perf_counter()
     scene = run.scene["train"].to(device)
-    mesh, facts = extract(run.model, scene, config, find_target(run.model, scene, config))
+    mesh, stats = extract(run.model, scene, config, find_target(run.model, scene, config))
     seconds, memory = time.perf_counter() - begin, peak_memory(device) / 1e9
-    distances = chamfer(mesh, run, facts["step_of_grid"]) if is_demo(run) else ("", "")
-    return table_row([folder.name, grid_size, f"{facts['evaluated']:,}",
-                      f"{facts['evaluated_share']:.1%}", f"{seconds:.1f}", f"{memory:.2f}",
+    distances = chamfer(mesh, run, stats["step_of_grid"]) if is_demo(run) else ("", "")
+    return table_row([folder.name, grid_size, f"{stats['evaluated']:,}",
+                      f"{stats['evaluated_share']:.1%}", f"{seconds:.1f}", f"{memory:.2f}",
                       f"{len(mesh.vertices):,}", *distances])
 
 

@@ -39,12 +39,12 @@ def main(argv=None):
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--num_samples", type=positive_int,
                         help="intervals per ray of the finest level")
-    parser.add_argument("--factor", type=positive_int, help="downscaling of the images")
+    parser.add_argument("--factor", type=positive_int, help="downsampling factor of the images")
     parser.add_argument("--views", type=positive_int, default=4,
                         help="number of test views, evenly spaced")
     args = parser.parse_args(argv)
     print(f"{environment_line()}\n")
-    print(table_head(["run", "frame", "samples", "whole: s", "dB", "skipping: s", "dB",
+    print(table_head(["run", "frame", "samples", "no skipping: s", "dB", "skipping: s", "dB",
                       "speed-up", "grid: s", "occupied"]))
     for run in args.runs:
         print(measure(run, args), flush=True)
@@ -77,17 +77,17 @@ def measure(folder, args):
         f"{grid_seconds:.1f}", f"{occupied:.0%}"])
 
 
-def time_views(model, dataset, index, occupancy):
-    """Median seconds and mean PSNR over the views `index`, without and with skipping."""
+def time_views(model, dataset, indices, occupancy):
+    """Pairs of median seconds and mean PSNR over some views: without and with skipping."""
     seconds, scores = ([], []), ([], [])
-    for i in index:
+    for i in indices:
         view = dataset.image(int(i))
-        for way, grid in enumerate((None, occupancy)):
+        for mode, grid in enumerate((None, occupancy)):
             begin = time.perf_counter()
             rgb = quantize(render_image(model, view.rays, occupancy=grid).rgb)
-            seconds[way].append(time.perf_counter() - begin)
-            scores[way].append(psnr(rgb, quantize(view.rgb)))
-    return [(statistics.median(seconds[way]), float(np.mean(scores[way]))) for way in (0, 1)]
+            seconds[mode].append(time.perf_counter() - begin)
+            scores[mode].append(psnr(rgb, quantize(view.rgb)))
+    return [(statistics.median(s), float(np.mean(p))) for s, p in zip(seconds, scores, strict=True)]
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def necessary_operations(model, num_rays, device, training):
 
 
 def matrix_multiplications(field, rows, device, training):
-    """A function that runs the matrix multiplications of a field for `rows` samples.
+    """A function without arguments that runs a field's matrix multiplications for `rows` samples.
 
     Rendering multiplies each layer's input by its weights. Training also multiplies the output's
     gradient by the weights (except in the first layer of an MLP, whose input needs no gradient) and

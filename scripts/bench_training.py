@@ -4,7 +4,7 @@
     python scripts/bench_training.py log/blender_lego_mipnerf
 
 Scores the whole test split at every checkpoint of a run, as `evaluate.py` does. Seconds are those
-of the training steps alone, from the run's `metrics.jsonl`.
+of the training steps only, from the run's `metrics.jsonl`.
 """
 
 import sys

@@ -6,12 +6,12 @@
 
 Each case runs train.py, evaluate.py, visualize.py and extract_mesh.py of both checkouts for 20
 steps on the demo scene, on one CPU thread, and compares the losses of every step, the weights and
-scene facts in the checkpoint, scores, PNG files and meshes. All must be bit-identical. The `scene/`
+metadata in the checkpoint, scores, PNG files and meshes. All must be bit-identical. The `scene/`
 cases compare the files of the demo scene itself; the other cases read the scene of the old side.
 
 Only command lines are used, each in a process of its own, so internals may differ. Where preset
-names differ, a case has the words of both. Outputs of the old side are kept in --work by commit and
-words, unless the checkout has uncommitted changes; later calls run the new side alone.
+names differ, a case has flags for both. Outputs of the old side are kept in --work by commit and
+flags, unless the checkout has uncommitted changes; later calls run only the new side.
 Exits with 1 if any case differs or fails.
 """
 
@@ -54,7 +54,7 @@ SCENE_FOLDERS = {
     "nerv": "nerv/demo",
 }
 
-# Presets by size and model: the words before and after presets were named by size alone.
+# Presets by size and model: flags before and after presets were named only by size.
 PRESETS = {
     ("debug", "mipnerf"): ("--preset debug", "--preset debug"),
     ("debug", "mipnerf360"): 2 * ("--preset debug --model mipnerf360",),
@@ -81,10 +81,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A name and the words of each command line; a command without words is left out.
+    """A name and the flags of each command; a command without flags is left out.
 
-    old, new: words of train.py with the old and the new preset names. more_steps: the training is
-    continued to this number of steps. scene_files: compare the demo scene alone, without a run.
+    old, new: flags of train.py with the old and the new preset names. more_steps: the training is
+    resumed up to this number of steps. scene_files: compare only the demo scene, without a run.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Case:
 def make_case(size, model, dataset, flags="", label=None, **commands):
     """The `Case` of a preset's size, a model and a dataset, with more `flags` of train.py."""
     common = f"--dataset_name {dataset} {flags}".strip()
-    old, new = (f"{common} {words}".strip() for words in PRESETS[size, model])
+    old, new = (f"{common} {preset}".strip() for preset in PRESETS[size, model])
     label = label or dataset
     name = label if "/" in label else f"{size}/{model}/{label}"
     return Case(name, dataset, old, new, **commands)
@@ -187,8 +187,8 @@ def scene_cases():
     """The files of the demo scene in every format."""
     flags = "--preset debug --max_steps 1 --batch_size 8 --no-final_eval"
     for name in SCENE_FOLDERS:
-        words = f"--dataset_name {name} {flags}"
-        yield Case(f"scene/{name}", name, words, words, scene_files=True)
+        train_flags = f"--dataset_name {name} {flags}"
+        yield Case(f"scene/{name}", name, train_flags, train_flags, scene_files=True)
 
 
 CASES = [*debug_cases(), *preset_cases(), *option_cases(), *scene_cases()]
@@ -199,7 +199,7 @@ class CommandFailed(Exception):
 
 
 class Checkout:
-    """One side of the comparison: a folder with a checkout, and where its outputs go."""
+    """One side of the comparison: a folder with a checkout, and the folder of its outputs."""
 
     def __init__(self, folder, work):
         self.folder, self.work, self.cpu_seconds = Path(folder).resolve(), work, 0.0
@@ -216,21 +216,21 @@ class Checkout:
 
     @cached_property
     def has_sized_presets(self):
-        """Whether presets are named by size alone."""
+        """Whether presets are named only by size."""
         return "laptop" in self.run("train.py", "--help")
 
-    def words(self, case):
-        """The words of train.py that this checkout understands."""
+    def train_flags(self, case):
+        """The flags of train.py that this checkout understands."""
         return case.new if self.has_sized_presets else case.old
 
-    def run(self, script, *words):
-        """What a script writes; raises CommandFailed with its last line."""
+    def run(self, script, *arguments):
+        """The output of a script; raises CommandFailed with its last line."""
         log = self.work / f"log_{os.getpid()}.txt"
         log.touch()
         context = multiprocessing.get_context("forkserver")
         used = context.Value("d", 0.0)
         process = context.Process(target=run_script,
-                                  args=(str(self.folder), script, words, str(log), used))
+                                  args=(str(self.folder), script, arguments, str(log), used))
         process.start()
         process.join()
         self.cpu_seconds += used.value
@@ -238,7 +238,7 @@ class Checkout:
         log.unlink()
         if process.exitcode:
             last = (text.strip().splitlines() or ["no message"])[-1]
-            raise CommandFailed(f"{self.folder}: {script} {' '.join(words)}: {last}")
+            raise CommandFailed(f"{self.folder}: {script} {' '.join(arguments)}: {last}")
         return text
 
     def outputs(self, case, data_dir):
@@ -254,14 +254,14 @@ class Checkout:
         """Train, and do what else a case does, in `folder`/run."""
         data = ["--data_dir", str(data_dir), "--device", "cpu"]
         place = [*data, "--log_dir", folder, "--exp_name", "run"]
-        self.run("train.py", *TRAIN.split(), *self.words(case).split(), *place)
+        self.run("train.py", *TRAIN.split(), *self.train_flags(case).split(), *place)
         if case.more_steps:
             self.run("train.py", *place, "--continue_training", "--max_steps",
                      str(case.more_steps))
         run = ["--run", f"{folder}/run", *data]
         for script in ("evaluate", "video", "mesh"):
-            if words := getattr(case, script):
-                self.run(SCRIPTS[script], *run, *words.split())
+            if arguments := getattr(case, script):
+                self.run(SCRIPTS[script], *run, *arguments.split())
 
     def make_scene(self, dataset, data_dir):
         """Make a dataset's demo scene where there is none yet."""
@@ -273,12 +273,12 @@ class Checkout:
                               data_dir, folder)
 
     def cached_outputs(self, case, data_dir):
-        """`outputs`, read from an earlier call with the same commit, words and PyTorch."""
+        """`outputs`, read from an earlier call with the same commit, flags and PyTorch."""
         if self.commit is None or case.scene_files:
             return self.outputs(case, data_dir)
-        run = replace(case, old=self.words(case), new="")
-        words = repr((run, TRAIN, torch.__version__, str(data_dir)))
-        name = f"{case.name.replace('/', '_')}_{hashlib.sha256(words.encode()).hexdigest()[:12]}.pt"
+        run = replace(case, old=self.train_flags(case), new="")
+        key = repr((run, TRAIN, torch.__version__, str(data_dir)))
+        name = f"{case.name.replace('/', '_')}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
         path = self.work / self.commit / name
         if path.exists():
             return torch.load(path, weights_only=True)
@@ -289,16 +289,16 @@ class Checkout:
         return outputs
 
 
-def run_script(folder, script, words, log, used):
-    """In a process of its own: what `python script words...` does in `folder`, written to `log`.
+def run_script(folder, script, arguments, log, used):
+    """Run `python script arguments...` in `folder` and write its output to `log`.
 
-    used: receives the CPU seconds.
+    Runs in a process of its own. used: receives the CPU seconds.
     """
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
-    sys.argv, sys.path[0] = [script, *words], folder
+    sys.argv, sys.path[0] = [script, *arguments], folder
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
@@ -306,7 +306,7 @@ def run_script(folder, script, words, log, used):
 
 
 def prepare_processes(work):
-    """Let processes have one thread, leave checkouts as they are, and start with packages loaded.
+    """Make processes use one thread, write nothing into checkouts, and start with packages loaded.
 
     Loading them takes longer than most commands otherwise.
     """
@@ -326,7 +326,7 @@ def read_run(run):
     """All that is compared of a run folder."""
     content = torch.load(max(run.glob("checkpoint_*.pt")), weights_only=True, map_location="cpu")
     found = flatten("scene", content["scene"])
-    found |= read_losses(run / "metrics.jsonl") | flatten("weights", content["model"])
+    found |= read_scalars(run / "metrics.jsonl") | flatten("weights", content["model"])
     for path in sorted(run.glob("eval_*/scores.json")):
         found |= read_scores(path)
     for path in sorted(run.rglob("*.png")):
@@ -346,14 +346,14 @@ def flatten(name, value):
     return {name: value}
 
 
-def read_losses(path):
-    """The scalars of metrics.jsonl by step, but for times and memory."""
-    found = {}
+def read_scalars(path):
+    """The scalars of metrics.jsonl by step, without times and memory."""
+    scalars = {}
     for text in path.read_text().splitlines():
         line = json.loads(text)
-        found |= {f"losses/{line['step']:04d}/{name}": value
-                  for name, value in line.items() if name not in UNREPEATABLE}
-    return found
+        scalars |= {f"losses/{line['step']:04d}/{name}": value
+                    for name, value in line.items() if name not in UNREPEATABLE}
+    return scalars
 
 
 def read_scores(path):
@@ -385,15 +385,15 @@ def read_files(folder):
 
 
 def find_differences(old, new, ignore=()):
-    """The quantities that differ, as a `dict` of name to words, in the order of computation."""
+    """Descriptions of the quantities that differ, by name, in the order of computation."""
     names = [name for name in dict.fromkeys([*old, *new])
              if not any(part in name for part in ignore)]
     found = {}
     for name in names:
         if name not in new or name not in old:
             found[name] = f"only in the {'old' if name in old else 'new'}"
-        elif words := describe_difference(old[name], new[name]):
-            found[name] = words
+        elif description := describe_difference(old[name], new[name]):
+            found[name] = description
     return found
 
 
@@ -425,14 +425,14 @@ def is_number(value):
 
 def summarize(differences, count):
     """The first difference, and how many there are of each kind, as one line."""
-    name, words = next(iter(differences.items()))
+    name, description = next(iter(differences.items()))
     kinds = Counter(key.split("/")[0] for key in differences)
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-    return f"first {name}: {words}; {len(differences)} of {count} quantities ({listed})"
+    return f"first {name}: {description}; {len(differences)} of {count} quantities ({listed})"
 
 
 def compare(case, old, new, data_dirs, ignore):
-    """Run a case on both sides; returns whether it is equal, and the line that says it."""
+    """Run a case on both sides; returns whether it is equal, and a line that reports it."""
     old.cpu_seconds = new.cpu_seconds = 0.0
     try:
         old.make_scene(case.dataset, data_dirs[0])

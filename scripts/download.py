@@ -141,14 +141,14 @@ class Mirror:
 def parse_mirror(text: str, scene_set: SceneSet, scene: str) -> Mirror:
     """The mirror that `text`, an address with an optional fragment, describes for `scene`."""
     url, _, fragment = text.partition("#")
-    facts = urllib.parse.parse_qs(fragment)
-    if unknown := set(facts) - {"sha256", "scenes"}:
+    options = urllib.parse.parse_qs(fragment)
+    if unknown := set(options) - {"sha256", "scenes"}:
         raise DownloadError(f"Mirror {text} has {', '.join(unknown)} after '#': see --help.")
     if "{scene}" in url:
         scenes: tuple[str, ...] = (scene,)
     else:
-        scenes = tuple(facts["scenes"][0].split(",")) if "scenes" in facts else scene_set.scenes
-    sha256 = facts["sha256"][0].lower() if "sha256" in facts else None
+        scenes = tuple(options["scenes"][0].split(",")) if "scenes" in options else scene_set.scenes
+    sha256 = options["sha256"][0].lower() if "sha256" in options else None
     return Mirror(url.replace("{scene}", scene), sha256, scenes)
 
 
@@ -161,7 +161,7 @@ def mirrors_of(scene_set: SceneSet, scene: str, chosen: list[str]) -> list[Mirro
     return [mirror for mirror in mirrors if scene in mirror.scenes]
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)
 
@@ -188,7 +188,7 @@ def scene_root(names: list[str], url: str, scene_set: SceneSet, scene: str) -> s
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder that holds nothing."""
+    """Remove a folder if it is empty."""
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -226,7 +226,7 @@ def fetch_and_unpack(
 ) -> None:
     """Get `scene` from a mirror, or from its archive if an earlier scene left it."""
     if not archive.exists():
-        say(f"{scene}: downloading {mirror.url}")
+        log(f"{scene}: downloading {mirror.url}")
         fetch(mirror.url, mirror.sha256, archive)
     try:
         unpack(archive, mirror.url, scene_set, scene, target)
@@ -260,7 +260,7 @@ def is_complete(target: Path, marker: str) -> bool:
         return False
     if not (target / marker).is_file():
         raise DownloadError(f"{target} exists without {marker}: move it away and run this again.")
-    say(f"{target} exists already and was not changed.")
+    log(f"{target} exists already and was not changed.")
     return True
 
 
@@ -297,10 +297,10 @@ def download_scene(scene_set: SceneSet, scene: str, data_dir: Path, chosen: list
         try:
             use_mirror(mirror, work, scene_set, scene, target)
         except MirrorError as error:
-            say(f"{scene}: {mirror.url} failed: {error}.")
+            log(f"{scene}: {mirror.url} failed: {error}.")
             failures.append(f"{mirror.url} ({error})")
             continue
-        say(f"{scene}: unpacked to {target}")
+        log(f"{scene}: unpacked to {target}")
         return clean_up(work, scene_set, mirrors)
     remove_if_empty(work)
     raise DownloadError(
@@ -315,7 +315,7 @@ def announce_kept(scene_set: SceneSet, data_dir: Path) -> None:
     for archive in sorted((data_dir / scene_set.folder / ".download").glob("*")):
         if archive.is_file() and archive.suffix != ".part":
             size = gigabytes(archive.stat().st_size)
-            say(f"Kept {archive} ({size}) for the other scenes in it; delete it if not needed.")
+            log(f"Kept {archive} ({size}) for the other scenes in it; delete it if not needed.")
 
 
 def converter_python() -> str:
@@ -333,7 +333,7 @@ def make_multiscale(scene: str, data_dir: Path, chosen: list[str]) -> None:
     source = data_dir / BLENDER.folder / scene
     if not source.exists():
         download_scene(BLENDER, scene, data_dir, chosen)
-    # As in `unpack`: a killed conversion must not leave what looks like a scene.
+    # As in `unpack`: a killed conversion must not leave a folder that looks like a scene.
     folder = target.parent / ".download" / scene
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ def make_multiscale(scene: str, data_dir: Path, chosen: list[str]) -> None:
         )
     os.rename(folder, target)
     remove_if_empty(folder.parent)
-    say(f"{scene}: multiscale images written to {target}")
+    log(f"{scene}: multiscale images written to {target}")
 
 
 # The command line.
@@ -383,7 +383,7 @@ def download(dataset: str, names: list[str], data_dir: Path, chosen: list[str]) 
 def build_parser(dataset: str) -> argparse.ArgumentParser:
     """The command line of scripts/download_<dataset>.sh."""
     sets = {"llff": (LLFF,), "data": (BLENDER, LLFF)}.get(dataset, (BLENDER,))
-    facts = {
+    help_values = {
         "marker": " or ".join(scene_set.marker for scene_set in sets),
         "variables": ", ".join(scene_set.variable for scene_set in sets),
     }
@@ -396,7 +396,7 @@ def build_parser(dataset: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"scripts/download_{dataset}.sh",
         description=f"{what[dataset]} Existing scenes are not changed.",
-        epilog=HELP % facts,
+        epilog=HELP % help_values,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

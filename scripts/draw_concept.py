@@ -61,10 +61,10 @@ def draw_concept():
         draw_panel(canvas, (left, 30), integrated)
     canvas.text((200, 260), "one point per sample: aliasing", 13, MUTED)
     canvas.text((600, 260), "the mean over each frustum: anti-aliased", 13, MUTED)
-    picture = canvas.finished()
+    figure = canvas.finished()
     for left, image in zip((8, 408), ground, strict=True):
-        picture.paste(image, (left, 276))
-    return picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        figure.paste(image, (left, 276))
+    return figure.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def draw_panel(canvas, corner, integrated):

@@ -1,4 +1,4 @@
-"""Compose the picture at the head of the README: rendering, depth and normals of a test view.
+"""Compose the image at the head of the README: rendering, depth and normals of a test view.
 
     python evaluate.py --run log/hero
     python scripts/draw_hero.py --run log/hero --view 2
@@ -25,7 +25,7 @@ def main(argv=None):
                         help="run folders, one row of images for each")
     parser.add_argument("--view", type=int, nargs="+", default=[0],
                         help="index of the test view, one for all runs or one for each")
-    parser.add_argument("--width", type=int, default=800, help="of the result (default: 800)")
+    parser.add_argument("--width", type=int, default=800, help="pixels (default: 800)")
     parser.add_argument("--gap", type=int, default=4, help="pixels between images (default: 4)")
     parser.add_argument("--out", type=Path, default=OUT,
                         help=f"PNG or JPEG to write (default: {OUT})")

@@ -44,7 +44,7 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--labels", nargs="+", help="names of the curves (default: the folders')")
     parser.add_argument("--x", choices=list(X_TITLES), default="seconds",
-                        help="of training (default: seconds)")
+                        help="unit of the x axis (default: seconds)")
     parser.add_argument("--metric", help="key of metrics.jsonl (default: the last psnr/level_<i>)")
     parser.add_argument("--smooth", type=int, default=1, metavar="N",
                         help="running mean over N lines of metrics.jsonl (default: 1)")

@@ -54,8 +54,8 @@ def main(argv=None):
         (out / "database.db").unlink()
     result = report(scene_config(out, "colmap"))
     write_image(out / "report.png", result.image)
-    facts = json.dumps(result.facts, indent=1).encode()
-    write_atomically(out / "report.json", lambda file: file.write(facts))
+    content = json.dumps(result.statistics, indent=1).encode()
+    write_atomically(out / "report.json", lambda file: file.write(content))
     print(f"Check {out / 'report.png'}. Then:\n  {training_command(out)}")
     return 0
 
@@ -72,7 +72,7 @@ def parse(argv):
                         help="only report on the scene in the folder PATH")
     parser.add_argument("--dataset_name", choices=sorted(DATASETS),
                         help="with --check: the scene's format, if it cannot be detected")
-    parser.add_argument("--factor", type=int, help="with --check: downscaling of the images")
+    parser.add_argument("--factor", type=int, help="with --check: downsampling factor of images")
     parser.add_argument("--num_frames", type=int, default=150,
                         help="number of frames to use of a video: the sharpest of as many equal "
                         "sections (default: %(default)s)")
@@ -101,7 +101,7 @@ def parse(argv):
 
 
 def check_new(source, out):
-    """Raise UserError if the source is missing, or the scene's folder holds anything else."""
+    """Raise UserError if the source is missing or the scene's folder cannot be used."""
     if not source.exists():
         raise UserError(f"{source} does not exist; give a folder of photographs or a video.")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
@@ -110,13 +110,13 @@ def check_new(source, out):
     if (out / "sparse" / "0").exists():
         raise UserError(f"{out} holds a scene already; choose another folder, or report on it with "
                         f"--check {out}.")
-    if out.exists() and (not out.is_dir() or read_note(out) is None and any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a capture that this script began; choose a new "
+    if out.exists() and (not out.is_dir() or read_settings(out) is None and any(out.iterdir())):
+        raise UserError(f"{out} exists and was not created by this script; choose a new "
                         "folder.")
 
 
-def read_note(out):
-    """The settings that an earlier run noted in the folder, or None."""
+def read_settings(out):
+    """The settings that an earlier run saved in the folder, or None."""
     try:
         return json.loads((out / "prepare.json").read_text())
     except (OSError, ValueError):
@@ -124,15 +124,15 @@ def read_note(out):
 
 
 def check_same_command(out, source, args):
-    """Note the settings in the folder. Raises UserError if it was begun with others."""
+    """Save the settings in the folder. Raises UserError if an earlier run used other settings."""
     settings = {"source": str(source.absolute()), "num_frames": args.num_frames,
                 "matching": args.matching, "camera": args.camera, "lens": args.lens}
-    before = read_note(out) if (out / "images").is_dir() else None
+    before = read_settings(out) if (out / "images").is_dir() else None
     if before not in (None, settings):
-        raise UserError(f"{out} was begun with {before}, and the flags now say {settings}; give "
+        raise UserError(f"{out} was started with {before}, but the flags are now {settings}; give "
                         "the same flags, or choose another folder.")
     if before:
-        print(f"{out} was begun before: resuming.", flush=True)
+        print(f"{out} was started before; resuming.", flush=True)
     content = json.dumps(settings, indent=1).encode()
     write_atomically(out / "prepare.json", lambda file: file.write(content))
 

@@ -24,7 +24,7 @@ def main(argv=None):
         allow_abbrev=False)
     parser.add_argument("source", type=Path, help="a Blender scene")
     parser.add_argument("target", type=Path, help="folder to write; must be new")
-    parser.add_argument("--factor", type=int, default=4, help="downscaling (default: 4)")
+    parser.add_argument("--factor", type=int, default=4, help="downsampling factor (default: 4)")
     parser.add_argument("--test_every", type=int, default=8,
                         help="keep every n-th test view (default: 8)")
     parser.add_argument("--val_every", type=int, default=20,

@@ -49,14 +49,14 @@ def file(tmp_path):
     {"model": "nerv", "nerv_field": "mlp"}, {"preset": "laptop", "model": "zipnerf", "hidden": 16},
     {"preset": "debug", "dataset_name": "llff", "prop_finest": [16]},
 ])
-def test_default_config_gives_what_the_same_words_give(changes):
+def test_default_config_equals_the_same_command_line(changes):
     words = []
     for name, value in changes.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     assert default_config(**changes) == get_config(words)
 
 
-def test_default_config_knows_the_flags():
+def test_default_config_rejects_unknown_flags():
     with pytest.raises(UserError, match="no flag --hiden.*did you mean --hidden"):
         default_config(hiden=3)
     assert RuntimeUserError is UserError
@@ -149,7 +149,7 @@ def test_a_saved_config_reproduces_itself(file):
 
 # The preset that no one typed.
 
-def test_with_preset_gives_what_typing_it_gives():
+def test_with_preset_equals_the_flag_on_the_command_line():
     for words in ([], ["--model", "zipnerf", "--hidden", "16"], ["--scene", "a/b"]):
         for preset in ("gpu", "laptop"):
             config = with_preset(get_config(words), preset)
@@ -172,21 +172,21 @@ def test_a_training_without_preset_may_fit_either_size():
             get_config([*words, *rest], script)
 
 
-# Flags that nothing reads.
+# Flags that have no effect.
 
 @pytest.mark.parametrize("words,message", [
-    (["--model", "zipnerf", "--num_levels", "3"], "--num_levels is for --model mipnerf,"),
+    (["--model", "zipnerf", "--num_levels", "3"], "--num_levels is for --model mipnerf and has no"),
     (["--prop_rounds", "1"], "--prop_rounds is for models with proposals"),
     (["--model", "zipnerf", "--skip", "2"], "--skip is for MLPs"),
     (["--model", "mipnerf360", "--grid_lr_mult", "2"], "--grid_lr_mult is for hash grids"),
-    (["--geometry_share", "0.3"], "--geometry_share is for --model nerv,"),
+    (["--geometry_share", "0.3"], "--geometry_share is for --model nerv and has no"),
     (["--lights", "env"], "--lights is for --dataset_name nerv"),
     (["--llffhold", "4"], "--llffhold is for formats"),
     (["--path", "spiral", "--zoom", "3"], "--zoom is for --path zoom"),
     (["--model", "nerv", "--nerv_field", "mlp", "--visibility_finest", "32"], "with hash grids"),
     (["--dataset_name", "nerv", "--lights", "env", "--light_intensity", "2"], "--lights point"),
 ])
-def test_typed_flags_that_nothing_would_read_are_refused(words, message):
+def test_typed_flags_without_effect_are_errors(words, message):
     with pytest.raises(UserError, match=message):
         check_all_read(get_config(words))
 
@@ -201,7 +201,7 @@ def test_flags_that_are_read_are_taken(words):
     check_all_read(get_config(words))
 
 
-# What may change once a run exists.
+# Flags that may change once a run exists.
 
 def run_of(*words):
     """The config of a run, as its checkpoint gives it back."""
@@ -239,7 +239,7 @@ def test_flags_newer_than_a_checkpoint_may_have_another_value_in_older_runs(monk
     (["--hidden", "8"], RESUMABLE, False), (["--hidden", "8"], RENDERABLE, False),
     (["--hidden", "64"], RESUMABLE, True), (["--hidden", "64"], RENDERABLE, True),
 ])
-def test_scopes_say_what_a_continued_training_and_a_reader_may_change(words, scopes, taken):
+def test_scopes_limit_what_resuming_and_rendering_may_change(words, scopes, taken):
     run, command_line = run_of("--model", "nerv"), get_config(words)
     name = words[0].removeprefix("--")
     if taken:
@@ -248,11 +248,11 @@ def test_scopes_say_what_a_continued_training_and_a_reader_may_change(words, sco
         assert changed.replace(**{name: getattr(run, name)}) == run
         assert run == run_of("--model", "nerv")
     else:
-        with pytest.raises(UserError, match=f"{words[0]} .* keeps it"):
+        with pytest.raises(UserError, match=f"{words[0]} .* cannot change"):
             override(run, command_line, scopes)
 
 
-def test_a_reader_may_have_exceptions():
+def test_a_script_may_allow_further_flags():
     run = run_of("--model", "nerv")
     command_line = get_config(["--model", "nerv", "--lights", "env"])
     with pytest.raises(UserError, match="--lights env was given, but this run .* point"):
@@ -265,29 +265,29 @@ def test_places_are_never_taken_into_a_run():
     assert override(run_of(), command_line, RESUMABLE) == run_of()
 
 
-def test_flags_that_a_run_would_not_read_are_refused():
-    with pytest.raises(UserError, match="nothing would read it"):
+def test_flags_without_effect_on_a_run_are_errors():
+    with pytest.raises(UserError, match="has no effect here"):
         override(run_of(), get_config(["--march_shadows"]), RENDERABLE)
 
 
-def test_a_preset_is_kept_in_a_run_and_typing_it_again_changes_nothing():
+def test_a_run_keeps_its_preset():
     run = run_of("--preset", "laptop", "--model", "zipnerf")
     assert run.preset == "laptop"
     same, other = (get_config(["--model", "zipnerf", "--preset", p]) for p in ("laptop", "paper"))
     assert override(run, same, RESUMABLE) == override(run, same, RENDERABLE) == run
-    # A reader's preset helped to find the run folder; a continued training cannot become another.
+    # When rendering, --preset only finds the run folder; a resumed training cannot change it.
     assert override(run, other, RENDERABLE) == run
     with pytest.raises(UserError, match="--preset paper was given, but .* started with laptop"):
         override(run, other, RESUMABLE)
 
 
-def test_a_run_that_knows_no_preset_can_be_continued_with_one():
+def test_a_run_without_a_preset_can_be_resumed_with_one():
     run = loaded_config({"model": "zipnerf", "hidden": 32})
     command_line = get_config(["--model", "zipnerf", "--preset", "laptop"])
     assert override(run, command_line, RESUMABLE) == run
 
 
-def test_run_folders_follow_from_words(tmp_path):
+def test_run_folders_follow_from_flags(tmp_path):
     def folder(*flags):
         return run_folder(get_config(["--data_dir", str(tmp_path), *flags])).as_posix()
 
@@ -337,7 +337,7 @@ def test_help_shows_what_the_configuration_reads_and_its_values(capsys):
     assert "--spherify" in page(capsys, "--dataset_name", "llff").replace("[no-]", "")
 
 
-def test_readers_help_shows_what_a_reader_may_change(capsys):
+def test_the_help_of_rendering_scripts_lists_the_flags_they_may_change(capsys):
     text = page(capsys, script="visualize")
     assert "--frames" in text and "--chunk" in text and "--hidden" not in text
     assert "--grid_size" in page(capsys, script="extract_mesh")

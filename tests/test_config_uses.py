@@ -15,7 +15,7 @@ FILES = [path for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)
          if path.name not in ("config.py", "contradictions.py")
          and path.parent.name not in ("tests", "scripts")]
 
-# What a `Config` has besides flags.
+# Attributes of a `Config` besides flags.
 OTHERS = {"geometry", "first_lit_step", "replace", "given", "typed"}
 
 

@@ -91,7 +91,7 @@ def test_ipe_of_diagonal_and_full_covariances_agree_exactly():
 
 
 def test_ipe_reads_the_diagonal_of_full_covariances():
-    # With as many samples as axes, rank is all that tells a diagonal from a matrix.
+    # With as many samples as axes, only the rank distinguishes a diagonal from a matrix.
     means, covs = torch.zeros(3, 3), torch.diag_embed(torch.rand(3, 3))
     cosines = coord.integrated_pos_enc(means, covs, 0, 1)[..., 3:]
     torch.testing.assert_close(cosines, (-0.5 * covs.diagonal(dim1=-2, dim2=-1)).exp())

@@ -391,7 +391,7 @@ def test_bad_llff_data_is_a_one_sentence_error(kind, names, tmp_path):
 @pytest.mark.parametrize("change,names", [
     (lambda v: v["train"].pop("lossmult"), "no list lossmult"),
     (lambda v: v["train"]["label"].pop(), "equal counts"),
-    (lambda v: v["train"]["width"].__setitem__(0, 99), "says 99x"),
+    (lambda v: v["train"]["width"].__setitem__(0, 99), "gives 99x"),
     (lambda v: v.pop("train"), "no split 'train'"),
     (lambda v: v["train"]["far"].__setitem__(slice(None), [1.0] * 6), "near 2 and far 1"),
     (lambda v: v["train"].update({k: [] for k in v["train"]}), "at least 1"),

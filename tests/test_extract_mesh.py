@@ -75,8 +75,8 @@ def test_a_ball_has_the_right_position_size_and_colours(monkeypatch, blender_sce
     right, left = mesh.vertices[:, 0] > 0.05, mesh.vertices[:, 0] < -0.05
     np.testing.assert_allclose(colours[right], np.tile(RED, (right.sum(), 1)), atol=0.02)
     np.testing.assert_allclose(colours[left], np.tile(BLUE, (left.sum(), 1)), atol=0.02)
-    facts = json.loads((folder / "mesh.json").read_text())
-    assert facts["faces"] == len(mesh.faces) and facts["vertices"] == len(mesh.vertices)
+    stats = json.loads((folder / "mesh.json").read_text())
+    assert stats["faces"] == len(mesh.faces) and stats["vertices"] == len(mesh.vertices)
 
 
 def test_keep_unseen_keeps_the_underside_that_no_camera_sees(monkeypatch, blender_scene):

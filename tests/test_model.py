@@ -236,7 +236,7 @@ def test_model_density_equals_the_rendered_density():
     torch.testing.assert_close(model.density(means, full), rendered)
 
 
-def test_weights_depend_on_the_seed_alone():
+def test_weights_depend_only_on_the_seed():
     torch.manual_seed(3)
     first = build_model(default_config(**ODD))
     state = torch.get_rng_state()

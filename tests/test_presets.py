@@ -1,4 +1,4 @@
-"""Presets and other conditional defaults: what they give, and that typed flags win over them."""
+"""Presets and other conditional defaults: their values, which typed flags override."""
 
 import itertools
 

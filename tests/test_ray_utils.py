@@ -698,7 +698,7 @@ def test_frustums_and_gradients_are_finite_at_worst_inputs(t0, t1, radius, size,
 
 
 @pytest.mark.parametrize("shape, widths", [("cone", [1.0, 0.0, 0.6]), ("cylinder", [0.2] * 3)])
-def test_footprints_widen_along_cones_alone(shape, widths):
+def test_footprints_widen_only_along_cones(shape, widths):
     t = torch.tensor([5.0, 0.0, 3.0], dtype=DOUBLE)
     radii = torch.tensor([0.2], dtype=DOUBLE)
     found = ray_utils.footprint_radius(radii, t, shape)

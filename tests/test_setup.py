@@ -94,7 +94,7 @@ def test_no_file_imports_itself_through_others():
         graph = {name: others for name, others in graph.items() if name not in leaves}
 
 
-def test_pure_maths_knows_no_config_and_no_file():
+def test_pure_maths_uses_no_config_and_no_file():
     for name in ("stepfun", "coord", "ray_utils"):
         assert packages_imported(ROOT / f"{name}.py") <= {
             "math", "dataclasses", "typing", "collections", "torch", "coord", "stepfun",
@@ -118,7 +118,7 @@ def test_scripts_are_imported_by_nothing():
         assert "scripts" not in packages_imported(path), name
 
 
-def test_importing_the_files_prints_and_parses_nothing():
+def test_importing_the_files_has_no_side_effects():
     code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(sorted(source_files()))}"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -201,7 +201,7 @@ def test_a_covering_envelope_costs_nothing():
     assert (lost > 0).all()
 
 
-def test_the_interlevel_gradient_raises_the_proposal_alone():
+def test_the_interlevel_gradient_raises_only_the_proposal():
     t, w = random_histogram(10, bins=6)
     t_env, w_env = random_histogram(10, bins=5)
     leaves = [x.requires_grad_() for x in (t, w, t_env, w_env)]

@@ -1,4 +1,4 @@
-"""Training as a user runs it: it learns, survives kills to the bit, and loses nothing."""
+"""Training from the command line: it learns, and killed runs resume bit-identically."""
 
 import json
 import random
@@ -311,7 +311,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
         "checkpoint_00000012.pt", "checkpoint_00000010.pt"]
 
 
-# What continuing may change.
+# Flags that a resumed training may change.
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path, scene):
@@ -340,7 +340,7 @@ def test_a_longer_schedule_is_reported(tmp_path, scene, capsys):
     assert "--max_steps 2 becomes 3" in capsys.readouterr().out
 
 
-def test_continuing_nothing_is_one_sentence(tmp_path, scene):
+def test_resuming_without_a_run_is_one_sentence(tmp_path, scene):
     with pytest.raises(UserError, match="holds no valid checkpoint|does not exist"):
         train.main(flags(scene, tmp_path, "--continue_training"))
 
@@ -414,14 +414,14 @@ def test_damaged_metrics_do_not_stop_a_run_that_goes_on(line, tmp_path, scene):
     assert [m["step"] for m in metrics(tmp_path / "run")] == [10, 20]
 
 
-def test_lpips_that_cannot_be_had_is_said_before_the_training(tmp_path, scene, monkeypatch):
+def test_unavailable_lpips_is_an_error_before_training(tmp_path, scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="LPIPS"):
         train.main([*flags(scene, tmp_path), "--final_eval", "--lpips", "vgg"])
     assert not (tmp_path / "run").exists()
 
 
-# What goes wrong.
+# Errors.
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkpoint(
@@ -485,15 +485,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_carries_the_scenes_facts_without_its_pixels(tmp_path, scene):
+def test_a_checkpoint_carries_the_scene_without_its_pixels(tmp_path, scene):
     train.main(flags(scene, tmp_path, "--max_steps", "1"))
     run = load_checkpoint(tmp_path / "run")
     for split in ("train", "test"):
         wanted = load_dataset(run.config, split).scene
-        facts = run.scene[split]
-        assert facts.pixels is None and facts.names == wanted.names
-        assert torch.equal(facts.cameras.camtoworlds, wanted.cameras.camtoworlds)
-        assert torch.equal(facts.cameras.near, wanted.cameras.near)
-        assert facts.cameras.ndc == wanted.cameras.ndc
-        assert torch.equal(facts.box, wanted.box) and facts.background == 1.0
+        saved = run.scene[split]
+        assert saved.pixels is None and saved.names == wanted.names
+        assert torch.equal(saved.cameras.camtoworlds, wanted.cameras.camtoworlds)
+        assert torch.equal(saved.cameras.near, wanted.cameras.near)
+        assert saved.cameras.ndc == wanted.cameras.ndc
+        assert torch.equal(saved.box, wanted.box) and saved.background == 1.0
     assert not run.model.training

@@ -92,7 +92,7 @@ def test_every_path_of_every_format_needs_only_the_run_folder(runs, tmp_path, ca
     assert 0 < scale["near"] < scale["far"]
 
 
-def test_the_default_is_rgb_alone_and_sizes_may_be_odd(runs, tmp_path):
+def test_the_default_is_only_rgb_and_sizes_may_be_odd(runs, tmp_path):
     folder = copied(runs, tmp_path)
     visualize.main(["--run", str(folder), "--frames", "2", "--width", "13", "--height", "9"])
     rendered, = folder.glob("video_*")

@@ -23,12 +23,12 @@ ALL_PATHS = [("ellipse", {}), ("spherical", {}), ("spiral", {}), ("zoom", {}),
              ("zoom", {"dolly": True})]
 
 
-def cameras_of(poses, width=12, height=8, focal=15.0, near=2.0, far=6.0, **facts):
+def cameras_of(poses, width=12, height=8, focal=15.0, near=2.0, far=6.0, **fields):
     poses = torch.tensor(np.asarray(poses)[:, :3], dtype=torch.float32)
     inverse = torch.tensor(pixtocam(focal, focal, width, height), dtype=torch.float32)
     return Cameras(
         camtoworlds=poses, pixtocams=inverse.expand(len(poses), 3, 3), near=near, far=far,
-        sizes=torch.tensor([[width, height]]).expand(len(poses), 2), **facts,
+        sizes=torch.tensor([[width, height]]).expand(len(poses), 2), **fields,
     )
 
 

@@ -114,10 +114,10 @@ def test_the_scene_is_complete_and_smaller_copies_are_area_averages(prepared, ph
     # The image with an EXIF rotation was rotated upright.
     upright = imread(out / "images" / "view_05.png")
     np.testing.assert_array_equal(upright, photograph(walk(COUNT)[5]))
-    facts = json.loads((out / "report.json").read_text())
-    assert facts["views"]["train"] == COUNT - 2 and facts["views"]["test"] == 2
-    assert 0 < facts["reprojection_error"] < 1
-    assert f"mean reprojection error {facts['reprojection_error']:.2f} pixels" in output
+    statistics = json.loads((out / "report.json").read_text())
+    assert statistics["views"]["train"] == COUNT - 2 and statistics["views"]["test"] == 2
+    assert 0 < statistics["reprojection_error"] < 1
+    assert f"mean reprojection error {statistics['reprojection_error']:.2f} pixels" in output
     assert imread(out / "report.png").shape[-1] == 3
     assert f"--dataset_name colmap --scene {out} --factor 1" in output
 
@@ -155,10 +155,10 @@ def test_an_interrupted_run_is_resumed(photographs, tmp_path):
     features = (out / "database.db").stat().st_size
     assert features > 100_000
     other = run("scripts/prepare_capture.py", photographs, out, "--matching", "sequential")
-    assert other.returncode == 2 and "was begun with" in other.stderr
+    assert other.returncode == 2 and "was started with" in other.stderr
     again = run("scripts/prepare_capture.py", photographs, out)
     assert again.returncode == 0, again.stderr
-    assert "was begun before: resuming" in again.stdout
+    assert "was started before; resuming" in again.stdout
     assert f"{COUNT} of {COUNT + 1} images are registered" in again.stdout
     assert (out / "sparse" / "0" / "points3D.bin").exists()
 
@@ -367,7 +367,7 @@ def test_pairs_that_contradict_the_cameras_are_named(model, caplog):
     find_cameras.report_contradictions(
         model, [*good, (first, second, in_first, in_second[::-1].copy())])
     assert "2 of the 3 most similar pairs" in caplog.text
-    assert f"These do not: {first} and {second}. The capture is folded there" in caplog.text
+    assert f"These do not: {first} and {second}. COLMAP merged different places" in caplog.text
 
 
 # The comparison of poses.

@@ -51,15 +51,15 @@ def test_the_numbers_match_the_files(tmp_path):
     positions = np.array([f["transform_matrix"] for f in meta["frames"]])[:, :3, 3]
     _, _, axes = np.linalg.svd(positions - positions.mean(axis=0))
     along = np.abs((positions - positions.mean(axis=0)) @ axes.T)
-    assert found.facts["scale"] == pytest.approx(1 / along.max(), rel=1e-5)
-    assert found.facts["views"] == {"train": 7, "val": 2, "test": 2}
-    assert (found.facts["points"], found.facts["reprojection_error"]) == (0, None)
+    assert found.statistics["scale"] == pytest.approx(1 / along.max(), rel=1e-5)
+    assert found.statistics["views"] == {"train": 7, "val": 2, "test": 2}
+    assert (found.statistics["points"], found.statistics["reprojection_error"]) == (0, None)
     assert "7 training and 2 test views of 12x8 pixels." in found.lines[0]
     assert "unknown reprojection error" in found.lines[2]
     train, test = (np.abs(found.image.astype(int) - colour).sum(axis=-1) < 60
                    for colour in (report.TRAIN, report.TEST))
     assert train.sum() > 2 * test.sum() > 0
-    near, far, scale = (found.facts[k] for k in ("near", "far", "scale"))
+    near, far, scale = (found.statistics[k] for k in ("near", "far", "scale"))
     assert f"{near / scale:.3g} to {far / scale:.3g} units of the files" in found.lines[3]
 
 
@@ -74,14 +74,14 @@ def test_the_reprojection_error_is_the_mean_over_the_points(tmp_path):
     for i, point in enumerate(points):
         model.points3D[point].error = [-1, 0.5, 0.7][i % 3]  # -1: unknown
     model.write(str(path))
-    facts = report.examine_scene(config).facts
+    statistics = report.examine_scene(config).statistics
     known = np.resize([-1, 0.5, 0.7], len(points))
-    assert facts["reprojection_error"] == pytest.approx(known[known >= 0].mean())
-    assert facts["points"] == len(points) > 2
+    assert statistics["reprojection_error"] == pytest.approx(known[known >= 0].mean())
+    assert statistics["points"] == len(points) > 2
     for point in points:
         model.points3D[point].error = -1
     model.write(str(path))
-    assert report.examine_scene(config).facts["reprojection_error"] is None
+    assert report.examine_scene(config).statistics["reprojection_error"] is None
 
 
 def cameras_at(positions):

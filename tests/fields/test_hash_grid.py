@@ -37,7 +37,7 @@ def test_levels_double_and_are_dense_while_they_fit_the_table():
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
 def test_a_dense_level_is_trilinear(encode_by):
-    """As `grid_sample`."""
+    """Trilinear interpolation by `grid_sample`."""
     levels = make_levels(6, 6, 12)
     points, weights, table, levels = random_case(300, 1, 3, levels)
     volume = table.reshape(1, 7, 7, 7, 3).permute(0, 4, 1, 2, 3)  # z, y, x

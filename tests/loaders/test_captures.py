@@ -353,7 +353,7 @@ def test_colmap_images_may_be_in_folders_and_have_other_suffixes(tmp_path):
 
 def test_colmap_rejects_a_factor_finer_than_what_is_shipped(tmp_path):
     write_colmap(tmp_path / "scene")
-    with pytest.raises(UserError, match="it ships: 4"):
+    with pytest.raises(UserError, match="it has: 4"):
         open_scene(tmp_path / "scene", "colmap", "train", "--factor", "2")
 
 
@@ -458,8 +458,8 @@ def test_masks_reach_batches_and_images(tmp_path):
         same = (image.rays.directions - batch.rays.directions[k]).abs().amax(-1) < 1e-6
         assert same.sum() == 1 and image.mask[same] == batch.mask[k]
     torch.testing.assert_close(batch.loss_weights(), batch.mask)
-    facts = dataset.scenes()["train"]
-    assert facts.masks is None and facts.mask_files == () and facts.files == ()
+    scene = dataset.scenes()["train"]
+    assert scene.masks is None and scene.mask_files == () and scene.files == ()
 
 
 def test_masks_of_smaller_images_keep_only_fully_valid_pixels(tmp_path):
@@ -603,7 +603,7 @@ def test_a_missing_pycolmap_is_a_one_sentence_error(tmp_path, monkeypatch):
     (lambda v: v["frames"][1].update(mask_path="masks/1.png"), "masks/1.png is missing"),
     (lambda v: [f.update(file_path="x") for f in v["frames"]], "none of which has an image"),
     (lambda v: [f.update(transform_matrix=np.eye(4).tolist()) for f in v["frames"]],
-     "in one place"),
+     "at one position"),
 ])
 def test_bad_nerfstudio_data_is_a_one_sentence_error(change, names, tmp_path):
     write_nerfstudio(tmp_path / "scene")

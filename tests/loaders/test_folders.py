@@ -55,7 +55,7 @@ def test_llff_uses_the_users_cache_if_the_scene_is_read_only(tmp_path, monkeypat
 
 def test_llff_rejects_a_factor_finer_than_what_is_shipped(tmp_path):
     write_llff(tmp_path / "scene", factor=8)
-    with pytest.raises(UserError, match="it ships: 8"):
+    with pytest.raises(UserError, match="it has: 8"):
         open_scene(tmp_path / "scene", "llff", "train", "--factor", "4")
 
 

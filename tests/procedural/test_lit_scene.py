@@ -126,7 +126,7 @@ def test_plane_under_a_point_light():
     """Radiance = f · cos θ · I / d² at points of the plane, along camera rays."""
     position, intensity, eye = np.array([0.6, -0.3, 2.0]), np.array([30.0, 20, 10]), (0, -4.0, 3)
     points = np.random.default_rng(0).uniform(-2, 2, (50, 3)) * (1, 1, 0)
-    seen = lit_scene.radiance(
+    seen = lit_scene.trace_camera_rays(
         torch.tensor(eye, dtype=torch.float64), torch.from_numpy(points - eye)[:, None],
         lights([position], [intensity]), torch.rand(50, 4), (PLANE,),
     )
@@ -257,12 +257,12 @@ AZIMUTHS = ("+x", "+y", "-x", "-y")  # counter-clockwise, seen from above
 
 
 def lit_side(row, column, turn=0.0):
-    """Which side of a sphere is brightest under one texel of a 12 × 24 environment."""
+    """The side of a sphere that is brightest under one texel of a 12 × 24 environment."""
     environment = np.zeros((12, 24, 3))
     environment[row, column] = 5.0
     lamp = SceneLights(*lit_scene.environment_texels(environment, turn), distant=True)
     outward = torch.tensor(list(SIDES.values())).float()
-    seen = [lit_scene.radiance(3 * v, -v[None, None], lamp, torch.rand(1, 4),
+    seen = [lit_scene.trace_camera_rays(3 * v, -v[None, None], lamp, torch.rand(1, 4),
                                  (ball_above(0.0, 0.5, 0.0),)).direct.sum() for v in outward]
     return list(SIDES)[int(torch.stack(seen).argmax())]
 

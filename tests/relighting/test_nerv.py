@@ -498,7 +498,7 @@ def test_randomly_shifted_directions_are_unbiased(bounces, place):
     assert ((found.mean(dim=0) - wanted).abs() < 4 * deviation + 0.005 * wanted).all()
 
 
-def test_indirect_light_trains_the_receiver_and_visibility_alone():
+def test_indirect_light_trains_only_the_receiver_and_visibility():
     """The reflecting surfaces get no gradient; visibility and the receiver's albedo do."""
     points, _ = patches(*on_the_floor(20))
     transmittance = torch.full((), 0.4, requires_grad=True)
@@ -835,7 +835,7 @@ def test_grid_normals_are_differences_over_the_finest_cells():
 
 @both_fields
 @pytest.mark.parametrize("train_frac", [0.1, 0.45, 0.8])
-def test_rays_without_lights_render_shape_alone(field, train_frac):
+def test_rays_without_lights_render_only_shape(field, train_frac):
     model, rays = make_model(field), some_rays(9)
     model.progress.fill_(train_frac)
     lit, dark = (model.eval()(r)[-1] for r in (rays, replace(rays, lights=None)))
@@ -885,7 +885,7 @@ def test_each_stage_trains_its_own_parts(field, shade_at):
 
 @both_fields
 @pytest.mark.parametrize("train_frac", [0.45, 0.8])
-def test_the_visibility_loss_trains_visibility_alone(field, train_frac):
+def test_the_visibility_loss_trains_only_visibility(field, train_frac):
     assert trained_parts(make_model(field).train(), "visibility", train_frac) == {"visibility"}
 
 

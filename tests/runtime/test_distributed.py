@@ -1,4 +1,4 @@
-"""Several ranks against one process: gradients, scores, videos, signals, errors, continued runs."""
+"""Several ranks against one process: gradients, scores, videos, signals, errors, resumed runs."""
 
 import json
 import os

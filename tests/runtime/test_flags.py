@@ -81,16 +81,16 @@ def test_a_file_gives_what_the_command_line_would(values, tmp_path):
 
 
 @pytest.mark.parametrize("text,message", [
-    ('{"size": 0}', "size = 0: expected a whole number"), ('{"size": true}', "true and false"),
+    ('{"size": 0}', "size = 0: expected a whole number"), ('{"size": true}', "true or false"),
     ('{"size": null}', "size = None"), ('{"size": [1]}', "size ="), ('{"size": 2.5}', "size ="),
-    ('{"fast": "no"}', "true and false"), ('{"fast": 1}', "true and false"),
-    ('{"name": 5}', "expected a text"), ('{"folder": null}', "expected a text"),
+    ('{"fast": "no"}', "true or false"), ('{"fast": 1}', "true or false"),
+    ('{"name": 5}', "expected a string"), ('{"folder": null}', "expected a string"),
     ('{"shape": "cube"}', "expected one of cone, cylinder"),
     ('{"count": 3}', "expected one of 1, 6"), ('{"range": [1]}', "a list of 2 numbers"),
     ('{"range": 3}', "a list of 2 numbers"), ('{"range": ["a", 1]}', "is not a number"),
     ('{"range": [1, Infinity]}', "finite"), ('{"widths": []}', "a list of several numbers"),
     ('{"widths": 7}', "a list"), ('{"widths": ["512"]}', "is not a number"),
-    ('{"widths": [null, 5]}', "is not a number"), ('{"widths": [true]}', "true and false"),
+    ('{"widths": [null, 5]}', "is not a number"), ('{"widths": [true]}', "true or false"),
     ('{"widths": [0]}', "at least 1"), ('{"siz": 3}', "did you mean --size?"),
     ("[1]", "holds a list"), ("{", "not valid JSON"),
 ])

@@ -1,4 +1,4 @@
-"""The comparison of two checkouts reports every changed number, and nothing else."""
+"""The comparison of two checkouts reports all changed numbers and no others."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def write_run(folder, loss=0.5, weight=1.0, near=2.0, psnr=20.0, pixel=7, vertex
     return folder
 
 
-def test_runs_that_differ_in_times_alone_are_equal(tmp_path):
+def test_runs_that_differ_only_in_times_are_equal(tmp_path):
     old = read_run(write_run(tmp_path / "old"))
     new = read_run(write_run(tmp_path / "new", seconds=3.0))
     assert find_differences(old, new) == {}
@@ -151,15 +151,15 @@ def test_old_outputs_are_kept_and_new_ones_made_again(tmp_path):
     is_equal, line = compare(case, old, broken, places, ())
     assert not is_equal and line.endswith("train.py: no such flag")
     compare(replace(case, old=f"{case.old} --hidden 7"), old, new, places, ())
-    assert old.count == 2, "other words are another run"
+    assert old.count == 2, "other flags are another run"
     old.commit = None
     compare(case, old, new, places, ())
     assert old.count == 3, "with uncommitted changes nothing is kept"
 
 
-def test_words_follow_the_preset_names_of_a_checkout(tmp_path):
+def test_flags_follow_the_preset_names_of_a_checkout(tmp_path):
     checkout = FakeCheckout(tmp_path / "old", tmp_path)
     case = next(case for case in CASES if case.name == "laptop/zipnerf/blender")
-    assert "--preset demozip" in checkout.words(case)
+    assert "--preset demozip" in checkout.train_flags(case)
     checkout.has_sized_presets = True
-    assert "--preset laptop --model zipnerf" in checkout.words(case)
+    assert "--preset laptop --model zipnerf" in checkout.train_flags(case)

@@ -1,4 +1,4 @@
-"""The scripts that draw the documents' pictures, and the one that makes a small Blender scene."""
+"""The scripts that draw the documents' figures, and the one that makes a small Blender scene."""
 
 import json
 
@@ -119,7 +119,7 @@ def write_evaluation(run, step, colours):
         Image.new("RGB", (60, 40), colour).save(folder / f"002_{kind}.png")
 
 
-def test_the_head_picture_shows_the_newest_evaluation_from_left_to_right(tmp_path):
+def test_the_hero_image_shows_the_newest_evaluation_from_left_to_right(tmp_path):
     run, out = tmp_path / "run", tmp_path / "hero.png"
     write_evaluation(run, 5, ["black"] * 3)
     write_evaluation(run, 10, ["red", "lime", "blue"])
