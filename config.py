@@ -432,7 +432,7 @@ def steps_before(fraction: float, max_steps: int) -> int:
 
 def shading_name(config: Config, run: Config) -> str:
     """File-name suffix for shading flags that differ from the run's; empty if none does."""
-    words = {"shade_at": config.shade_at, "bounce_directions": f"bounce{config.bounce_directions}",
+    labels = {"shade_at": config.shade_at, "bounce_directions": f"bounce{config.bounce_directions}",
              "march_shadows": "marched" if config.march_shadows else "unmarched"}
-    return "".join(f"_{word}" for name, word in words.items()
+    return "".join(f"_{label}" for name, label in labels.items()
                    if getattr(config, name) != getattr(run, name))

@@ -258,12 +258,12 @@ class Number:
         return value
 
     def __str__(self) -> str:
-        words = "a whole number" if self.kind is int else "a number"
+        noun = "a whole number" if self.kind is int else "a number"
         if self.above > -math.inf:
-            return f"{words} above {self.above:g}"
+            return f"{noun} above {self.above:g}"
         if self.high < math.inf:
-            return f"{words} from {self.low:,} to {self.high:,}"
-        return f"{words} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
+            return f"{noun} from {self.low:,} to {self.high:,}"
+        return f"{noun} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
 
 
 def integer(low: float, high: float = math.inf) -> Number:
