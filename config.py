@@ -360,10 +360,10 @@ def _conflict_with_file(typed: Mapping[str, Any], from_file: Mapping[str, Any]) 
     Only flags that choose defaults can.
     """
     for name in ("preset", "dataset_name", "model") if typed.get("config") else ():
-        held = from_file.get(name)
-        if typed.get(name, held) != held:
+        in_file = from_file.get(name)
+        if typed.get(name, in_file) != in_file:
             return (f"--{name} {typed[name]} would choose other defaults than --config "
-                    f"{typed['config']}, which has {held or 'none'}; drop one of the two")
+                    f"{typed['config']}, which has {in_file or 'none'}; drop one of the two")
     return None
 
 

@@ -72,15 +72,15 @@ class Flag:
         parser.add_argument(f"--{self.name}", **options)
 
     def from_json(self, value: Any) -> Any:
-        """A value from a JSON file, held to the rules of the command line; raises ValueError."""
+        """A value from a JSON file, checked as on the command line; may raise ValueError."""
         if value is None and self.default is None:
             return None
         if self.nargs is None:
             return self._item_from_json(value)
         count = len(value) if isinstance(value, list) else 0
         if count != self.nargs and not (self.nargs == "+" and count):
-            wanted = "several" if self.nargs == "+" else self.nargs
-            raise ValueError(f"expected a list of {wanted} numbers")
+            expected = "several" if self.nargs == "+" else self.nargs
+            raise ValueError(f"expected a list of {expected} numbers")
         return tuple(self._item_from_json(item) for item in value)
 
     def _item_from_json(self, value: Any) -> Any:
