@@ -360,10 +360,10 @@ def _conflict_with_file(typed: Mapping[str, Any], from_file: Mapping[str, Any]) 
     Only flags that choose defaults can.
     """
     for name in ("preset", "dataset_name", "model") if typed.get("config") else ():
-        held = from_file.get(name)
-        if typed.get(name, held) != held:
+        in_file = from_file.get(name)
+        if typed.get(name, in_file) != in_file:
             return (f"--{name} {typed[name]} would choose other defaults than --config "
-                    f"{typed['config']}, which has {held or 'none'}; drop one of the two")
+                    f"{typed['config']}, which has {in_file or 'none'}; drop one of the two")
     return None
 
 
@@ -432,7 +432,7 @@ def steps_before(fraction: float, max_steps: int) -> int:
 
 def shading_name(config: Config, run: Config) -> str:
     """File-name suffix for shading flags that differ from the run's; empty if none does."""
-    words = {"shade_at": config.shade_at, "bounce_directions": f"bounce{config.bounce_directions}",
+    labels = {"shade_at": config.shade_at, "bounce_directions": f"bounce{config.bounce_directions}",
              "march_shadows": "marched" if config.march_shadows else "unmarched"}
-    return "".join(f"_{word}" for name, word in words.items()
+    return "".join(f"_{label}" for name, label in labels.items()
                    if getattr(config, name) != getattr(run, name))

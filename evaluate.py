@@ -61,8 +61,8 @@ def open_split(run: Checkpoint, config: Any, split: str, device: torch.device) -
     """
     dataset = known = load_dataset(config, split, device, read_pixels=False)
     if config.lights != run.saved_config.lights:
-        own = config.replace(lights=run.saved_config.lights)
-        known = load_dataset(own, split, device, read_pixels=False)
+        config_of_run = config.replace(lights=run.saved_config.lights)
+        known = load_dataset(config_of_run, split, device, read_pixels=False)
     known.check_same_scene(run.scene)
     return dataset
 

@@ -50,8 +50,8 @@ def render_image(model: RayModel, rays: Rays, chunk: int | None = None,
     """Render rays of any batch shape without gradient; only per-pixel quantities are kept.
 
     chunk: rays rendered at once, `default_chunk` if None; on out-of-memory it is halved.
-    occupancy: grid whose empty space is skipped. shading: how a NeRV shades surfaces, as it was
-    trained if None; other models ignore it.
+    occupancy: grid whose empty space is skipped. shading: how a NeRV shades surfaces, as in
+    training if None; other models ignore it.
     """
     shape = rays.shape
     flat = rays.flatten()

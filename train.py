@@ -342,18 +342,18 @@ def print_time_estimate(training):
     if data.validation:
         num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
     seconds_of_training = per_trained * config.batch_size * num_steps
-    print(f"{preset_words(training)}about {format_duration(seconds_of_training)} of training "
+    print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
           f"({1 / per_trained:,.0f} rays/s) and {format_duration(per_rendered * num_pixels)} for "
           "images and scores.", flush=True)
 
 
-def preset_words(training):
-    """The preset, and why it was taken if none was given."""
+def describe_preset(training):
+    """The preset, and why it was chosen if none was given."""
     config = training.config
     if config.preset is None:
         return "Expected: "
-    why = "" if "preset" in config.typed else f" (the default on {training.device.type})"
-    return f"--preset {config.preset}{why}: "
+    reason = "" if "preset" in config.typed else f" (the default on {training.device.type})"
+    return f"--preset {config.preset}{reason}: "
 
 
 def times_per_ray(training):
@@ -389,7 +389,7 @@ def time_per_ray(count, device, call):
 
 
 def format_duration(seconds):
-    """Seconds, minutes or hours, in words."""
+    """A duration in seconds, minutes or hours, as text."""
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"

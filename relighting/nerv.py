@@ -145,13 +145,13 @@ class NeRV(MipNeRF360):
 
     # Shading.
 
-    def shade(self, output: RenderOutput, rays: Rays, rng, how: Shading) -> RenderOutput:
-        """The last round's output, with surfaces shaded under the rays' lights."""
+    def shade(self, output: RenderOutput, rays: Rays, rng, options: Shading) -> RenderOutput:
+        """Shade the surfaces of the last round's output under the rays' lights."""
         sampled = self.sample_lights(rays.lights, rng)
-        ray, t, weight = self.shading_points(output, how.shade_at)
+        ray, t, weight = self.shading_points(output, options.shade_at)
         points = self.surface_points(*self.pixel_footprint(rays, ray, t), -rays.viewdirs[ray])
         direct_lights, light_visibility = sampled if self.training else rays.lights, None
-        if how.march_shadows and not self.training:
+        if options.march_shadows and not self.training:
             light_visibility = self.march_shadow_rays(output, rays, direct_lights)[ray]
         direct, visibility = self.appearance.direct_light(
             points, direct_lights[ray], light_visibility)
@@ -164,7 +164,7 @@ class NeRV(MipNeRF360):
                   "shading_normals": points.normals, "visibility": visibility, "direct": direct}
         extras = {name: composite(values) for name, values in extras.items()}
         extras["indirect"] = self.indirect_light(
-            output, rays, ray.unique(), sampled, extras, rng, how.bounce_directions)
+            output, rays, ray.unique(), sampled, extras, rng, options.bounce_directions)
         radiance = extras["direct"] + extras["indirect"]
         return replace(output, rgb=output.rgb + lights.tone_map(radiance), extras=extras)
 

@@ -72,15 +72,15 @@ class Flag:
         parser.add_argument(f"--{self.name}", **options)
 
     def from_json(self, value: Any) -> Any:
-        """A value from a JSON file, held to the rules of the command line; raises ValueError."""
+        """A value from a JSON file, checked as on the command line; may raise ValueError."""
         if value is None and self.default is None:
             return None
         if self.nargs is None:
             return self._item_from_json(value)
         count = len(value) if isinstance(value, list) else 0
         if count != self.nargs and not (self.nargs == "+" and count):
-            wanted = "several" if self.nargs == "+" else self.nargs
-            raise ValueError(f"expected a list of {wanted} numbers")
+            expected = "several" if self.nargs == "+" else self.nargs
+            raise ValueError(f"expected a list of {expected} numbers")
         return tuple(self._item_from_json(item) for item in value)
 
     def _item_from_json(self, value: Any) -> Any:
@@ -258,12 +258,12 @@ class Number:
         return value
 
     def __str__(self) -> str:
-        words = "a whole number" if self.kind is int else "a number"
+        noun = "a whole number" if self.kind is int else "a number"
         if self.above > -math.inf:
-            return f"{words} above {self.above:g}"
+            return f"{noun} above {self.above:g}"
         if self.high < math.inf:
-            return f"{words} from {self.low:,} to {self.high:,}"
-        return f"{words} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
+            return f"{noun} from {self.low:,} to {self.high:,}"
+        return f"{noun} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
 
 
 def integer(low: float, high: float = math.inf) -> Number:

@@ -9,9 +9,9 @@ def git_commit() -> str:
 
     'unknown' outside a git repository.
     """
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

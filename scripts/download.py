@@ -387,7 +387,7 @@ def build_parser(dataset: str) -> argparse.ArgumentParser:
         "marker": " or ".join(scene_set.marker for scene_set in sets),
         "variables": ", ".join(scene_set.variable for scene_set in sets),
     }
-    what = {
+    descriptions = {
         "blender": "Download the Blender scenes to DIR/nerf_synthetic/<scene>.",
         "llff": "Download the forward-facing scenes to DIR/nerf_llff_data/<scene>.",
         "multicam": "Download the Blender scenes and make DIR/nerf_multiscale/<scene> of them.",
@@ -395,7 +395,7 @@ def build_parser(dataset: str) -> argparse.ArgumentParser:
     }
     parser = argparse.ArgumentParser(
         prog=f"scripts/download_{dataset}.sh",
-        description=f"{what[dataset]} Existing scenes are not changed.",
+        description=f"{descriptions[dataset]} Existing scenes are not changed.",
         epilog=HELP % help_values,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -147,17 +147,17 @@ def ticks(low, high, count):
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
-def spread(places, gap):
-    """Nearby places moved apart until neighbours are at least `gap` apart; same order."""
-    order = sorted(range(len(places)), key=places.__getitem__)
-    moved = [places[i] for i in order]
+def spread(positions, gap):
+    """Positions moved apart until neighbours are at least `gap` apart; same order."""
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    moved = [positions[i] for i in order]
     for _ in range(100):
         for i in range(1, len(moved)):
             overlap = gap - (moved[i] - moved[i - 1])
             if overlap > 0:
                 moved[i - 1] -= overlap / 2
                 moved[i] += overlap / 2
-    return [moved[order.index(i)] for i in range(len(places))]
+    return [moved[order.index(i)] for i in range(len(positions))]
 
 
 def line(draw, points, colour, width):
@@ -165,8 +165,8 @@ def line(draw, points, colour, width):
               width=width * SUPERSAMPLING, joint="curve")
 
 
-def text(draw, position, words, colour, anchor, size=12):
-    draw.text(tuple(side * SUPERSAMPLING for side in position), words, fill=colour,
+def text(draw, position, content, colour, anchor, size=12):
+    draw.text(tuple(side * SUPERSAMPLING for side in position), content, fill=colour,
               anchor=anchor, font=ImageFont.load_default(size * SUPERSAMPLING))
 
 

@@ -229,12 +229,12 @@ def score_object(photographs, name, decoding, args):
     predicted = {key: torch.empty_like(values) for key in ("mean", *models)}
     rows, roughness = [], []
     for fold in range(FOLDS):
-        held = torch.arange(len(values), device=values.device) % FOLDS == fold
-        predicted["mean"][held] = values[~held].mean(dim=0)
-        training = Photographs(values[~held], directions[~held], mask)
+        held_out = torch.arange(len(values), device=values.device) % FOLDS == fold
+        predicted["mean"][held_out] = values[~held_out].mean(dim=0)
+        training = Photographs(values[~held_out], directions[~held_out], mask)
         for key, brdf in models.items():
             surface = fit(brdf, training, decoding, args.steps)
-            predicted[key][held] = encode(shade(brdf, surface, directions[held]))
+            predicted[key][held_out] = encode(shade(brdf, surface, directions[held_out]))
         roughness.append(surface.roughness.median())
         columns = (values[fold], predicted["shading.brdf"][fold], predicted["Lambert"][fold],
                    0.5 + 0.5 * surface.normals, encode(surface.albedo),

@@ -254,10 +254,10 @@ def test_unusable_sources_are_errors_and_leave_nothing(tmp_path):
 def test_folders_with_other_content_are_not_changed(tmp_path, photographs):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    assert "exists and is not a capture that this script began" in error_of(
+    assert "exists and was not created by this script" in error_of(
         photographs, tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["letter.txt"]
-    assert "exists and is not a capture" in error_of(photographs, tmp_path / "mine" / "letter.txt")
+    assert "exists and was not created" in error_of(photographs, tmp_path / "mine" / "letter.txt")
 
 
 def test_a_scene_inside_its_photographs_is_rejected(photographs):

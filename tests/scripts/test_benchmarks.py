@@ -123,6 +123,6 @@ def test_messages_before_the_result_of_a_case_are_ignored(monkeypatch):
 @pytest.mark.parametrize("size", [16, 13])
 def test_opening_a_scene_is_measured(tmp_path, size):
     bench_loading.write_scene(tmp_path, 2, size)
-    for pixel_memory in bench_loading.WAYS.values():
+    for pixel_memory in bench_loading.MODES.values():
         found = bench_loading.open_scene(str(tmp_path), pixel_memory)
         assert set(found) == {"seconds", "own", "peak", "batch"} and found["batch"] > 0
