@@ -337,7 +337,7 @@ def test_continuing_keeps_the_runs_config_and_refuses_what_would_make_it_another
 def test_a_longer_schedule_is_reported(tmp_path, scene, capsys):
     train.main(flags(scene, tmp_path, "--max_steps", "2"))
     train.main(flags(scene, tmp_path, "--max_steps", "3", "--continue_training"))
-    assert "--max_steps 2 becomes 3" in capsys.readouterr().out
+    assert "--max_steps is now 3 instead of 2" in capsys.readouterr().out
 
 
 def test_resuming_without_a_run_is_one_sentence(tmp_path, scene):
