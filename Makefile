@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN) train.py --model zipnerf --preset laptop --dataset_name blender --scene demo \
 		--near 2.6 --far 5.4 --exp_name demo \
 		$(if $(wildcard log/demo/checkpoint_*.pt),--continue_training)
-	$(RUN) visualize.py --run log/demo --width 400 --frames 40 --fps 20 --visualize_depth \
+	$(RUN) visualize.py --run log/demo --width 400 --frames 30 --fps 15 --visualize_depth \
 		--visualize_normals
 	$(RUN) extract_mesh.py --run log/demo --grid_size 128
 	@echo
