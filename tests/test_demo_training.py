@@ -19,7 +19,7 @@ def data_dir(tmp_path_factory):
     """A data folder for all formats. Its lit scene and its images are smaller than a user's."""
     folder = tmp_path_factory.mktemp("data")
     lit_scene.write_nerv(folder / "nerv" / "demo", size=30, limit=6)
-    scene.write_blender(folder / "nerf_synthetic" / "demo", size=100)
+    scene.write_blender(folder / "nerf_synthetic" / "demo", size=60)
     return folder
 
 
