@@ -42,7 +42,7 @@ from checkpoint import (
 )
 from datasets import NeRFDataset, load_dataset
 from evaluate import evaluate, evaluation_folder, format_table, score_image
-from image_utils import contact_sheet, make_lpips, write_image
+from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
 from rendering import render_image, render_view
@@ -130,7 +130,7 @@ def run_steps(training, rows, log, stop):
 
         done, is_last = step + 1, step + 1 == config.max_steps
         if done % config.log_every == 0 or is_last:
-            log.write_means(done, config.batch_size, scheduled_rate(config, done))
+            log.write_means(done, config.batch_size, scheduled_rate(config, done), mse_to_psnr)
         stopped = distributed.max_over_ranks(stop.received)
         if training.data.validation and (done % config.eval_every == 0 or is_last) and not stopped:
             validate(log, done, model, training.data.validation)
@@ -372,8 +372,10 @@ def times_per_ray(training):
                       for start, length in model.stages)
     model.zero_grad(set_to_none=True)
     model.eval()
+    model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
     per_rendered = time_per_ray(
         count, device, lambda: render_image(model, batch.rays, config.chunk))
+    model.set_train_frac(training.first_step / config.max_steps)
     model.train()
     return per_trained, per_rendered
 

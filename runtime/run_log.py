@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -85,16 +85,19 @@ class RunLog:
                     f"gradient norm {norm:g}). The last checkpoint in {self.folder} is intact; try "
                     "a smaller --lr_init, a longer --lr_delay_steps, or --precision fp32.")
 
-    def write_means(self, step: int, batch_size: int, learning_rate: float) -> None:
-        """Write the means of the scalars since the last write, the learning rate and the speed."""
+    def write_means(self, step: int, batch_size: int, learning_rate: float,
+                    to_psnr: Callable[[Tensor], Tensor]) -> None:
+        """Write the means of the scalars since the last write, the learning rate and the speed.
+
+        to_psnr: from the mean squared errors `[levels]` ("errors") to PSNR in dB.
+        """
         self.check_finite()
         if not self.pending:
             return
         now, count = time.perf_counter(), len(self.pending)
         means = {name: torch.stack([scalars[name] for scalars in self.pending]).mean(0)
                  for name in self.pending[0]}
-        # PSNR in dB of each level, from mean squared errors.
-        psnrs = (-10 * means.pop("errors").log10()).tolist()
+        psnrs = to_psnr(means.pop("errors")).tolist()
         scalars = {name: float(value) for name, value in means.items()}
         scalars |= {f"psnr/level_{i}": value for i, value in enumerate(psnrs)}
         scalars["learning_rate"] = learning_rate

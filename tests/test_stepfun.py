@@ -19,7 +19,7 @@ def random_histogram(*batch, bins=9, dtype=torch.float64):
 
 
 def slow_inverse_cdf(t, w, u):
-    """Where the integral of the histogram first exceeds u, walking bin by bin in plain Python."""
+    """Smallest t at which the integral of the histogram exceeds u, bin by bin in plain Python."""
     total, before = sum(w), 0.0
     for left, right, mass in zip(t[:-1], t[1:], w, strict=True):
         mass /= total

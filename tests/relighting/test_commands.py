@@ -71,6 +71,18 @@ def test_training_and_scoring_under_environments(scene, tmp_path):
     check_scores(run, "test_env")
 
 
+def test_the_time_estimate_renders_as_the_last_stage_does(scene, tmp_path, monkeypatch):
+    is_shading = []
+
+    def render(model, *args):
+        is_shading.append(model.is_shading())
+        return render_image(model, *args)
+
+    monkeypatch.setattr(train, "render_image", render)
+    trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
+    assert is_shading == [True, True]
+
+
 @pytest.mark.parametrize("flags", [
     ["--nerv_field", "hash"], ["--nerv_field", "mlp", "--shade_at", "surface"],
 ])

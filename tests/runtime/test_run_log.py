@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from image_utils import mse_to_psnr
 from runtime.errors import UserError
 from runtime.run_log import NullLog, open_log, read_metrics, truncate_metrics
 
@@ -24,7 +25,7 @@ def test_means_of_the_steps_since_the_last_write_are_written(tmp_path):
         for step, loss in enumerate((0.02, 0.01, 0.003, 0.001)):
             log.step(scalars(loss))
             if step % 2:
-                log.write_means(step + 1, 64, 5e-4)
+                log.write_means(step + 1, 64, 5e-4, mse_to_psnr)
     first, second = read_metrics(tmp_path / "metrics.jsonl")
     assert (first["step"], second["step"]) == (2, 4)
     assert first["loss/total"] == pytest.approx(0.015)
@@ -72,7 +73,7 @@ def test_damaged_lines_are_skipped(tmp_path, text):
 def test_other_ranks_write_nothing(tmp_path):
     with NullLog() as log, log.paused():
         log.step(scalars(math.nan))
-        log.write_means(1, 64, 5e-4)
+        log.write_means(1, 64, 5e-4, mse_to_psnr)
         log.write_scalars(1, {"loss": 1.0})
         log.image(1, "validation", None)
         log.check_finite()
