@@ -1,7 +1,7 @@
 """mip-NeRF, the table of models, and building one from a config."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -106,7 +106,8 @@ class MipNeRF(RayModel):
                     parameter.copy_(value)
 
 
-MODELS = {"mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "nerv": NeRV}
+MODELS: dict[str, Callable[..., RayModel]] = {
+    "mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "nerv": NeRV}
 
 
 def build_model(config, device: torch.device | str = "cpu",

@@ -1,5 +1,6 @@
 """Base class of the fields: encoded samples to density and colour."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class FieldOutput(NamedTuple):
     rgb: Tensor | None
 
 
-class Field(nn.Module):
+class Field(nn.Module, ABC):
     """Base class: encoded samples to density and colour.
 
     A subclass sets `trunk` (a list of layers), then calls `build_heads`; it defines `_encode`, from
@@ -113,16 +114,17 @@ class Field(nn.Module):
         """Whether full covariances are encoded differently from diagonal ones."""
         return False
 
+    @abstractmethod
     def make_gaussians(self, means: Tensor, covs: Tensor) -> Any:
         """Gaussians `[..., S]` of this field's kind; covs: `[..., S, 3]` or `[..., S, 3, 3]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode(self, gaussians) -> Tensor:
-        raise NotImplementedError
+        """Features `[..., S, F]` of Gaussians."""
 
+    @abstractmethod
     def activate_density(self, raw_density: Tensor) -> Tensor:
         """Raw density, with its bias, to density."""
-        raise NotImplementedError
 
     def layers(self) -> list[nn.Linear]:
         """All linear layers in the official code's order."""

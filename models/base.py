@@ -1,5 +1,6 @@
 """Base class of the models: field queries, training randomness, compositing."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,7 @@ BYTES_PER_FEATURE = 8
 MEMORY_FRACTION = 0.5
 
 
-class RayModel(nn.Module):
+class RayModel(nn.Module, ABC):
     """Base class: field queries, training randomness, compositing.
 
     `model(rays)` samples jitter and noise if and only if `model.training`. A subclass defines
@@ -61,10 +62,10 @@ class RayModel(nn.Module):
         """
         return self.render_levels(rays, train_frac, rng, ray_occupancy)
 
+    @abstractmethod
     def render_levels(self, rays: Rays, train_frac: float, rng,
                       ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
         """Render every level, as `forward` does, without shading."""
-        raise NotImplementedError
 
     @property
     def samples_evenly(self) -> bool:
