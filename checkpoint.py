@@ -28,7 +28,9 @@ from structures import Cameras, Scene, Shading, TensorRecord
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+# Format 1 had other hash grids, another order of the icosahedron's directions, and two flags in
+# place of --bg_range.
+FORMAT = 2
 KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
 FILENAME = "checkpoint_{step:08d}.pt"
 
@@ -158,9 +160,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; --run expects a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
         raise UserError(f"{path} is not a complete checkpoint ({first_line(error)}).") from None
-    if not isinstance(content, dict) or not KEYS <= set(content) or content["format"] != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project (format {FORMAT}).")
+    if not isinstance(content, dict) or not KEYS <= set(content):
+        raise UserError(f"{path} is not a checkpoint of this project.")
+    if content["format"] == 1:
+        content["config"] = config_of_format_1(content["config"], path)
+    elif content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']}; this version reads {FORMAT}. "
+                        "Update the project.")
     return content
+
+
+def config_of_format_1(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The flags of a checkpoint of format 1 under their present names.
+
+    Raises UserError if its model renders otherwise in this version.
+    """
+    config = loaded_config(saved)
+    background = float(saved["white_bkgd"])
+    if config.geometry == "zipnerf":
+        fault = "hash grids whose features lie elsewhere"
+    elif config.basis == "icosahedron":
+        fault = "another order of the directions of --basis icosahedron"
+    elif saved["random_bkgd"]:
+        fault = f"--random_bkgd, whose images have the background {background:g}"
+    else:
+        return saved | {"bg_range": (background, background)}
+    raise UserError(f"{path} was saved by an older version, with {fault}. Train it again, or use "
+                    "the version that trained it.")
 
 
 def newest_valid(folder: Path) -> tuple[dict[str, Any], Path]:

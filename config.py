@@ -69,7 +69,8 @@ FLAGS = {
              only=LIT_SCENES),
         Flag("light_intensity", positive, None, "scale of the point lights", only=POINT_LIGHTS,
              unset="the value in the files, or that of the released scenes", shown=False),
-        Flag("white_bkgd", bool, True, "composite on white, otherwise on black"),
+        Flag("bg_range", fraction, (1.0, 1.0), "background: drawn from this range in training, "
+             "its middle in images", nargs=2, metavar=("LOW", "HIGH")),
         Flag("near", not_negative, None, "t at which rays begin", unset="the dataset's"),
         Flag("far", positive, None, "t at which rays end", unset="the dataset's"),
         Flag("ndc", bool, False, "normalized device coordinates, for forward-facing captures",
@@ -115,8 +116,6 @@ FLAGS = {
              only=MLPS, shown=False),
         Flag("opaque_background", bool, False, "the last interval of a ray is opaque",
              shown=False),
-        Flag("random_bkgd", bool, False, "random background colour per ray in training",
-             shown=False),
         Flag("ray_warp", ("linear", "reciprocal", "piecewise", "power"), "linear",
              "spacing of samples along a ray", only=PROPOSALS),
         Flag("prop_rounds", integer(1, 8), 2, "proposal rounds", only=PROPOSALS),
@@ -145,6 +144,8 @@ FLAGS = {
         Flag("num_multisamples", (1, 6), 6, "multisamples per interval; 1 is faster", only=GRIDS),
         Flag("downweight", bool, True, "attenuate grid levels finer than the pixel "
              "(anti-aliasing)", only=GRIDS),
+        Flag("append_scale", bool, True, "each grid level has a feature of its attenuation",
+             only=GRIDS, shown=False),
         Flag("pulse_width", positive, (0.03, 0.003), "pulse width in s of the anti-aliased "
              "interlevel loss, per round", nargs="+", metavar="S", only=GRIDS, shown=False),
         Flag("rgb_padding", not_negative, 0.001, "extends the sigmoid of colours beyond [0, 1]",

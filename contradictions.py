@@ -65,6 +65,12 @@ def _sampling_conflicts(c: Config) -> Iterator[str]:
 def _data_conflicts(c: Config) -> Iterator[str]:
     if not c.scene:
         yield "--scene is empty; give the name of a scene, or the path of its folder"
+    low, high = c.bg_range
+    if low > high:
+        yield f"--bg_range {low:g} {high:g} must name the lower number first"
+    if low < high and c.dataset_name in ("blender", "multicam", "nerv"):
+        yield (f"--bg_range {low:g} {high:g} draws the background at random, and the images of "
+               f"--dataset_name {c.dataset_name} are composited on one; give the same number twice")
     if c.dataset_name != "llff" and (c.ndc or c.spherify):
         yield "--ndc and --spherify are for --dataset_name llff"
     if c.spherify and c.ndc:

@@ -1,7 +1,7 @@
 """mip-NeRF, the table of models, and building one from a config."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -84,26 +84,8 @@ class MipNeRF(RayModel):
         noise = self._random(torch.randn, like.shape, like, rng)
         return None if noise is None else self.density_noise * noise
 
-    def load_reference_params(self, arrays: Mapping):
-        """Load the weights of the official JAX code.
-
-        arrays: `Dense_<i>_kernel` (in, out) and `Dense_<i>_bias` of the trunk, then density,
-        bottleneck, view layers, colour. Raises ValueError for a missing or extra name or a shape
-        that does not fit.
-        """
-        layers = self.field.layers()
-        names = {f"Dense_{i}_{kind}" for i in range(len(layers)) for kind in ("kernel", "bias")}
-        if set(arrays) != names:
-            raise ValueError(f"missing or extra arrays: {sorted(set(arrays) ^ names)}")
-        with torch.no_grad():
-            for i, layer in enumerate(layers):
-                pairs = ((layer.weight.t(), "kernel"), (layer.bias, "bias"))
-                for parameter, kind in pairs:
-                    value = torch.as_tensor(arrays[f"Dense_{i}_{kind}"])
-                    if value.shape != parameter.shape:
-                        raise ValueError(f"Dense_{i}_{kind} is {tuple(value.shape)}; "
-                                         f"{tuple(parameter.shape)} is expected")
-                    parameter.copy_(value)
+    def reference_params(self) -> dict[str, Tensor]:
+        return self.field.reference_params("Dense_{index}_{kind}")
 
 
 MODELS: dict[str, Callable[..., RayModel]] = {

@@ -398,12 +398,14 @@ def _helix_distances(t0, t1, ray_shape):
 
 
 def orthonormal_frame(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Two unit vectors `[..., 3]` orthogonal to directions and to each other."""
-    # The cross product with the axis that is least parallel.
-    axis = torch.nn.functional.one_hot(directions.abs().argmin(dim=-1), 3).to(directions)
-    side = torch.nn.functional.normalize(torch.linalg.cross(directions, axis), dim=-1)
-    up = torch.nn.functional.normalize(torch.linalg.cross(directions, side), dim=-1)
-    return side, up
+    """Two unit vectors `[..., 3]` orthogonal to directions and to each other (Zip-NeRF's code)."""
+    up = torch.tensor([0.0, 0.0, 1.0]).to(directions)
+    side = torch.linalg.cross(directions, up.expand_as(directions))
+    # A direction parallel to the z axis.
+    other = torch.linalg.cross(directions, torch.ones_like(directions))
+    side = torch.where((side == 0).all(dim=-1, keepdim=True), other, side)
+    side = torch.nn.functional.normalize(side, dim=-1)
+    return side, torch.nn.functional.normalize(torch.linalg.cross(directions, side), dim=-1)
 
 
 # From samples to pixels.
@@ -427,19 +429,21 @@ def compute_weights(density: Tensor, tdist: Tensor, directions: Tensor,
     return alpha * torch.exp(-optical_depth)
 
 
-def volumetric_rendering(rgb: Tensor, weights: Tensor, tdist: Tensor,
-                         bg_rgb: float | Tensor) -> CompositeOutput:
+def volumetric_rendering(rgb: Tensor, weights: Tensor, tdist: Tensor, bg_rgb: float | Tensor,
+                         log_distance: bool = False) -> CompositeOutput:
     """Composite samples into pixels (mip-NeRF, eq. 3).
 
     rgb: `[..., S, 3]`; weights: `[..., S]`; tdist: `[..., S+1]`; bg_rgb: a number or `[..., 3]`.
-    `distance_mean` is the `expected_distance`; `distance_median` is where the transmittance falls
-    to a half. Both are the far end for an empty ray.
+    `distance_mean` is the mean of the midpoints, of their logarithms with `log_distance` (mip-NeRF
+    360's code); `distance_median` is where the transmittance falls to a half. Both are the far end
+    for an empty ray.
     """
     acc = weights.sum(dim=-1)
     colour = (weights[..., None] * rgb).sum(dim=-2) + (1 - acc)[..., None] * bg_rgb
     near, far = tdist[..., 0], tdist[..., -1]
     # An opacity below eps is lost in 1 - acc: such a ray counts as empty.
-    mean = expected_distance(weights, acc, tdist, torch.finfo(acc.dtype).eps, empty=far)
+    mean = expected_distance(
+        weights, acc, tdist, torch.finfo(acc.dtype).eps, empty=far, log_distance=log_distance)
     mean = torch.minimum(torch.maximum(mean, near), far)
     with_background = torch.cat([weights, (1 - acc).clamp(min=0)[..., None]], dim=-1)
     fenceposts = torch.cat([tdist, far[..., None]], dim=-1)
@@ -448,12 +452,16 @@ def volumetric_rendering(rgb: Tensor, weights: Tensor, tdist: Tensor,
 
 
 def expected_distance(weights: Tensor, acc: Tensor, tdist: Tensor, min_acc: float,
-                      empty: Tensor | None = None) -> Tensor:
+                      empty: Tensor | None = None, log_distance: bool = False) -> Tensor:
     """Mean t `[...]` of the interval midpoints of rays, weighted by their `weights`.
 
     weights: `[..., S]`; acc: `[...]`, their sum; tdist: `[..., S+1]`. min_acc: the smallest opacity
     that is divided by; rays of at most this opacity get `empty [...]`, or if None a mean that
-    falls to 0 with their opacity.
+    falls to 0 with their opacity. log_distance: whether the mean is that of logarithms.
     """
-    mean = (weights * stepfun.midpoints(tdist)).sum(dim=-1) / acc.clamp(min=min_acc)
+    t = stepfun.midpoints(tdist)
+    if log_distance:
+        t = t.clamp(min=torch.finfo(t.dtype).tiny).log()
+    mean = (weights * t).sum(dim=-1) / acc.clamp(min=min_acc)
+    mean = mean.exp() if log_distance else mean
     return mean if empty is None else torch.where(acc > min_acc, mean, empty)

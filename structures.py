@@ -83,6 +83,8 @@ class Cameras(TensorRecord):
         (fisheye, as OpenCV's); p1, p2 are OpenCV's.
     fisheye: `[N]` bool, which cameras are equidistant fisheyes; None if none is.
     ndc: (focal, width, height) in pixels if rays are in NDC, else None.
+    visible_range: (nearest, farthest) t of known surface points, None if they are unknown; rays may
+        reach beyond it.
     """
 
     camtoworlds: Tensor
@@ -94,6 +96,7 @@ class Cameras(TensorRecord):
     distortion: Tensor | None = None
     fisheye: Tensor | None = None
     ndc: tuple | None = None
+    visible_range: tuple | None = None
 
     def __post_init__(self):
         for name in ("near", "far", "lossmult"):

@@ -45,8 +45,8 @@ class CameraLayout(NamedTuple):
     """The layout of training cameras, from which the paths are derived.
 
     camtoworlds: `[N, 3, 4]`; focus: `[3]`, the point that the cameras look at; distance: their
-    median distance to it, 0 if they look away from one another; near, far: the range of t of their
-    rays; forward_facing: whether all look in about one direction.
+    median distance to it, 0 if they look away from one another; near, far: the range of t that they
+    see; forward_facing: whether all look in about one direction.
     """
 
     camtoworlds: np.ndarray
@@ -84,7 +84,7 @@ def path_cameras(cameras: Cameras, path: str, num_frames: int, *, width: int | N
     else:
         camtoworlds = PATHS[path][layout.forward_facing](layout, phase)
     size, pixtocams = frame_intrinsics(cameras, width, height, magnification)
-    near, far = frame_range(layout, camtoworlds) if cameras.ndc is None else (0.0, 1.0)
+    near, far = frame_range(cameras, layout, camtoworlds)
     frames = Cameras(
         camtoworlds=torch.as_tensor(camtoworlds, dtype=torch.float32),
         pixtocams=torch.as_tensor(pixtocams, dtype=torch.float32),
@@ -112,7 +112,7 @@ def summarize_cameras(cameras: Cameras) -> CameraLayout:
     directions = -camtoworlds[:, :, 2]
     agreement = np.linalg.norm(directions.mean(axis=0))
     forward_facing = len(camtoworlds) > 1 and agreement > FORWARD_FACING
-    near, far = float(cameras.near.min()), float(cameras.far.max())
+    near, far = cameras.visible_range or (float(cameras.near.min()), float(cameras.far.max()))
     if cameras.ndc is not None:
         forward_facing, near, far = True, NEAREST_IN_NEAR_PLANES, math.inf
     focus = pose_utils.focus_point(camtoworlds)
@@ -249,8 +249,16 @@ def move_to_focus(layout: CameraLayout, camtoworlds: np.ndarray,
 # Rays.
 
 
-def frame_range(layout: CameraLayout, camtoworlds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """near and far `[F]`: the range around the focus that the training rays cover."""
+def frame_range(cameras: Cameras, layout: CameraLayout, camtoworlds: np.ndarray
+                ) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """near and far, numbers or `[F]`: the range around the focus that the training rays cover.
+
+    Rays in NDC, and rays that reach beyond what is visible, keep the range of training.
+    """
+    near, far = float(cameras.near.min()), float(cameras.far.max())
+    beyond = cameras.visible_range and not np.allclose(cameras.visible_range, (near, far))
+    if cameras.ndc is not None or beyond:
+        return near, far
     shift = np.linalg.norm(camtoworlds[:, :, 3] - layout.focus, axis=-1) - layout.distance
     smallest = min(layout.near, MIN_NEAR * layout.distance)
     return np.maximum(layout.near + shift, smallest), layout.far + shift

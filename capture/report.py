@@ -78,11 +78,12 @@ def examine_scene(config) -> Report:
     train, test = scenes["train"], scenes["test"]
     cameras = concatenate([train.cameras, test.cameras])
     path, arrangement = choose_path(train.cameras)
+    near, far = cameras.visible_range or (float(cameras.near.min()), float(cameras.far.max()))
     statistics = {
         "dataset_name": config.dataset_name, "factor": config.factor,
         "views": {split: len(scene.names) for split, scene in scenes.items()},
         "reprojection_error": loader.reprojection_error, "points": len(loader.points()),
-        "scale": train.scale, "near": float(cameras.near.min()), "far": float(cameras.far.max()),
+        "scale": train.scale, "near": near, "far": far,
         "arrangement": arrangement, "path": path,
     }
     lines = [views_line(config, scenes), lens_line(cameras), points_line(statistics),
@@ -133,12 +134,12 @@ def points_line(statistics: dict) -> str:
 
 
 def range_line(statistics: dict, ndc: tuple | None) -> str:
-    """The scene's scale and the range of t."""
+    """The scene's scale and the visible range of t."""
     near, far, scale = statistics["near"], statistics["far"], statistics["scale"]
     line = f"Scale: 1 unit of the files is {scale:.4g} units of the scene. "
     if ndc is not None:
         return line + f"Rays run from {near:g} to {far:g} in NDC."
-    return line + (f"Rays run from near {near:.3g} to far {far:.3g} ({near / scale:.3g} to "
+    return line + (f"The cameras see distances from {near:.3g} to {far:.3g} ({near / scale:.3g} to "
                    f"{far / scale:.3g} units of the files).")
 
 

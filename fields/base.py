@@ -133,6 +133,17 @@ class Field(nn.Module, ABC):
         rgb = [self.rgb] if self.head is not None else []
         return [*self.trunk, *density, *bottleneck, *self.view, *rgb]
 
+    def reference_params(self, name: str) -> dict[str, Tensor]:
+        """The weights of all linear layers as views, (in, out), and their biases.
+
+        name: a format of the arrays' names, with `{index}` of a layer and `{kind}`, kernel or bias.
+        """
+        parameters = {}
+        for index, layer in enumerate(self.layers()):
+            parameters[name.format(index=index, kind="kernel")] = layer.weight.t()
+            parameters[name.format(index=index, kind="bias")] = layer.bias
+        return parameters
+
     def forward(self, gaussians, viewdirs: Tensor | None = None,
                 density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
         """Density and colour of Gaussians.

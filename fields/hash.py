@@ -7,16 +7,20 @@ from torch import Tensor, nn
 
 import coord
 from fields import hash_grid
-from fields.base import Field, Head, Trunk
+from fields.base import Field, FieldOutput, Head, Trunk
 
-# Initialise tables near zero: uniform in plus or minus this range.
-TABLE_INIT_RANGE = 1e-4
+# Features are multiplied by this after the lookup, so that the small steps of Adam move them far
+# enough (Zip-NeRF's code).
+PRECONDITIONING = 10.0
+
+# Entries start uniform in plus or minus this range.
+TABLE_INIT_RANGE = 1e-4 / PRECONDITIONING
 
 # Radius of the ball that contains contracted space.
 CONTRACTED_RADIUS = 2.0
 
-# Clamp the exponent of density to keep gradients finite.
-MAX_LOG_DENSITY = 15.0
+# The exponent of density is clamped to the logarithm of the largest float32.
+MAX_LOG_DENSITY = 88.0
 
 
 class HashField(Field):
@@ -26,9 +30,9 @@ class HashField(Field):
     levels: a `hash_grid.Levels`; features: numbers per table entry.
     num_multisamples: isotropic Gaussians per sample, whose features are averaged.
     downweight: whether features of levels finer than the Gaussian are attenuated (Zip-NeRF's
-        anti-aliasing).
+        anti-aliasing); append_scale: whether each level also has a feature of this attenuation.
     contraction: whether the grid covers contracted space; if not, it covers the smallest cube
-        around the buffer `box [2, 3]`.
+        around the buffer `box [2, 3]`, outside of which there is no density.
     Other arguments as in `Field` and `Field.build_heads`.
     """
 
@@ -36,19 +40,21 @@ class HashField(Field):
     resolutions: Tensor
 
     def __init__(self, trunk: Trunk, head: Head | None, *, levels: hash_grid.Levels, features: int,
-                 num_multisamples: int, downweight: bool, density_bias: float,
+                 num_multisamples: int, downweight: bool, append_scale: bool, density_bias: float,
                  contraction: bool = False, init: str = "glorot",
                  compute_dtype: torch.dtype = torch.float32, has_density: bool = True):
         super().__init__(head, density_bias=density_bias, has_density=has_density,
                          compute_dtype=compute_dtype)
         self.levels, self.num_multisamples = levels, num_multisamples
-        self.downweight, self.contraction = downweight, contraction
+        self.downweight, self.append_scale = downweight, append_scale
+        self.contraction = contraction
         self.table = nn.Parameter(torch.empty(levels.table_size, features))
         nn.init.uniform_(self.table, -TABLE_INIT_RANGE, TABLE_INIT_RANGE)
         self.register_buffer("box", CONTRACTED_RADIUS * torch.tensor([[-1.0] * 3, [1.0] * 3]))
         resolutions = torch.tensor(levels.resolutions, dtype=torch.get_default_dtype())
         self.register_buffer("resolutions", resolutions, persistent=False)
-        sizes = [len(levels.resolutions) * features] + trunk.depth * [trunk.hidden]
+        size = len(levels.resolutions) * (features + append_scale)
+        sizes = [size] + trunk.depth * [trunk.hidden]
         self.trunk = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
         self.build_heads(sizes[-1], trunk.hidden, init)
 
@@ -60,34 +66,93 @@ class HashField(Field):
         return coord.IsotropicGaussians(means[..., None, :], stds[..., None])
 
     def _encode(self, gaussians):
-        """Features `[..., S, L F]` of `IsotropicGaussians`."""
+        """Features `[..., S, L F]` of `IsotropicGaussians`, or `[..., S, L (F + 1)]` with scale."""
         if self.contraction:
             gaussians = coord.contract_isotropic(*gaussians)
         means, stds = gaussians
-        low, high = self.box
-        side = (high - low).max()
-        points = (means - 0.5 * (low + high)) / side + 0.5
-        stds_in_cells = (stds / side)[..., None] * self.resolutions
+        points, side = self.to_cube(means)
+        stds_in_cells = (stds.detach() / side)[..., None] * self.resolutions
         weights = downweights(stds_in_cells) if self.downweight else torch.ones_like(stds_in_cells)
         features = hash_grid.encode(
             points.reshape(-1, *means.shape[-2:]),
             weights.reshape(-1, *stds_in_cells.shape[-2:]), self.table, self.levels)
-        return features.reshape(*stds.shape[:-1], features.shape[-1])
+        features = features.reshape(*stds.shape[:-1], features.shape[-1])
+        if self.append_scale:
+            features = self._with_scale(features, weights.mean(dim=-2))
+        return PRECONDITIONING * features
+
+    def _with_scale(self, features, weights):
+        """The features of each level followed by 2 w - 1, in the units of its entries.
+
+        features: `[..., L F]`; weights: `[..., L]`, the mean w of the multisamples.
+        """
+        mean_squares = torch.stack([(level.detach()**2).mean() for level in self.table_levels()])
+        scale = (2 * weights - 1) * (TABLE_INIT_RANGE**2 + mean_squares).sqrt()
+        levels = features.unflatten(-1, (weights.shape[-1], -1))
+        return torch.cat([levels, scale[..., None]], dim=-1).flatten(-2)
+
+    def forward(self, gaussians, viewdirs: Tensor | None = None,
+                density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
+        output = super().forward(gaussians, viewdirs, density_noise, with_rgb)
+        if self.contraction or output.density is None:
+            return output
+        points, _ = self.to_cube(gaussians.means.mean(dim=-2))
+        inside = ((points >= 0) & (points <= 1)).all(dim=-1)
+        return output._replace(density=output.density.where(inside, 0.0))
+
+    def to_cube(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points `[..., 3]` in the coordinates of the grid's unit cube, and its side before."""
+        low, high = self.box
+        side = (high - low).max()
+        return (points - 0.5 * (low + high)) / side + 0.5, side
 
     def activate_density(self, raw_density: Tensor) -> Tensor:
         """Exponential, with a clamped exponent."""
-        return raw_density.clamp(max=MAX_LOG_DENSITY).exp()
+        return SafeExp.apply(raw_density)
+
+    def table_levels(self) -> tuple[Tensor, ...]:
+        """The entries of each level, `[entries, F]`."""
+        return self.table.split(self.levels.num_entries)
+
+    def reference_grids(self, name: str) -> dict[str, Tensor]:
+        """The entries of each level as views, named `name/grid_<n>` (dense) or `name/hash_<n>`.
+
+        A dense level is `[n, n, n, F]` by x, y and z, a hashed one `[entries, F]`.
+        """
+        digits, arrays = len(str(self.levels.resolutions[-1])), {}
+        for i, entries in enumerate(self.table_levels()):
+            n = self.levels.resolutions[i]
+            dense = self.levels.is_dense(i)
+            key = f"{name}/{'grid' if dense else 'hash'}_{n:0{digits}d}"
+            arrays[key] = entries.unflatten(0, (n, n, n)) if dense else entries
+        return arrays
 
     def grid_decay(self) -> Tensor:
-        """Sum over levels of the mean square of their entries (Zip-NeRF, section 4)."""
-        levels = self.table.split(self.levels.num_entries)
-        return sum((level**2).mean() for level in levels)
+        """Half the mean square of each level's entries, summed (Zip-NeRF, section 4)."""
+        return 0.5 * torch.stack([(level**2).mean() for level in self.table_levels()]).sum()
+
+
+class SafeExp(torch.autograd.Function):
+    """Exponential with a clamped exponent, whose gradient passes where it is clamped."""
+
+    @staticmethod
+    def forward(ctx, x):
+        value = x.clamp(max=MAX_LOG_DENSITY).exp()
+        ctx.save_for_backward(value)
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient):
+        value, = ctx.saved_tensors
+        return gradient * value
 
 
 def downweights(stds_in_cells: Tensor) -> Tensor:
     """Fraction of an isotropic Gaussian within half a cell of its mean, per axis (Zip-NeRF, eq. 5).
 
-    stds_in_cells: its standard deviation in cell widths, of any shape. 0.383 at one cell.
+    stds_in_cells: its standard deviation in cell widths, of any shape; about 0.383 at one cell. The
+    error function is approximated as in Zip-NeRF's code, to 0.007.
     """
     smallest = torch.finfo(stds_in_cells.dtype).tiny
-    return torch.erf(1 / (math.sqrt(8) * stds_in_cells).clamp(min=smallest))
+    x = 1 / (math.sqrt(8) * stds_in_cells).clamp(min=smallest)
+    return (-torch.expm1(-4 / math.pi * x**2)).sqrt()

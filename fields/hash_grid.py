@@ -1,8 +1,9 @@
 """Multiresolution hash encoding (Müller et al., SIGGRAPH 2022, section 3; Zip-NeRF, section 3).
 
-Points lie in the unit cube. A level of resolution n has n cells per side and features at their
-corners; a point's features are interpolated between the 8 corners of its cell. Levels that fit the
-table are dense; finer ones are hashed.
+Points lie in the unit cube. A level of resolution n has n^3 cells with features at their centres; a
+point's features are interpolated between the 8 nearest centres. Levels that fit the table are
+dense; finer ones are hashed. Lattice and hash are those of Zip-NeRF's code, so its grids can be
+loaded.
 """
 
 import functools
@@ -16,15 +17,16 @@ from torch.autograd.function import once_differentiable
 
 logger = logging.getLogger(__name__)
 
-# Factors of the hash, an exclusive or of scaled coordinates (Müller et al., eq. 4).
-PRIMES = (1, 2654435761, 805459861)
+# Factors of the hash, an exclusive or of scaled coordinates (Müller et al., eq. 4; the factors are
+# those of Zip-NeRF's code).
+PRIMES = (1, 19349663, 83492791)
 
 
 class Levels(NamedTuple):
     """The levels of a grid, coarse to fine; each field is a tuple with one number per level.
 
     resolutions: cells per side; offsets, num_entries: offset and number of entries of each level in
-    the table.
+    the table. A dense level has one entry per cell, the last axis varying fastest.
     """
 
     resolutions: tuple
@@ -36,6 +38,10 @@ class Levels(NamedTuple):
         """Number of entries of all levels."""
         return self.offsets[-1] + self.num_entries[-1]
 
+    def is_dense(self, level: int) -> bool:
+        """Whether each cell of a level has an entry of its own."""
+        return self.num_entries[level] == self.resolutions[level] ** 3
+
 
 def make_levels(coarsest: int, finest: int, log2_table_size: int) -> Levels:
     """`Levels` that double from `coarsest` to at most `finest` cells per side.
@@ -46,7 +52,7 @@ def make_levels(coarsest: int, finest: int, log2_table_size: int) -> Levels:
     while 2 * resolutions[-1] <= finest:
         resolutions.append(2 * resolutions[-1])
     for resolution in resolutions:
-        num_entries.append(min((resolution + 1) ** 3, 2**log2_table_size))
+        num_entries.append(min(resolution**3, 2**log2_table_size))
         offsets.append(offsets[-1] + num_entries[-1])
     return Levels(tuple(resolutions), tuple(offsets[:-1]), tuple(num_entries))
 
@@ -67,32 +73,33 @@ def encode_torch(points: Tensor, weights: Tensor, table: Tensor, levels: Levels)
     """`encode` in PyTorch operations, for any device and precision."""
     features, weights = [], weights.detach()
     for level, resolution in enumerate(levels.resolutions):
-        scaled = points.nan_to_num(nan=0.0).clamp(0, 1) * resolution
-        cell = scaled.detach().floor().clamp(max=resolution - 1)
-        fraction = scaled - cell
-        cell = cell.long()
+        position = points.nan_to_num(nan=0.0).clamp(0, 1) * resolution - 0.5
+        cell = position.detach().floor()
+        fraction, cell = position - cell, cell.long()
         total: Any = 0
         for offset in range(8):
             bits = [offset >> axis & 1 for axis in range(3)]
-            index = table_index(
-                [cell[..., axis] + bits[axis] for axis in range(3)], level, levels)
+            corner = [cell[..., axis] + bit for axis, bit in enumerate(bits)]
             corner_weight: Any = 1
             for axis, bit in enumerate(bits):
-                corner_weight = corner_weight * (
-                    fraction[..., axis] if bit else 1 - fraction[..., axis])
+                part = fraction[..., axis] if bit else 1 - fraction[..., axis]
+                if levels.is_dense(level):  # There is nothing beyond the outermost centres.
+                    part = part.where((corner[axis] >= 0) & (corner[axis] < resolution), 0)
+                corner_weight = corner_weight * part
+            index = table_index(corner, level, levels)
             total = total + (corner_weight * weights[..., level])[..., None] * table[index]
         features.append(total.mean(dim=1))
     return torch.cat(features, dim=-1)
 
 
 def table_index(corner, level: int, levels: Levels):
-    """Table index of an integer grid corner (x, y, z) at a level."""
-    side, num_entries = levels.resolutions[level] + 1, levels.num_entries[level]
-    x, y, z = corner
-    if num_entries == side**3:
-        return levels.offsets[level] + x + side * (y + side * z)
-    hashed = x * PRIMES[0] ^ y * PRIMES[1] ^ z * PRIMES[2]
-    return levels.offsets[level] + (hashed & (num_entries - 1))
+    """Table index of an integer grid corner (x, y, z) at a level; a dense level clamps it."""
+    resolution, num_entries = levels.resolutions[level], levels.num_entries[level]
+    if levels.is_dense(level):
+        x, y, z = (axis.clamp(0, resolution - 1) for axis in corner)
+        return levels.offsets[level] + (x * resolution + y) * resolution + z
+    x, y, z = (axis * prime for axis, prime in zip(corner, PRIMES, strict=True))
+    return levels.offsets[level] + ((x ^ y ^ z) & (num_entries - 1))
 
 
 @functools.cache

@@ -4,6 +4,8 @@ They compute what `hash_grid.encode_torch` computes; tests compare the two. Tens
 out; inside they are NumPy arrays that share memory with them.
 """
 
+import math
+
 import numba
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ MAX_THREADS = numba.get_num_threads()
 torch.set_num_threads(_PYTORCH_THREADS)
 
 # Constants of float32: with Python integers numba would continue in 64 bits.
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+
+# The hash's factors, as in `hash_grid.PRIMES`.
+PRIME_Y, PRIME_Z = 19349663, 83492791
 
 
 def _compiled(**options):
@@ -90,39 +95,60 @@ def _clamp(x):
 
 
 @_compiled(inline="always")
-def _cell(points, m, j, resolution):
-    """The cell of a point and the position inside it: x, y, z of each."""
-    x = _clamp(points[m, j, 0]) * np.float32(resolution)
-    y = _clamp(points[m, j, 1]) * np.float32(resolution)
-    z = _clamp(points[m, j, 2]) * np.float32(resolution)
-    i = min(np.int64(x), resolution - 1)
-    k = min(np.int64(y), resolution - 1)
-    n = min(np.int64(z), resolution - 1)
-    return i, k, n, x - np.float32(i), y - np.float32(k), z - np.float32(n)
+def _axis(coordinate, resolution, is_dense):
+    """The two nearest cell centres along an axis, and their weights.
+
+    Beyond the outermost centres of a dense level there is nothing: such weights are 0.
+    """
+    position = _clamp(coordinate) * np.float32(resolution) - HALF
+    low = np.int64(math.floor(position))
+    high, weight_high = low + 1, position - np.float32(low)
+    weight_low = ONE - weight_high
+    if is_dense and low < 0:
+        low, weight_low = 0, ZERO
+    if is_dense and high == resolution:
+        high, weight_high = resolution - 1, ZERO
+    return low, high, weight_low, weight_high
 
 
 @_compiled(inline="always")
-def _table_indices(x, y, z, side, offset, size):
-    """Table indices of a cell's 8 corners, as in `hash_grid.table_index`."""
-    if size == side * side * side:
-        e = offset + x + side * (y + side * z)
-        up, back = side, side * side
-        return (e, e + 1, e + up, e + up + 1,
-                e + back, e + back + 1, e + back + up, e + back + up + 1)
+def _cell(points, m, j, resolution, is_dense):
+    """Centres and weights of a point along x, y and z: 12 numbers, as of `_axis`."""
+    x0, x1, u0, u1 = _axis(points[m, j, 0], resolution, is_dense)
+    y0, y1, v0, v1 = _axis(points[m, j, 1], resolution, is_dense)
+    z0, z1, w0, w1 = _axis(points[m, j, 2], resolution, is_dense)
+    return x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1
+
+
+@_compiled(inline="always")
+def _slopes(low, high):
+    """Derivatives of the two weights of `_axis`; 0 where there is no centre (low equals high)."""
+    is_border = low == high
+    return (ZERO if is_border and low == 0 else -ONE), (ZERO if is_border and low > 0 else ONE)
+
+
+@_compiled(inline="always")
+def _table_indices(x0, x1, y0, y1, z0, z1, resolution, is_dense, offset, size):
+    """Table indices of a cell's 8 corners, as in `hash_grid.table_index`; x varies fastest."""
+    if is_dense:
+        x0, x1 = offset + x0 * resolution * resolution, offset + x1 * resolution * resolution
+        y0, y1 = y0 * resolution, y1 * resolution
+        return (x0 + y0 + z0, x1 + y0 + z0, x0 + y1 + z0, x1 + y1 + z0,
+                x0 + y0 + z1, x1 + y0 + z1, x0 + y1 + z1, x1 + y1 + z1)
     mask = size - 1
-    y0, y1 = y * 2654435761, (y + 1) * 2654435761
-    z0, z1 = z * 805459861, (z + 1) * 805459861
-    return (offset + ((x ^ y0 ^ z0) & mask), offset + (((x + 1) ^ y0 ^ z0) & mask),
-            offset + ((x ^ y1 ^ z0) & mask), offset + (((x + 1) ^ y1 ^ z0) & mask),
-            offset + ((x ^ y0 ^ z1) & mask), offset + (((x + 1) ^ y0 ^ z1) & mask),
-            offset + ((x ^ y1 ^ z1) & mask), offset + (((x + 1) ^ y1 ^ z1) & mask))
+    y0, y1 = y0 * PRIME_Y, y1 * PRIME_Y
+    z0, z1 = z0 * PRIME_Z, z1 * PRIME_Z
+    return (offset + ((x0 ^ y0 ^ z0) & mask), offset + ((x1 ^ y0 ^ z0) & mask),
+            offset + ((x0 ^ y1 ^ z0) & mask), offset + ((x1 ^ y1 ^ z0) & mask),
+            offset + ((x0 ^ y0 ^ z1) & mask), offset + ((x1 ^ y0 ^ z1) & mask),
+            offset + ((x0 ^ y1 ^ z1) & mask), offset + ((x1 ^ y1 ^ z1) & mask))
 
 
 @_compiled(inline="always")
-def _corner_weights(u, v, w, weight):
+def _corner_weights(u0, u1, v0, v1, w0, w1, weight):
     """Trilinear weights of the 8 corners of a cell, times `weight`."""
-    near, far = (ONE - w) * weight, w * weight
-    a, b, c, d = (ONE - u) * (ONE - v), u * (ONE - v), (ONE - u) * v, u * v
+    near, far = w0 * weight, w1 * weight
+    a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
     return a * near, b * near, c * near, d * near, a * far, b * far, c * far, d * far
 
 
@@ -131,12 +157,16 @@ def _forward(points, weights, table, resolutions, offsets, sizes, unrolled, feat
     groups, members, width = points.shape[0], points.shape[1], len(unrolled)
     for block in numba.prange((groups + BLOCK - 1) // BLOCK):
         for level in range(len(sizes)):
-            resolution, side = resolutions[level], resolutions[level] + 1
+            resolution, size = resolutions[level], sizes[level]
+            is_dense = size == resolution * resolution * resolution
             for m in range(block * BLOCK, min((block + 1) * BLOCK, groups)):
                 for j in range(members):
-                    x, y, z, u, v, w = _cell(points, m, j, resolution)
-                    e = _table_indices(x, y, z, side, offsets[level], sizes[level])
-                    s = _corner_weights(u, v, w, weights[m, j, level] / np.float32(members))
+                    x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
+                        points, m, j, resolution, is_dense)
+                    e = _table_indices(
+                        x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
+                    s = _corner_weights(
+                        u0, u1, v0, v1, w0, w1, weights[m, j, level] / np.float32(members))
                     for f in range(width):
                         # One expression: a sum in memory would be eight dependent loads and stores.
                         total = (s[0] * table[e[0], f] + s[1] * table[e[1], f]
@@ -153,12 +183,16 @@ def _table_gradient(gradient, points, weights, resolutions, offsets, sizes, unro
     # Each level belongs to one thread, so that no two threads add to one entry and the order of
     # additions is fixed.
     for level in numba.prange(len(sizes)):
-        resolution, side = resolutions[level], resolutions[level] + 1
+        resolution, size = resolutions[level], sizes[level]
+        is_dense = size == resolution * resolution * resolution
         for m in range(groups):
             for j in range(members):
-                x, y, z, u, v, w = _cell(points, m, j, resolution)
-                e = _table_indices(x, y, z, side, offsets[level], sizes[level])
-                s = _corner_weights(u, v, w, weights[m, j, level] / np.float32(members))
+                x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
+                    points, m, j, resolution, is_dense)
+                e = _table_indices(
+                    x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
+                s = _corner_weights(
+                    u0, u1, v0, v1, w0, w1, weights[m, j, level] / np.float32(members))
                 for corner in range(8):
                     for f in range(width):
                         grad[e[corner], f] += s[corner] * gradient[m, level * width + f]
@@ -171,20 +205,26 @@ def _points_gradient(gradient, points, weights, table, resolutions, offsets, siz
         for j in range(members):
             du, dv, dw = ZERO, ZERO, ZERO
             for level in range(len(sizes)):
-                resolution, side = resolutions[level], resolutions[level] + 1
-                x, y, z, u, v, w = _cell(points, m, j, resolution)
+                resolution, size = resolutions[level], sizes[level]
+                is_dense = size == resolution * resolution * resolution
                 weight = weights[m, j, level] * np.float32(resolution) / np.float32(members)
-                entries = _table_indices(x, y, z, side, offsets[level], sizes[level])
+                x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
+                    points, m, j, resolution, is_dense)
+                du0, du1 = _slopes(x0, x1)
+                dv0, dv1 = _slopes(y0, y1)
+                dw0, dw1 = _slopes(z0, z1)
+                entries = _table_indices(
+                    x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
                 for corner in range(8):
                     a, b, c = corner & 1, corner >> 1 & 1, corner >> 2
                     product = ZERO
                     for f in range(width):
                         product += table[entries[corner], f] * gradient[m, level * width + f]
                     product *= weight
-                    su, sv, sw = (u if a else ONE - u), (v if b else ONE - v), (w if c else ONE - w)
-                    du += (product if a else -product) * sv * sw
-                    dv += (product if b else -product) * su * sw
-                    dw += (product if c else -product) * su * sv
+                    su, sv, sw = (u1 if a else u0), (v1 if b else v0), (w1 if c else w0)
+                    du += product * (du1 if a else du0) * sv * sw
+                    dv += product * (dv1 if b else dv0) * su * sw
+                    dw += product * (dw1 if c else dw0) * su * sv
             grad[m, j, 0] = du if 0 <= points[m, j, 0] <= 1 else 0
             grad[m, j, 1] = dv if 0 <= points[m, j, 1] <= 1 else 0
             grad[m, j, 2] = dw if 0 <= points[m, j, 2] <= 1 else 0

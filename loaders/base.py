@@ -90,5 +90,5 @@ class Loader(ABC):
         return Scene(
             pixels=None, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
             names=tuple(names), files=tuple(map(str, files)), mask_files=tuple(mask_files),
-            background=float(self.config.white_bkgd), **fields,
+            background=sum(self.config.bg_range) / 2, **fields,
         )

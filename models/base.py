@@ -1,7 +1,7 @@
 """Base class of the models: field queries, training randomness, compositing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from ray_utils import cast_rays, compute_weights, multisample_rays, volumetric_r
 from runtime.memory import free_memory
 from structures import Rays, RenderOutput, Shading
 
-# At test time every other interval's multisamples are rotated by 30 degrees and mirrored, as in
+# At test time every other interval's multisamples are mirrored and rotated by 90 degrees, as in
 # Zip-NeRF's code; in the units of `multisample_rays`.
-ODD_INTERVAL_ROTATION = 0.5 + 1 / 24
+ODD_INTERVAL_ROTATION = 0.5 + 1 / 8
 
 # Samples rendered at once. On two CPU cores 8,192 are 1.4 to 1.8 times as fast as 500,000. If the
 # widest layer has fewer than `REFERENCE_WIDTH` inputs and outputs, proportionally more samples fit
@@ -35,7 +35,8 @@ class RayModel(nn.Module, ABC):
     `model(rays)` samples jitter and noise if and only if `model.training`. A subclass defines
     `render_levels` and sets `field`, the finest level's network; `max_samples_per_level`; and
     `first_rgb_level`, the first level with colours (those before are black).
-    stages: (start, length) of each stage, as fractions of training.
+    stages: (start, length) of each stage, as fractions of training; log_distance: whether the mean
+    distance of a ray is that of logarithms.
     """
 
     field: Field
@@ -43,12 +44,13 @@ class RayModel(nn.Module, ABC):
     first_rgb_level: int
     compute_dtype: torch.dtype
     stages: Sequence[tuple[float, float]] = ((0.0, 1.0),)
+    log_distance: bool = False
 
     def __init__(self, config):
         super().__init__()
         self.ray_shape, self.num_samples = config.ray_shape, config.num_samples
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
-        self.random_bkgd, self.bg_rgb = config.random_bkgd, float(config.white_bkgd)
+        self.bg_range = config.bg_range
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
                 ray_occupancy: RayOccupancy | None = None,
@@ -70,7 +72,12 @@ class RayModel(nn.Module, ABC):
     @property
     def samples_evenly(self) -> bool:
         """Whether samples are evenly spaced along a ray, as cells of an occupancy grid are."""
-        return not (self.contraction or self.opaque_background)
+        return not self.opaque_background
+
+    @property
+    def bg_rgb(self) -> float:
+        """The background of images, the middle of the range drawn from in training."""
+        return sum(self.bg_range) / 2
 
     def is_shading(self) -> bool:
         """Whether colours are those of shaded surfaces: NeRV's are, in its last stage."""
@@ -97,14 +104,43 @@ class RayModel(nn.Module, ABC):
         samples = CHUNK_SAMPLES.get(device.type, CHUNK_SAMPLES["cuda"])
         return max(1, int(min(samples * max(1, REFERENCE_WIDTH / widest), fits_memory)))
 
-    def compilable_fields(self, device: torch.device) -> list[Field]:
-        """The fields for torch.compile: all but hash grids on a CPU, which have numba kernels."""
-        return [part for part in self.modules() if isinstance(part, Field)
-                and not (isinstance(part, HashField) and device.type == "cpu")]
+    def fields(self) -> list[Field]:
+        """All networks of the model."""
+        return [part for part in self.modules() if isinstance(part, Field)]
 
     def grids(self) -> list[HashField]:
         """The fields that are hash grids."""
-        return [part for part in self.modules() if isinstance(part, HashField)]
+        return [field for field in self.fields() if isinstance(field, HashField)]
+
+    def compilable_fields(self, device: torch.device) -> list[Field]:
+        """The fields for torch.compile: all but hash grids on a CPU, which have numba kernels."""
+        return [field for field in self.fields()
+                if not (isinstance(field, HashField) and device.type == "cpu")]
+
+    @torch.no_grad()
+    def load_reference_params(self, arrays: Mapping):
+        """Load the weights of the official JAX code.
+
+        arrays: by the names of `reference_params`, of equal shapes. Raises ValueError for a missing
+        or extra name or a shape that does not fit.
+        """
+        parameters = self.reference_params()
+        if set(arrays) != set(parameters):
+            raise ValueError(f"missing or extra arrays: {sorted(set(arrays) ^ set(parameters))}")
+        values = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        for name, parameter in parameters.items():
+            if values[name].shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(values[name].shape)}; "
+                                 f"{tuple(parameter.shape)} is expected")
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+    def reference_params(self) -> dict[str, Tensor]:
+        """All parameters, with the shapes and names of the official JAX code.
+
+        Kernels of linear layers are (in, out). Raises NotImplementedError if there is no such code.
+        """
+        raise NotImplementedError(f"there is no released code of {type(self).__name__}")
 
     def set_box(self, box: Tensor):
         """Fit the hash grids to a scene's bounding box `[2, 3]`, unless they contract space."""
@@ -170,13 +206,14 @@ class RayModel(nn.Module, ABC):
                   rng) -> RenderOutput:
         """Composite the `FieldOutput` of a level."""
         weights = compute_weights(samples.density, tdist, rays.directions, self.opaque_background)
+        low, high = self.bg_range
         bg_rgb = self.bg_rgb
-        if self.random_bkgd and self.training:
-            bg_rgb = self._random(torch.rand, (*rays.shape, 3), tdist, rng)
+        if low < high and self.training:
+            bg_rgb = low + (high - low) * self._random(torch.rand, (*rays.shape, 3), tdist, rng)
         rgb = samples.rgb
         if rgb is None:
             rgb = torch.zeros((), device=tdist.device).expand(*weights.shape, 3)
-        composited = volumetric_rendering(rgb, weights, tdist, bg_rgb)
+        composited = volumetric_rendering(rgb, weights, tdist, bg_rgb, self.log_distance)
         return RenderOutput(**composited._asdict(), sdist=sdist, tdist=tdist, weights=weights)
 
     def _random(self, distribution, shape, like, rng):

@@ -64,6 +64,7 @@ def _hash_field(config, compute_dtype, trunk, head, has_density, finest, feature
         trunk, head, features=features,
         levels=hash_grid.make_levels(config.grid_coarsest, finest, config.grid_log2_size),
         num_multisamples=config.num_multisamples, downweight=config.downweight,
+        append_scale=config.append_scale,
         density_bias=config.density_bias, contraction=config.contraction,
         init=config.weight_init, compute_dtype=compute_dtype, has_density=has_density,
     )

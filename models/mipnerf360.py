@@ -19,6 +19,8 @@ class MipNeRF360(RayModel):
     the large MLP is evaluated only at the last round's samples. Samples lie in s, in [0, 1].
     """
 
+    log_distance = True
+
     def __init__(self, config, compute_dtype=torch.float32):
         super().__init__(config)
         self.compute_dtype = compute_dtype
@@ -37,6 +39,14 @@ class MipNeRF360(RayModel):
     def proposal_field(self, level: int) -> Field:
         """The field of a proposal round."""
         return self.proposal
+
+    def reference_params(self) -> dict[str, Tensor]:
+        return (self.field.reference_params("NerfMLP_0/Dense_{index}/{kind}")
+                | self.proposal.reference_params("PropMLP_0/Dense_{index}/{kind}"))
+
+    @property
+    def samples_evenly(self) -> bool:
+        return super().samples_evenly and self.ray_warp == "linear"
 
     def render_levels(self, rays: Rays, train_frac: float, rng, ray_occupancy: RayOccupancy | None,
                       with_rgb: bool = True) -> list[RenderOutput]:

@@ -11,7 +11,7 @@ from models.build import hash_field, hash_proposals, head_config
 from models.mipnerf360 import MipNeRF360
 from structures import RenderOutput
 
-# The distortion loss of unbounded scenes is measured in P(premult t, lambda), as in the released
+# The distortion loss of contracted scenes is measured in P(premult t, lambda), as in the released
 # code: at ten times the distance the same spread costs an 18th.
 DISTORTION_PREMULT = 10_000
 DISTORTION_LAMBDA = -0.25
@@ -31,7 +31,14 @@ class ZipNeRF(MipNeRF360):
     def proposal_field(self, level: int) -> Field:
         return cast(Field, self.proposals[level])
 
+    def reference_params(self) -> dict[str, Tensor]:
+        parameters: dict[str, Tensor] = {}
+        for i, field in enumerate([*self.proposals, self.field]):
+            parameters |= field.reference_params(f"MLP_{i}/Dense_{{index}}/{{kind}}")
+            parameters |= field.reference_grids(f"grid_{i}")
+        return parameters
+
     def distortion_fenceposts(self, output: RenderOutput) -> Tensor:
-        if self.ray_warp == "power":
+        if self.contraction:
             return coord.power_ladder(DISTORTION_PREMULT * output.tdist, DISTORTION_LAMBDA)
         return super().distortion_fenceposts(output)

@@ -155,14 +155,14 @@ def preset_cases():
 def option_cases():
     """Flags that no preset sets, several at once."""
     yield make_case(
-        "debug", "mipnerf", "blender", "--factor 8 --random_bkgd --density_noise 0.5 --num_levels 3"
+        "debug", "mipnerf", "blender", "--factor 8 --density_noise 0.5 --num_levels 3"
         " --no-use_viewdirs --ray_shape cylinder --batching single_image --micro_batch 24"
-        " --lindisp --no-white_bkgd --near 2.6 --far 5.4", "options/sampling",
+        " --lindisp --bg_range 0 0 --near 2.6 --far 5.4", "options/sampling",
         video=f"{VIDEO} --path ellipse", mesh=f"{MESH} --keep_unseen --x_range -1 0.9",
         evaluate="--split val")
     yield make_case(
         "debug", "mipnerf360", "nerfstudio", "--factor 4 --prop_rounds 2 --ray_warp piecewise"
-        " --anneal_slope 5 --dilation_mult 1 --random_bkgd --min_deg 1", "options/proposals",
+        " --anneal_slope 5 --dilation_mult 1 --min_deg 1", "options/proposals",
         video=f"{VIDEO} --path zoom --dolly", mesh=f"{MESH} --keep_unseen --sigma_threshold 0.3")
     yield make_case(
         "debug", "zipnerf", "blender", "--factor 8 --prop_rounds 2 --prop_finest 16 32"

@@ -63,8 +63,8 @@ def test_default_config_rejects_unknown_flags():
 
 
 def test_typed_flags_and_given_values_are_remembered(file):
-    config = get_config(["--config", file(max_steps=9), "--no-white_bkgd", "--prop_finest", "64"])
-    assert config.typed == {"config", "white_bkgd", "prop_finest"}
+    config = get_config(["--config", file(max_steps=9), "--no-final_eval", "--prop_finest", "64"])
+    assert config.typed == {"config", "final_eval", "prop_finest"}
     assert config.given["max_steps"] == 9 and config.given["prop_finest"] == (64,)
     assert get_config(config) is config
 
@@ -75,8 +75,8 @@ def test_an_empty_command_line_names_no_preset_and_a_scene():
 
 
 def test_booleans_can_be_switched_both_ways():
-    assert get_config(["--no-white_bkgd"]).white_bkgd is False
-    assert get_config(["--dataset_name", "llff", "--white_bkgd"]).white_bkgd is True
+    assert get_config(["--no-final_eval"]).final_eval is False
+    assert get_config(["--dataset_name", "llff", "--no-ndc"]).ndc is False
 
 
 @pytest.mark.parametrize("flag", ["--batch", "--unknown_flag"])

@@ -202,10 +202,11 @@ def test_blender_takes_any_factor_and_odd_sizes(factor, size, tmp_path):
     assert float(focal) == pytest.approx(0.5 * size[0] / np.tan(0.5 * 0.7), rel=1e-5)
 
 
-@pytest.mark.parametrize("white,background", [("--white_bkgd", 1.0), ("--no-white_bkgd", 0.0)])
-def test_backgrounds(white, background, tmp_path):
+@pytest.mark.parametrize("background", [1.0, 0.0])
+def test_backgrounds(background, tmp_path):
     write_blender(tmp_path / "scene", images=[np.zeros((4, 4, 4), np.uint8)])
-    dataset = open_scene(tmp_path / "scene", "blender", "train", white)
+    dataset = open_scene(tmp_path / "scene", "blender", "train", "--bg_range", f"{background}",
+                         f"{background}")
     assert dataset.scene.background == background
     assert (dataset.image(0).rgb == background).all()
 

@@ -163,7 +163,7 @@ def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(monkeypatch,
     moved[:, :3, 3] += [5, 6, 7]
     write_llff(tmp_path / "scene", poses=moved, size=(60, 44))
     config = default_config(dataset_name="llff", scene=str(tmp_path / "scene"), ndc=True,
-                            ray_shape="cylinder", white_bkgd=False, factor=4)
+                            ray_shape="cylinder", bg_range=(0.0, 0.0), factor=4)
     scene = load_dataset(config, "train").scene
     in_files = rotation @ [0.2, -0.1, -4.0] + [5, 6, 7]
     to_scene = scene.world_to_scene.numpy()
@@ -171,7 +171,7 @@ def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(monkeypatch,
     model = AnalyticModel(ball(centre, 0.8 * scene.scale), colour_by_side, ndc=scene.cameras.ndc,
                           peak=700.0, bg_rgb=0.0)
     run = analytic_run(tmp_path / "scene", model, "llff", ndc=True, ray_shape="cylinder",
-                       white_bkgd=False, factor=4)
+                       bg_range=(0.0, 0.0), factor=4)
     mesh, _ = extract(monkeypatch, run, "--grid_size", "100")
     radii = np.linalg.norm(mesh.vertices - in_files, axis=1)
     assert np.abs(radii - 0.8).mean() < 0.02

@@ -247,11 +247,11 @@ def test_weights_depend_only_on_the_seed():
     assert not torch.equal(first.field.trunk[0].weight, other.field.trunk[0].weight)
 
 
-@pytest.mark.parametrize("white", [True, False])
-def test_empty_rays_show_the_background(white):
-    model = make_model(white_bkgd=white, density_bias=-200.0).eval()
+@pytest.mark.parametrize("bg_rgb", [1.0, 0.0])
+def test_empty_rays_show_the_background(bg_rgb):
+    model = make_model(bg_range=(bg_rgb, bg_rgb), density_bias=-200.0).eval()
     output = model(make_rays(3))[-1]
-    assert torch.equal(output.rgb, torch.full((3, 3), float(white)))
+    assert torch.equal(output.rgb, torch.full((3, 3), bg_rgb))
     torch.testing.assert_close(output.distance_mean, torch.full((3,), 6.0))
 
 

@@ -60,12 +60,13 @@ def test_a_typed_flag_wins_over_a_preset_in_any_order(preset):
 
 
 @pytest.mark.parametrize("dataset,values", [
-    ("blender", {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0, "path": "spherical"}),
-    ("multicam", {"factor": 1, "white_bkgd": True, "near": None, "path": "spherical"}),
-    ("llff", {"factor": 4, "white_bkgd": False, "ndc": True, "ray_shape": "cylinder"}),
-    ("colmap", {"factor": 4, "white_bkgd": False, "lindisp": True, "path": "auto"}),
-    ("nerfstudio", {"factor": 1, "white_bkgd": False, "lindisp": True}),
-    ("nerv", {"factor": 1, "white_bkgd": True, "near": 2.0, "far": 6.0, "path": "spherical"}),
+    ("blender", {"factor": 1, "bg_range": (1.0, 1.0), "near": 2.0, "far": 6.0,
+                 "path": "spherical"}),
+    ("multicam", {"factor": 1, "bg_range": (1.0, 1.0), "near": None, "path": "spherical"}),
+    ("llff", {"factor": 4, "bg_range": (0.0, 0.0), "ndc": True, "ray_shape": "cylinder"}),
+    ("colmap", {"factor": 4, "bg_range": (0.0, 0.0), "lindisp": True, "path": "auto"}),
+    ("nerfstudio", {"factor": 1, "bg_range": (0.0, 0.0), "lindisp": True}),
+    ("nerv", {"factor": 1, "bg_range": (1.0, 1.0), "near": 2.0, "far": 6.0, "path": "spherical"}),
 ])
 def test_a_dataset_changes_defaults_and_a_typed_flag_wins_over_it(dataset, values):
     config = get_config(["--dataset_name", dataset])
@@ -91,38 +92,91 @@ def test_the_fields_of_nerv_have_the_defaults_of_their_geometry():
     assert (config.hidden, config.max_steps, config.geometry_share) == (32, 6000, 0.4)
 
 
-def test_paper_preset_is_the_released_configuration():
-    config = get_config(["--preset", "paper"])
-    released = {
-        "max_steps": 1_000_000, "batch_size": 4096, "lr_init": 5e-4, "lr_final": 5e-6,
-        "lr_delay_steps": 2500, "lr_delay_mult": 0.01, "num_samples": 128, "num_levels": 2,
-        "hidden": 256, "depth": 8, "skip": 4, "view_hidden": 128, "view_depth": 1, "max_deg": 16,
-        "view_deg": 4, "resample_padding": 0.01, "density_bias": -1.0, "rgb_padding": 0.001,
-        "coarse_loss_mult": 0.1, "white_bkgd": True, "near": 2.0, "far": 6.0,
-        "ray_shape": "cone", "density_noise": 0.0, "batching": "single_image",
-    }
+# The released configurations, from the gin files and defaults of google/mipnerf,
+# google-research/multinerf and jonbarron/camp_zipnerf.
+MIPNERF = {
+    "max_steps": 1_000_000, "batch_size": 4096, "lr_init": 5e-4, "lr_final": 5e-6,
+    "lr_delay_steps": 2500, "lr_delay_mult": 0.01, "adam_beta2": 0.999, "adam_eps": 1e-8,
+    "grad_max_norm": 0.0, "num_samples": 128, "num_levels": 2, "hidden": 256, "depth": 8, "skip": 4,
+    "bottleneck": None, "view_hidden": 128, "view_depth": 1, "min_deg": 0, "max_deg": 16,
+    "view_deg": 4, "resample_padding": 0.01, "density_bias": -1.0, "rgb_padding": 0.001,
+    "weight_init": "glorot", "fine_loss_mult": 1.0, "coarse_loss_mult": 0.1,
+    "charbonnier_loss_mult": 0.0, "lindisp": False, "contraction": False,
+    "opaque_background": False,
+}
+MIPNERF360 = {
+    "max_steps": 250_000, "batch_size": 16_384, "lr_init": 2e-3, "lr_final": 2e-5,
+    "lr_delay_steps": 512, "lr_delay_mult": 0.01, "adam_beta2": 0.999, "adam_eps": 1e-6,
+    "grad_max_norm": 1e-3, "num_samples": 32, "prop_hidden": 256, "prop_depth": 4, "depth": 8,
+    "skip": 4, "bottleneck": 256, "view_hidden": 128, "view_depth": 1, "view_deg": 4,
+    "density_bias": -1.0, "rgb_padding": 0.001, "weight_init": "he", "coarse_loss_mult": 0.0,
+    "interlevel_loss_mult": 1.0, "anneal_slope": 10.0, "dilation_bias": 0.0025,
+    "dilation_mult": 0.5,
+}
+ZIPNERF = {
+    "max_steps": 200_000, "batch_size": 8192, "lr_init": 1.25e-3, "lr_final": 1.25e-4,
+    "lr_delay_steps": 20_000, "lr_delay_mult": 1e-8, "adam_beta2": 0.99, "adam_eps": 1e-15,
+    "grad_max_norm": 0.0, "num_samples": 32, "prop_rounds": 2, "prop_samples": 64,
+    "prop_finest": (512, 2048), "prop_features": 1, "grid_coarsest": 16, "grid_finest": 8192,
+    "grid_features": 4, "grid_log2_size": 21, "grid_lr_mult": 1.0, "append_scale": True,
+    "downweight": True, "num_multisamples": 6, "prop_hidden": 64, "prop_depth": 1, "hidden": 64,
+    "depth": 1, "bottleneck": 256, "view_hidden": 256, "view_depth": 3, "view_skip": 2,
+    "view_deg": 4, "density_bias": -1.0, "rgb_padding": 0.001, "weight_init": "he",
+    "fine_loss_mult": 0.0, "coarse_loss_mult": 0.0, "charbonnier_loss_mult": 1.0,
+    "antialiased_interlevel_loss_mult": 0.01, "pulse_width": (0.03, 0.003),
+    "distortion_loss_mult": 0.01, "dilation_bias": 0.0, "dilation_mult": 0.0,
+    "anneal_slope": 10.0, "contraction": True, "opaque_background": False,
+    "batching": "all_images",
+}
+IN_A_BOX = {
+    "hidden": 256, "prop_rounds": 1, "prop_samples": 128, "basis": "axes", "max_deg": 16,
+    "adam_eps": 1e-8, "ray_warp": "linear", "contraction": False,
+}
+RELEASED = {
+    ("mipnerf", "blender"): MIPNERF | {
+        "near": 2.0, "far": 6.0, "bg_range": (1.0, 1.0), "ray_shape": "cone", "density_noise": 0.0,
+        "batching": "single_image"},
+    ("mipnerf", "multicam"): MIPNERF | {
+        "bg_range": (1.0, 1.0), "ray_shape": "cone", "density_noise": 0.0,
+        "batching": "all_images"},
+    ("mipnerf", "llff"): MIPNERF | {
+        "factor": 4, "ndc": True, "bg_range": (0.0, 0.0), "ray_shape": "cylinder",
+        "density_noise": 1.0, "batching": "all_images", "llffhold": 8},
+    ("mipnerf360", "colmap"): MIPNERF360 | {
+        "hidden": 1024, "prop_rounds": 2, "prop_samples": 64, "basis": "icosahedron", "max_deg": 12,
+        "near": 0.2, "far": 1e6, "ray_warp": "reciprocal", "contraction": True,
+        "opaque_background": True, "fine_loss_mult": 0.0, "charbonnier_loss_mult": 1.0,
+        "distortion_loss_mult": 0.01, "batching": "all_images", "llffhold": 8},
+    ("mipnerf360", "blender"): MIPNERF360 | IN_A_BOX | {
+        "near": 2.0, "far": 6.0, "bg_range": (1.0, 1.0), "opaque_background": False,
+        "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0, "distortion_loss_mult": 0.0,
+        "batching": "single_image"},
+    ("mipnerf360", "llff"): MIPNERF360 | IN_A_BOX | {
+        "factor": 4, "ndc": True, "ray_shape": "cylinder", "opaque_background": True,
+        "fine_loss_mult": 0.0, "charbonnier_loss_mult": 1.0, "distortion_loss_mult": 0.01,
+        "batching": "all_images"},
+    ("zipnerf", "colmap"): ZIPNERF | {
+        "near": 0.0, "far": 1e6, "ray_warp": "power", "grid_decay_loss_mult": 0.1,
+        "bg_range": (0.0, 1.0)},
+    ("zipnerf", "blender"): ZIPNERF | {
+        "near": 2.0, "far": 6.0, "ray_warp": "linear", "grid_decay_loss_mult": 10.0,
+        "bg_range": (1.0, 1.0)},
+}
+
+
+@pytest.mark.parametrize("model,dataset", RELEASED)
+def test_preset_paper_is_the_released_configuration(model, dataset):
+    config = get_config(["--preset", "paper", "--model", model, "--dataset_name", dataset])
+    released = RELEASED[model, dataset]
     assert {name: getattr(config, name) for name in released} == released
 
 
-def test_paper_preset_on_llff_is_the_released_configuration():
-    config = get_config(["--preset", "paper", "--dataset_name", "llff"])
-    released = {"ndc": True, "ray_shape": "cylinder", "density_noise": 1.0, "white_bkgd": False,
-                "factor": 4, "batching": "all_images", "llffhold": 8}
-    assert {name: getattr(config, name) for name in released} == released
-
-
-@pytest.mark.parametrize("model,released", [
-    ("mipnerf360", {"batch_size": 16384, "max_steps": 250_000, "lr_init": 2e-3, "lr_final": 2e-5,
-                    "hidden": 1024, "prop_samples": 64, "num_samples": 32, "ray_warp": "reciprocal",
-                    "contraction": True, "basis": "icosahedron", "max_deg": 12,
-                    "charbonnier_loss_mult": 1.0, "fine_loss_mult": 0.0}),
-    ("zipnerf", {"batch_size": 65536, "max_steps": 25_000, "lr_init": 1e-2, "lr_final": 1e-3,
-                 "prop_finest": (512, 2048), "grid_finest": 8192, "grid_log2_size": 21,
-                 "contraction": True, "ray_warp": "power", "grid_decay_loss_mult": 0.1}),
-])
-def test_paper_preset_on_captures_is_the_released_configuration(model, released):
-    config = get_config(["--preset", "paper", "--model", model, "--dataset_name", "colmap"])
-    assert {name: getattr(config, name) for name in released} == released
+def test_preset_gpu_is_the_released_method_on_another_schedule():
+    schedule = {"max_steps", "batch_size", "lr_init", "lr_final", "batching"}
+    for (model, dataset), released in RELEASED.items():
+        config = get_config(["--preset", "gpu", "--model", model, "--dataset_name", dataset])
+        for name in released.keys() - schedule:
+            assert getattr(config, name) == released[name], (model, dataset, name)
 
 
 def test_spherified_captures_have_cones_and_no_ndc():
@@ -139,6 +193,8 @@ def test_no_config_can_alter_the_table():
     ({"min_deg": 5, "max_deg": 5}, "--min_deg 5 must be below --max_deg 5"),
     ({"fine_loss_mult": 0.0, "coarse_loss_mult": 0.0}, "no colour loss"),
     ({"fine_loss_mult": 0.0, "num_levels": 1}, "no colour loss"),
+    ({"bg_range": (0.5, 0.2)}, "--bg_range 0.5 0.2 must name the lower number first"),
+    ({"bg_range": (0.0, 1.0)}, "--bg_range 0 1 draws the background at random"),
     ({"grid_decay_loss_mult": 1.0}, "--grid_decay_loss_mult 1 is for hash grids"),
     ({"antialiased_interlevel_loss_mult": 0.5}, "is for hash grids"),
     ({"visibility_loss_mult": 1.0}, "is for --model nerv"),

@@ -157,7 +157,7 @@ def test_distances_and_normals_are_those_of_the_scene(tmp_path):
 
 def test_distances_of_ndc_scenes_are_in_the_units_of_their_files(tmp_path):
     write_llff(tmp_path / "s", size=(40, 30))
-    flags = dict(factor=4, ndc=True, ray_shape="cylinder", white_bkgd=False, near=None, far=None)
+    flags = dict(factor=4, ndc=True, ray_shape="cylinder", bg_range=(0.0, 0.0), near=None, far=None)
     scene = load_dataset(default_config(dataset_name="llff", scene=str(tmp_path / "s"), **flags),
                          "train").scene
     to_scene = scene.world_to_scene

@@ -30,31 +30,38 @@ def random_case(num_groups, num_members, features, levels=None, dtype=torch.floa
 def test_levels_double_and_are_dense_while_they_fit_the_table():
     levels = make_levels(4, 70, 10)
     assert levels.resolutions == (4, 8, 16, 32, 64)
-    assert levels.num_entries == (125, 729, 1024, 1024, 1024)
-    assert levels.offsets == (0, 125, 854, 1878, 2902) and levels.table_size == 3926
+    assert levels.num_entries == (64, 512, 1024, 1024, 1024)
+    assert levels.offsets == (0, 64, 576, 1600, 2624) and levels.table_size == 3648
     assert make_levels(5, 9, 10).resolutions == (5,)
+    assert make_levels(8, 16, 9).num_entries == (512, 512)  # 8^3 entries fit exactly.
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
 def test_a_dense_level_is_trilinear(encode_by):
-    """Trilinear interpolation by `grid_sample`."""
+    """Trilinear interpolation between cell centres by `grid_sample`, with nothing outside."""
     levels = make_levels(6, 6, 12)
     points, weights, table, levels = random_case(300, 1, 3, levels)
-    volume = table.reshape(1, 7, 7, 7, 3).permute(0, 4, 1, 2, 3)  # z, y, x
+    points[:4] = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.01, 0.5, 0.99], [1, 0, 0.5]])[:, None]
+    volume = table.reshape(1, 6, 6, 6, 3).permute(0, 4, 3, 2, 1)  # z, y, x
     wanted = torch.nn.functional.grid_sample(
-        volume, 2 * points[None, :, :, None] - 1, align_corners=True)[0, :, :, 0, 0].T
+        volume, 2 * points[None, :, :, None] - 1, align_corners=False)[0, :, :, 0, 0].T
     found = encode_by(points, torch.ones_like(weights), table, levels)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])
-def test_hashed_corners_use_the_hash_as_table_index(encode_by):
+def test_hashed_cells_use_the_hash_as_table_index(encode_by):
     _, _, table, levels = random_case(1, 1, 2, make_levels(200, 200, 9))
-    for corner in itertools.product((0, 1, 77, 200), repeat=3):
-        hashed = corner[0] ^ (corner[1] * 2654435761) ^ (corner[2] * 805459861)
-        point = torch.tensor(corner, dtype=torch.float32)[None, None] / 200
-        found = encode_by(point, torch.ones(1, 1, 1), table, levels)
-        torch.testing.assert_close(found[0], table[hashed % 512], atol=1e-3, rtol=1e-3)
+    for corner in itertools.product((-1, 0, 1, 77, 199, 200), repeat=3):
+        # In unsigned 32-bit arithmetic. The cells -1 and 200 are met halfway, at the border.
+        x, y, z = (np.uint32(np.int64(c) & 0xFFFFFFFF) for c in corner)
+        with np.errstate(over="ignore"):
+            entry = int(x ^ (y * np.uint32(19349663)) ^ (z * np.uint32(83492791))) % 512
+        leaf = table.clone().requires_grad_()
+        point = ((torch.tensor(corner) + 0.5) / 200).clamp(0, 1)[None, None]
+        encode_by(point, torch.ones(1, 1, 1), leaf, levels).sum().backward()
+        expected = 0.5 ** sum(c in (-1, 200) for c in corner)
+        assert float(leaf.grad[entry, 0]) == pytest.approx(expected, abs=2e-2), corner
 
 
 @pytest.mark.parametrize("encode_by", [encode, encode_torch])

@@ -216,7 +216,7 @@ def test_the_grid_replaces_a_coarse_level_of_similar_resolution(num_samples, coa
 
 
 @pytest.mark.parametrize("flags,num_rays", [
-    ({}, 1000), ({"contraction": True}, 10**9), ({"opaque_background": True}, 10**9),
+    ({}, 1000), ({"opaque_background": True}, 10**9),
     ({"lindisp": True}, 10**9)])
 def test_few_rays_and_unbounded_models_have_no_grid(flags, num_rays):
     model = make_model("mipnerf", **flags)
@@ -224,7 +224,7 @@ def test_few_rays_and_unbounded_models_have_no_grid(flags, num_rays):
 
 
 def test_empty_rays_show_the_background_when_skipping():
-    model, rays = make_model("mipnerf", white_bkgd=False), rays_near_the_ball()
+    model, rays = make_model("mipnerf", bg_range=(0.0, 0.0)), rays_near_the_ball()
     occupancy = build_occupancy(model, BOX, 10**9)
     met = occupancy.along_rays(rays).any_occupied()
     assert 0.3 * len(rays) < met.sum() < 0.95 * len(rays)

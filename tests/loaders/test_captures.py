@@ -418,11 +418,11 @@ def test_splits_are_listed_in_the_file_or_every_nth(lists, expected, tmp_path):
 def test_images_are_composited_if_all_have_alpha(tmp_path):
     write_nerfstudio(tmp_path / "scene", channels=4)
     image = random_images(9, (12, 8), 4)[1] / 255
-    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--white_bkgd")
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--bg_range", "1", "1")
     expected = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
     np.testing.assert_allclose(dataset.image(0).rgb, expected, atol=1e-6)
     imwrite(tmp_path / "scene" / "images" / "000.png", np.zeros((8, 12, 3), np.uint8))
-    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--white_bkgd")
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", "--bg_range", "1", "1")
     np.testing.assert_allclose(dataset.image(0).rgb, image[..., :3], atol=1e-6)
 
 

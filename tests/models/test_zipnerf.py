@@ -17,7 +17,7 @@ import train
 import visualize
 from checkpoint import load_checkpoint
 from config import default_config, get_config
-from fields.hash import downweights
+from fields.hash import PRECONDITIONING, downweights
 from model import build_model
 from ray_utils import conical_frustum_to_gaussian, cylinder_to_gaussian, multisample_rays
 from structures import Batch
@@ -89,8 +89,9 @@ def test_rotations_beyond_a_half_are_mirrored():
     unrotated = angles(None)
     np.testing.assert_allclose(unrotated[0], unrotated[1], atol=1e-6)
     rotated = angles(torch.tensor([[0.125, 0.625]], dtype=DOUBLE))
-    np.testing.assert_allclose(abs(rotated[0] - unrotated[0]) % 360, 90, atol=1e-6)
-    np.testing.assert_allclose(np.diff(rotated[1]), -np.diff(rotated[0]), atol=1e-6)
+    np.testing.assert_allclose((rotated[0] - unrotated[0]) % 180, 90, atol=1e-6)
+    turns = (np.diff(rotated[1]) + np.diff(rotated[0])) / 360
+    np.testing.assert_allclose(turns, turns.round(), atol=1e-6)
 
 
 def test_alternate_intervals_are_rotated_at_test_time():
@@ -132,9 +133,9 @@ def test_empty_intervals_at_the_camera_are_finite(number):
 
 
 @pytest.mark.parametrize("cells", [0.1, 0.5, 3.0, 100.0])
-def test_downweights_are_the_fraction_within_half_a_cell(cells):
+def test_downweights_approximate_the_fraction_within_half_a_cell(cells):
     wanted = norm.cdf(0.5 / cells) - norm.cdf(-0.5 / cells)
-    assert float(downweights(torch.tensor(cells))) == pytest.approx(wanted, rel=1e-5)
+    assert float(downweights(torch.tensor(cells))) == pytest.approx(wanted, abs=0.007)
 
 
 def test_a_point_is_not_downweighted():
@@ -200,7 +201,7 @@ def test_blurred_interlevel_loss_equals_a_slow_twin():
 
         missed = [max(quad(blurred, *t_env[ray, k : k + 2], limit=200)[0]
                       - float(w_env[ray, k].detach()), 0) for k in range(5)]
-        wanted = sum(m**2 / (float(v.detach()) + 1e-6)
+        wanted = sum(m**2 / (float(v.detach()) + 2.0**-52)
                      for m, v in zip(missed, w_env[ray], strict=True))
         assert float(found[ray].detach()) == pytest.approx(wanted, rel=1e-4)
     found.sum().backward()
@@ -254,13 +255,13 @@ def test_each_loss_trains_its_own_grids():
     assert gradients(model, "grid_decay", batch) == {fine: True, first: True, second: True}
 
 
-@pytest.mark.parametrize("warp", ["power", "linear"])
-def test_distortion_of_unbounded_rays_is_measured_in_warped_distance(warp):
-    model = make_model(ray_warp=warp).eval()
+@pytest.mark.parametrize("contraction", [True, False])
+def test_distortion_of_contracted_rays_is_measured_in_warped_distance(contraction):
+    model = make_model(contraction=contraction).eval()
     batch = make_batch(3)
     output = model(batch.rays)[-1]
     t, w = output.tdist.double().numpy(), output.weights.detach().double().numpy()
-    fenceposts = 5 * (1 - (1 + 8000 * t) ** -0.25) if warp == "power" else (t - 2) / 4
+    fenceposts = 5 * (1 - (1 + 8000 * t) ** -0.25) if contraction else (t - 2) / 4
     middle = 0.5 * (fenceposts[:, 1:] + fenceposts[:, :-1])
     between = np.abs(middle[:, :, None] - middle[:, None])
     wanted = ((w[:, :, None] * w[:, None] * between).sum((1, 2))
@@ -274,7 +275,7 @@ def test_grid_decay_is_a_mean_per_level():
     wanted = 0
     for field in (model.field, *model.proposals):
         for first, size in zip(field.levels.offsets, field.levels.num_entries, strict=True):
-            wanted += float((field.table[first : first + size].double() ** 2).mean())
+            wanted += 0.5 * float((field.table[first : first + size].double() ** 2).mean())
     found = loss.grid_decay_loss(model, None, batch)
     assert float(found) == pytest.approx(wanted, rel=1e-4)
 
@@ -288,20 +289,53 @@ def test_each_round_has_a_finer_grid():
 @pytest.mark.parametrize("contraction", [False, True])
 def test_the_grid_covers_the_box_or_contracted_space(contraction):
     box = torch.tensor([[1.0, -2.0, 0.0], [2.0, 4.0, 1.0]])
-    config = default_config(**(SMALL | {"contraction": contraction}))
+    config = default_config(**(SMALL | {"contraction": contraction, "append_scale": False}))
     field = build_model(config, box=box).field
     with torch.no_grad():  # The coarsest level's first feature is x + 100 y + 10000 z, in cells.
-        x, y, z = torch.meshgrid(*[torch.arange(5.0)] * 3, indexing="ij")
+        x, y, z = torch.meshgrid(*[torch.arange(4.0) + 0.5] * 3, indexing="ij")
         field.table.zero_()
-        field.table[:125, 0] = (x + 100 * y + 10000 * z).permute(2, 1, 0).flatten()
-    points = torch.tensor([[1.0, -2.0, 0.0], [1.5, 1.0, 0.5], [2.0, 4.0, 1.0], [-30.0, 0.0, 0.0]])
+        field.table[:64, 0] = (x + 100 * y + 10000 * z).flatten() / PRECONDITIONING
+    points = torch.tensor([[1.4, -1.0, 0.1], [1.5, 1.0, 0.5], [2.0, 2.9, 1.0], [-30.0, 0.0, 0.0]])
     found = field._encode(coord.IsotropicGaussians(points[:, None], torch.zeros(4, 1)))[:, 0]
     if contraction:
         cells = coord.contract(points) + 2
     else:  # The cube about the box, 6 wide, begins at (-1.5, -2, -2.5).
-        cells = ((points - torch.tensor([-1.5, -2.0, -2.5])) / 6 * 4).clamp(0, 4)
-    torch.testing.assert_close(found, cells @ torch.tensor([1.0, 100.0, 10000.0]),
+        cells = (points - torch.tensor([-1.5, -2.0, -2.5])) / 6 * 4
+    inner = ((cells >= 0.5) & (cells <= 3.5)).all(dim=-1)  # Between cell centres.
+    torch.testing.assert_close(found[inner], cells[inner] @ torch.tensor([1.0, 100.0, 10000.0]),
                                rtol=1e-4, atol=1e-2)
+    assert inner[:3].all()
+
+
+def test_nothing_lies_outside_a_bounded_grid():
+    box = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    model = build_model(default_config(**(SMALL | {"contraction": False})), box=box)
+    points = torch.tensor([[0.9, 0.9, 0.9], [1.1, 0.0, 0.0], [0.0, -1.01, 0.0], [9.0, 9.0, 9.0]])
+    density = model.density(points[:, None], torch.full((4, 1, 3), 1e-4))
+    assert density[0] > 0 and (density[1:] == 0).all()
+
+
+def test_a_clamped_density_still_has_a_gradient():
+    field = make_model().field
+    raw = torch.tensor([-3.0, 0.5, 300.0], requires_grad=True)
+    density = field.activate_density(raw)
+    density.sum().backward()
+    assert torch.isfinite(density).all() and torch.equal(raw.grad, density.detach())
+    torch.testing.assert_close(density[:2], raw[:2].exp())
+
+
+def test_each_level_has_a_feature_of_its_attenuation():
+    """With a rms of entries r, 10 (2 w - 1) r follows the features of the level."""
+    field = make_model(append_scale=True, contraction=False).field
+    with torch.no_grad():
+        field.table.fill_(0.3)
+    gaussians = coord.IsotropicGaussians(torch.zeros(1, 1, 3), torch.full((1, 1), 0.02))
+    levels = field._encode(gaussians).reshape(4, 4)
+    w = downweights(0.02 / 4 * field.resolutions)
+    torch.testing.assert_close(levels[:, 3], 10 * (2 * w - 1) * 0.3)
+    torch.testing.assert_close(levels[:, 0], 10 * w * 0.3)
+    plain = make_model(append_scale=False).field
+    assert field.trunk[0].in_features == 16 and plain.trunk[0].in_features == 12
 
 
 def test_density_uses_an_isotropic_gaussian_of_equal_variance():
@@ -339,7 +373,7 @@ def test_defaults_follow_the_paper():
     assert (config.grid_finest, config.grid_log2_size, config.num_multisamples) == (8192, 21, 6)
     assert config.contraction and config.ray_warp == "power" and config.grid_decay_loss_mult == 0.1
     bounded = get_config(["--model", "zipnerf"])
-    assert not bounded.contraction and bounded.grid_decay_loss_mult == 10
+    assert bounded.contraction and bounded.grid_decay_loss_mult == 10
     assert math.isclose(bounded.adam_beta2, 0.99)
 
 

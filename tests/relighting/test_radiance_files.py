@@ -133,7 +133,7 @@ def test_radiance_is_tone_mapped_and_composited(tmp_path):
     torch.testing.assert_close(rgb[1, 2], torch.tensor([0.75, 0.5, 0.2]))
     torch.testing.assert_close(rgb[3, 5], torch.tensor([1.0, 0.5, 1.25]))
     torch.testing.assert_close(rgb[0, 0], torch.ones(3))
-    black = load(tmp_path, "train", "--no-white_bkgd").image(0).rgb
+    black = load(tmp_path, "train", "--bg_range", "0", "0").image(0).rgb
     torch.testing.assert_close(black[3, 5], torch.tensor([0.5, 0.0, 0.75]))
 
 
