@@ -65,6 +65,9 @@ def _sampling_conflicts(c: Config) -> Iterator[str]:
 def _data_conflicts(c: Config) -> Iterator[str]:
     if not c.scene:
         yield "--scene is empty; give the name of a scene, or the path of its folder"
+    if c.scales != tuple(sorted({1, *c.scales})):
+        yield (f"--scales {' '.join(map(str, c.scales))} must begin with 1 and continue with "
+               "larger factors, such as --scales 1 2 4 8")
     if c.dataset_name != "llff" and (c.ndc or c.spherify):
         yield "--ndc and --spherify are for --dataset_name llff"
     if c.spherify and c.ndc:
