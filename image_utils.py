@@ -103,35 +103,11 @@ def resize_area(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     if image.shape[:2] == (height, width):
         return image
-    return _resize(image, lambda values: cv2.resize(
-        values, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1))
-
-
-def downsample_bicubic(image: np.ndarray, factor: int) -> np.ndarray:
-    """A uint8 image downsampled by a bicubic filter; `factor` divides its sides.
-
-    Keys' kernel with a = -1/2, widened by the factor, as in Zip-NeRF's released code; here the
-    result is rounded to 8 bits. Colour is weighted by alpha.
-    """
-    if factor == 1:
-        return image
-    size = image.shape[0] // factor, image.shape[1] // factor
-
-    def shrink(values: np.ndarray) -> np.ndarray:
-        planes = torch.from_numpy(values).permute(2, 0, 1)[None]
-        small = torch.nn.functional.interpolate(planes, size, mode="bicubic", antialias=True)
-        return small[0].permute(1, 2, 0).numpy()
-
-    return _resize(image, shrink)
-
-
-def _resize(image: np.ndarray, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """A uint8 image resized by `resize`, which maps float32 `[h, w, C]`, weighted by alpha."""
     values, has_alpha_channel = image.astype(np.float32), image.shape[-1] == 4
     alpha: Any = values[..., 3:] / 255 if has_alpha_channel else np.ones_like(values[..., :1])
-    small = resize(values[..., :3] * alpha)
+    small = cv2.resize(values[..., :3] * alpha, (width, height), interpolation=cv2.INTER_AREA)
     if has_alpha_channel:
-        alpha = resize(alpha)
+        alpha = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)[..., None]
         small = np.where(alpha > 0, small / np.maximum(alpha, 1e-6), 0)
         small = np.concatenate([small, 255 * alpha], axis=-1)
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)

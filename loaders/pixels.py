@@ -56,7 +56,7 @@ def read_pixels_of(sources: Sequence[Source], num_channels: int) -> Tensor:
     for source in sources:
         image = image_utils.read_image(source.file, num_channels)
         image = source.crop(image_utils.resize_area(image, *source.full_size))
-        small = image_utils.downsample_bicubic(image, source.scale)
+        small = image_utils.resize_area(image, *source.size)
         pixels[first : first + source.num_pixels] = small.reshape(-1, num_channels)
         first += source.num_pixels
     return torch.from_numpy(pixels)

@@ -130,30 +130,6 @@ def test_images_without_a_pixel_to_fit_stay_and_constant_ones_get_the_mean():
 # Sizes.
 
 
-@pytest.mark.parametrize("factor", [2, 4, 8])
-def test_bicubic_downsampling_follows_keys_formula_to_rounding(factor):
-    """The kernel is `factor` times as wide as a pixel; its weights inside the image sum to 1."""
-    def weights(side):
-        x = np.abs(np.arange(side) - (np.arange(side // factor)[:, None] * factor
-                                      + 0.5 * factor - 0.5)) / factor
-        inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-        kernel = np.where(x <= 1, inner, np.where(x < 2, outer, 0))
-        return kernel / kernel.sum(axis=1, keepdims=True)
-
-    image = np.random.default_rng(5).choice([0, 255], (16, 32, 3)).astype(np.uint8)
-    exact = np.einsum("ai,bj,ijc->abc", weights(16), weights(32), image.astype(float))
-    small = image_utils.downsample_bicubic(image, factor)
-    np.testing.assert_allclose(small, np.clip(exact, 0, 255), atol=0.501)
-
-
-def test_bicubic_downsampling_ignores_the_colour_of_transparent_pixels():
-    image = np.full((8, 8, 4), [200, 100, 50, 255], np.uint8)
-    image[::2, :, :] = [0, 255, 255, 0]
-    small = image_utils.downsample_bicubic(image, 4)
-    assert (np.abs(small[..., :3].astype(int) - [200, 100, 50]) <= 1).all()
-    assert 100 < small[..., 3].min() and small[..., 3].max() < 160
-
-
 @pytest.mark.parametrize("size,small", [((6, 4), (3, 2)), ((9, 6), (3, 2)), ((7, 5), (3, 2))])
 def test_resizing_averages_over_the_area_of_each_pixel(size, small):
     rng = np.random.default_rng(1)
