@@ -27,6 +27,7 @@ NERV_GRIDS = {"model": "nerv", "geometry": "zipnerf"}, "--model nerv with hash g
 LIT_SCENES = {"dataset_name": "nerv"}, "--dataset_name nerv"
 POINT_LIGHTS = {"dataset_name": "nerv", "lights": "point"}, "--dataset_name nerv --lights point"
 LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
+CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
 UNSPLIT = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "formats that name no test views"
 ZOOM = {"path": "zoom"}, "--path zoom"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
@@ -61,6 +62,8 @@ FLAGS = {
         Flag("scene", str, None, "name of the scene, or path of its folder (./fox)",
              metavar="NAME", scope=RENDER),
         Flag("factor", positive_int, 1, "downsampling factor of the images"),
+        Flag("scales", (1, 2, 4, 8), (1,), "train and score at these downsampling factors "
+             "together, beginning with 1", nargs="+", only=CAPTURES, shown=False),
         Flag("batching", ("all_images", "single_image"), "all_images", "sample a batch from all "
              "images, or from one image per step", shown=False),
         Flag("pixel_memory", not_negative, 4.0, "memory budget for pixels per machine; larger "

@@ -71,6 +71,9 @@ def _data_conflicts(c: Config) -> Iterator[str]:
     if low < high and c.dataset_name in ("blender", "multicam", "nerv"):
         yield (f"--bg_range {low:g} {high:g} draws the background at random, and the images of "
                f"--dataset_name {c.dataset_name} are composited on one; give the same number twice")
+    if c.scales != tuple(sorted({1, *c.scales})):
+        yield (f"--scales {' '.join(map(str, c.scales))} must begin with 1 and continue with "
+               "larger factors, such as --scales 1 2 4 8")
     if c.dataset_name != "llff" and (c.ndc or c.spherify):
         yield "--ndc and --spherify are for --dataset_name llff"
     if c.spherify and c.ndc:

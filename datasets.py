@@ -25,7 +25,8 @@ from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
-from loaders.pixels import memory_mapped, read_masks_of
+from loaders.pixels import Source, memory_mapped, read_masks_of
+from loaders.scales import image_sources
 from loaders.transforms import blender_views
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
@@ -150,26 +151,28 @@ class NeRFDataset:
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:
         """Bytes `[P, num_bytes]` of all pixels, memory-mapped above `--pixel_memory`."""
-        sizes = self.scene.cameras.sizes
+        sources = self._sources(files)
         budget = self.config.pixel_memory * 1e9 / distributed.ranks_of_machine()
-        if int(sizes.prod(dim=-1).sum()) * num_bytes <= budget:
-            return read(files, sizes).reshape(-1, num_bytes)
-        return memory_mapped(self.loader.root, files, sizes, num_bytes, read)
+        if int(self.scene.offsets[-1]) * num_bytes <= budget:
+            return read(sources).reshape(-1, num_bytes)
+        return memory_mapped(self.loader.root, sources, num_bytes, read)
+
+    def _sources(self, files: Sequence) -> list[Source]:
+        """The `Source` of each image or mask file of the scene."""
+        return image_sources(files, self.scene.cameras.sizes, self.config.scales)
 
     def _pixels_of(self, index):
         """The stored pixels `[h * w, C]` of one image, from memory or from its file."""
         if self.scene.pixels is not None:
             return self.scene.pixels[slice(*self.scene.offsets[index : index + 2].tolist())]
-        pixels = self.loader.read(self.scene.files[index : index + 1],
-                                  self.scene.cameras.sizes[index : index + 1])
+        pixels = self.loader.read(self._sources(self.scene.files)[index : index + 1])
         return pixels.view(self.loader.pixel_type)
 
     def _mask_of(self, index):
         """The mask `[h * w]` of one image, from memory or from its file."""
         if self.scene.masks is not None:
             return self.scene.masks[slice(*self.scene.offsets[index : index + 2].tolist())]
-        return read_masks_of(self.scene.mask_files[index : index + 1],
-                             self.scene.cameras.sizes[index : index + 1])
+        return read_masks_of(self._sources(self.scene.mask_files)[index : index + 1])
 
     def _on_device(self, tensor):
         """Copy to the device; on CUDA from pinned memory, so that the copy does not block."""

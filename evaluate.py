@@ -3,8 +3,8 @@
     python evaluate.py --run log/blender_lego_mipnerf
 
 Images of the finest level are rendered deterministically and rounded to 8 bits like the ground
-truth; PSNR and SSIM are computed per image and then averaged. Writes `scores.json`, `scores.csv`,
-images and a contact sheet.
+truth; PSNR and SSIM are computed per image and then averaged, also after the colours of each image
+are fitted to its ground truth. Writes `scores.json`, `scores.csv`, images and a contact sheet.
 """
 
 import csv
@@ -84,8 +84,9 @@ def evaluate(model: RayModel, dataset: NeRFDataset, config: Any, step: int,
     """Score every view of `dataset`, and write scores and images to `folder`.
 
     Views are divided among ranks; every rank returns all scores: a `dict` of the means (psnr, ssim,
-    lpips if requested, and blank_psnr, the PSNR of an image of the background only), `scales` (the
-    same by scale, for Multicam), `images` (the scores of each view), and the provenance.
+    psnr_corrected and ssim_corrected with fitted colours, lpips if requested, and blank_psnr, the
+    PSNR of an image of the background only), `scales` (the same by scale, for Multicam and
+    `--scales`), `images` (the scores of each view), and the provenance.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,17 +137,21 @@ def score_image(images: Mapping[str, np.ndarray], dataset: NeRFDataset, index: i
                 lpips: Callable | None = None) -> dict:
     """Scores of one view, whose `images` come from `render_view`, rounded to 8 bits.
 
-    Masked pixels are excluded from PSNR and replaced by ground truth for SSIM and LPIPS. Raises
-    UserError if all pixels are masked.
+    Masked pixels are excluded from PSNR and from the fit of colours, and replaced by ground truth
+    for SSIM and LPIPS. Raises UserError if all pixels are masked.
     """
     ground_truth = images["ground_truth"]
     valid = valid_pixels(dataset, index, ground_truth.shape[:2])
     rgb = np.where(valid[..., None], images["rgb"], ground_truth)
+    corrected = image_utils.correct_colours(rgb, ground_truth, valid)
+    corrected = np.where(valid[..., None], image_utils.quantize(corrected), ground_truth)
     background_only = np.full_like(ground_truth, dataset.scene.background)
     scores = {
         "name": dataset.scene.names[index],
         "psnr": image_utils.psnr(rgb[valid], ground_truth[valid]),
         "ssim": image_utils.ssim(rgb, ground_truth),
+        "psnr_corrected": image_utils.psnr(corrected[valid], ground_truth[valid]),
+        "ssim_corrected": image_utils.ssim(corrected, ground_truth),
         "blank_psnr": image_utils.psnr(background_only[valid], ground_truth[valid]),
     }
     if lpips is not None:
@@ -217,13 +222,13 @@ def as_csv(images: list[dict]) -> str:
 
 
 def format_table(scores: dict) -> str:
-    """The mean scores as a text table, with one row per scale for Multicam."""
+    """The mean scores as a text table, with one row per scale if there are several."""
     keys = list(means(scores["images"]))
     widths = {key: max(12, len(key) + 2) for key in keys}
 
     def row(name: str, values: dict) -> str:
         return f"{name:<8}" + "".join(
-            f"{values[key]:>{widths[key]}.{3 if key.endswith('psnr') else 4}f}" for key in keys)
+            f"{values[key]:>{widths[key]}.{3 if 'psnr' in key else 4}f}" for key in keys)
 
     lines = [f"{scores['split']:<8}" + "".join(f"{key:>{widths[key]}}" for key in keys)]
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]

@@ -120,7 +120,8 @@ class Scene(TensorRecord):
         None if the images were not read.
     offsets: `[N+1]`, the first pixel of each image in `pixels`.
     cameras: `Cameras` of the N images; names: their names; files: their paths, empty in a
-        checkpoint; labels: `[N]` the scale of a Multicam image (0 is the finest), or None.
+        checkpoint; labels: `[N]` the scale of each image, if there are several (0 is the
+        finest), or None.
     masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: path of each image's
         mask, or None; empty if no image has one, and in a checkpoint.
     background: 1.0 (white) or 0.0 (black), under transparent pixels.

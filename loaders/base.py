@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from loaders.folders import find_scene
-from loaders.pixels import composite, read_pixels_of
+from loaders.pixels import Source, composite, read_pixels_of
+from loaders.scales import cameras_at_scales, check_sizes, scale_labels
 from structures import Cameras, Scene
 
 SPLITS = ("train", "val", "test")
@@ -67,9 +68,9 @@ class Loader(ABC):
         """The split as part of a file name."""
         return split
 
-    def read(self, files: Sequence[str], sizes: Tensor) -> Tensor:
-        """The stored pixels of images as uint8 `[P, B]`, resized to `sizes [N, 2]`."""
-        return read_pixels_of(files, sizes, self.num_channels)
+    def read(self, sources: Sequence[Source]) -> Tensor:
+        """The stored pixels of images as uint8 `[P, B]`."""
+        return read_pixels_of(sources, self.num_channels)
 
     def to_rgb(self, pixels: Tensor, background: float) -> Tensor:
         """Stored pixels `[..., C]` as float RGB `[..., 3]` in [0, 1] on a background."""
@@ -85,10 +86,14 @@ class Loader(ABC):
 
     def make_scene(self, *, files: Sequence, cameras: Cameras, names: Sequence[str],
                    mask_files: Sequence = (), **fields) -> Scene:
-        """A `Scene` whose image sizes are those of its cameras; `fields` are its other fields."""
+        """A `Scene` of these images at all `--scales`; `fields` are its other fields."""
+        scales = self.config.scales
+        check_sizes(files, cameras.sizes, scales)
+        cameras = cameras_at_scales(cameras, scales)
         ends = cameras.sizes.prod(dim=-1).cumsum(0)
         return Scene(
             pixels=None, offsets=torch.cat([torch.zeros_like(ends[:1]), ends]), cameras=cameras,
-            names=tuple(names), files=tuple(map(str, files)), mask_files=tuple(mask_files),
-            background=sum(self.config.bg_range) / 2, **fields,
+            names=tuple(names) * len(scales), files=tuple(map(str, files)) * len(scales),
+            mask_files=tuple(mask_files) * len(scales), background=sum(self.config.bg_range) / 2,
+            **{"labels": scale_labels(len(names), scales)} | fields,
         )

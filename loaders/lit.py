@@ -1,5 +1,6 @@
 """NeRV's scenes: images of linear radiance under known lights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from loaders.base import SPLITS, Loader
 from loaders.bounds import cube
 from loaders.checks import near_far, read_json
+from loaders.pixels import Source
 from loaders.transforms import blender_views
 from relighting.lights import tone_map
 from relighting.radiance_files import (
@@ -56,8 +58,9 @@ class LitBlender(Loader):
     def split_name(self, split: str) -> str:
         return split if self.config.lights == "point" else f"{split}_env"
 
-    def read(self, files, sizes: Tensor) -> Tensor:
-        return read_all_radiance(files, sizes)
+    def read(self, sources: Sequence[Source]) -> Tensor:
+        return read_all_radiance([source.file for source in sources],
+                                 torch.tensor([source.size for source in sources]))
 
     def to_rgb(self, pixels: Tensor, background: float) -> Tensor:
         radiance, alpha = pixels.float().split([3, 1], dim=-1)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,29 +22,58 @@ logger = logging.getLogger(__name__)
 CACHE_FILE = "pixels.bin"
 
 
+class Source(NamedTuple):
+    """An image or mask file, and how it becomes an image of the scene. Sizes are (width, height).
+
+    file: its path; None for a mask that keeps all pixels.
+    full_size: the size to which it is resized by area averages.
+    scale: the factor by which the result is then downsampled, from its top left part to `size`.
+    """
+
+    file: str | None
+    full_size: tuple[int, int]
+    scale: int
+    size: tuple[int, int]
+
+    @property
+    def num_pixels(self) -> int:
+        """The pixels of the image."""
+        return self.size[0] * self.size[1]
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """The part of an image of `full_size` that is downsampled."""
+        width, height = self.size
+        return image[: height * self.scale, : width * self.scale]
+
+
 # In memory.
 
 
-def read_pixels_of(files: Sequence[str], sizes: Tensor, num_channels: int) -> Tensor:
-    """All images, resized to `sizes [N, 2]` by area averages, as uint8 `[P, num_channels]`."""
-    pixels = np.empty((int(sizes.prod(dim=-1).sum()), num_channels), dtype=np.uint8)
+def read_pixels_of(sources: Sequence[Source], num_channels: int) -> Tensor:
+    """The pixels of images one after another as uint8 `[P, num_channels]`."""
+    pixels = np.empty((sum(source.num_pixels for source in sources), num_channels), dtype=np.uint8)
     first = 0
-    for file, (width, height) in zip(files, sizes.tolist(), strict=True):
-        image = image_utils.read_image(file, num_channels)
-        small = image_utils.resize_area(image, width, height)
-        pixels[first : first + width * height] = small.reshape(-1, num_channels)
-        first += width * height
+    for source in sources:
+        image = image_utils.read_image(source.file, num_channels)
+        image = source.crop(image_utils.resize_area(image, *source.full_size))
+        small = image_utils.resize_area(image, *source.size)
+        pixels[first : first + source.num_pixels] = small.reshape(-1, num_channels)
+        first += source.num_pixels
     return torch.from_numpy(pixels)
 
 
-def read_masks_of(files: Sequence[str | None], sizes: Tensor) -> Tensor:
-    """All masks, resized to `sizes [N, 2]`, as uint8 `[P]`; ones for a file that is None."""
-    masks = [
-        np.ones(width * height, dtype=np.uint8) if file is None
-        else image_utils.read_mask(file, width, height).reshape(-1)
-        for file, (width, height) in zip(files, sizes.tolist(), strict=True)
-    ]
-    return torch.from_numpy(np.concatenate(masks))
+def read_masks_of(sources: Sequence[Source]) -> Tensor:
+    """The pixels of masks one after another as uint8 `[P]`: 1 if all pixels downsampled to it are.
+    """
+    return torch.from_numpy(np.concatenate([_read_mask(source).reshape(-1) for source in sources]))
+
+
+def _read_mask(source):
+    if source.file is None:
+        return np.ones(source.num_pixels, dtype=np.uint8)
+    mask = source.crop(image_utils.read_mask(source.file, *source.full_size))
+    width, height = source.size
+    return mask.reshape(height, source.scale, width, source.scale).min(axis=(1, 3))
 
 
 def composite(pixels: Tensor, background: float) -> Tensor:
@@ -58,25 +88,25 @@ def composite(pixels: Tensor, background: float) -> Tensor:
 # Memory-mapped.
 
 
-def memory_mapped(root: Path, files: Sequence[str | None], sizes: Tensor, num_bytes: int,
-                  read: Callable[[Sequence, Tensor], Tensor]) -> Tensor:
+def memory_mapped(root: Path, sources: Sequence[Source], num_bytes: int,
+                  read: Callable[[Sequence[Source]], Tensor]) -> Tensor:
     """Memory-mapped uint8 `[P, num_bytes]`; the cache file is written once, image by image.
 
-    read: a function of files and sizes that returns their bytes.
+    read: a function of sources that returns their bytes.
     The file is in a hidden folder of the scene `root`, or in the user's cache if that is read-only.
     Its name depends on the files' names, sizes and times. Raises UserError if it is truncated.
     """
-    folder = _cache_folder(root, repr((str(root.resolve()), [file and file_state(file)
-                                                             for file in files],
-                                       sizes.tolist(), num_bytes)))
-    count = int(sizes.prod(dim=-1).sum()) * num_bytes
+    states = [source.file and file_state(source.file) for source in sources]
+    sizes = [list(source.size if source.scale == 1 else source[1:]) for source in sources]
+    folder = _cache_folder(root, repr((str(root.resolve()), states, sizes, num_bytes)))
+    count = sum(source.num_pixels for source in sources) * num_bytes
     if not folder.is_dir():
         logger.info("Writing %.1f GB of pixels to %s, once ...", count / 1e9, folder)
         remove_abandoned(folder, CACHE_FILE)
         with new_folder(folder) as unfinished, open(unfinished / CACHE_FILE, "wb") as out:
             try_lock(out)
-            for i in range(len(files)):
-                out.write(read(files[i : i + 1], sizes[i : i + 1]).numpy())
+            for source in sources:
+                out.write(read([source]).numpy())
             out.flush()
             os.fsync(out.fileno())
     found = (folder / CACHE_FILE).stat().st_size

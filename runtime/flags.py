@@ -66,7 +66,7 @@ class Flag:
         if self.kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif isinstance(self.kind, tuple):
-            options |= {"choices": self.kind, "type": type(self.kind[0])}
+            options |= {"choices": self.kind, "type": type(self.kind[0]), "nargs": self.nargs}
         else:
             options |= {"type": self.kind, "nargs": self.nargs, "metavar": self.metavar}
         parser.add_argument(f"--{self.name}", **options)

@@ -71,10 +71,11 @@ def _operand(flag: Flag) -> str:
     if flag.kind is bool:
         return ""
     if isinstance(flag.kind, tuple):
-        return f" {'|'.join(map(str, flag.kind))}"
-    if isinstance(flag.metavar, tuple):
-        return f" {' '.join(flag.metavar)}"
-    word = flag.metavar or getattr(flag.kind, "metavar", "TEXT")
+        word = "|".join(map(str, flag.kind))
+    elif isinstance(flag.metavar, tuple):
+        word = " ".join(flag.metavar)
+    else:
+        word = flag.metavar or getattr(flag.kind, "metavar", "TEXT")
     return f" {word} ..." if flag.nargs == "+" else f" {word}"
 
 

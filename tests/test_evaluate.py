@@ -69,6 +69,19 @@ def test_psnr_is_averaged_over_images_and_by_scale(run, tmp_path):
         assert scores["scales"][scale]["psnr"] == pytest.approx(np.mean(psnrs[scale::3]))
     table = evaluate.format_table(scores)
     assert all(word in table for word in ("1/1", "1/2", "1/4", "mean", "psnr", "ssim"))
+    corrected = scores["scales"][0]["psnr_corrected"]
+    assert corrected == pytest.approx(
+        np.mean([image["psnr_corrected"] for image in scores["images"][::3]]))
+    assert f"{corrected:.3f}" in table.splitlines()[1].split()
+
+
+def test_corrected_scores_are_those_of_fitted_colours(run):
+    dataset = load_dataset(load_checkpoint(run).config, "test")
+    ground_truth = np.random.default_rng(0).integers(20, 200, (12, 16, 3)) / 255
+    darker = np.rint(255 * (0.8 * ground_truth + 0.02)) / 255
+    scores = evaluate.score_image({"ground_truth": ground_truth, "rgb": darker}, dataset, 0)
+    assert scores["psnr"] < 23 and scores["psnr_corrected"] > 50
+    assert scores["ssim"] < 0.995 and scores["ssim_corrected"] > 0.999
 
 
 def test_files_hold_scores_and_their_provenance(run, tmp_path):

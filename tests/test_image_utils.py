@@ -52,6 +52,84 @@ def test_psnr_by_hand():
     assert float(image_utils.mse_to_psnr(torch.tensor(0.001))) == pytest.approx(30)
 
 
+# Fitted colours.
+
+
+def quadratic_pair(seed=0, shape=(30, 40, 3)):
+    """A random image, and the reference that a known quadratic polynomial of its colours gives."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0.05, 0.95, shape)
+    mix = rng.uniform(0, 0.15, (3, 3, 3))
+    reference = 0.03 + image @ rng.uniform(0.02, 0.1, (3, 3)) + np.einsum(
+        "abc,ija,ijb->ijc", mix, image, image)
+    assert 0.01 < reference.min() and reference.max() < 0.99
+    return image, reference
+
+
+def test_a_quadratic_change_of_colours_is_undone():
+    image, reference = quadratic_pair()
+    assert image_utils.psnr(image, reference) < 20
+    corrected = image_utils.correct_colours(image, torch.from_numpy(reference))
+    np.testing.assert_allclose(corrected, reference, atol=1e-9)
+
+
+def test_gains_in_linear_light_and_gammas_are_nearly_undone():
+    smooth = np.random.default_rng(1).uniform(0.1, 0.6, (5, 6, 3))
+    reference = cv2.resize(smooth, (60, 50), interpolation=cv2.INTER_LINEAR)
+    brighter = 1.055 * (2**0.5 * ((reference + 0.055) / 1.055) ** 2.4) ** (1 / 2.4) - 0.055
+    for image in (brighter, reference ** 1.4 * [1.0, 0.8, 1.2]):
+        corrected = image_utils.correct_colours(image, reference)
+        assert image_utils.psnr(image, reference) < 24
+        assert image_utils.psnr(corrected, reference) > 45
+
+
+@pytest.mark.parametrize("spoilt", ["image", "reference", "masked"])
+def test_saturated_and_masked_pixels_do_not_enter_the_fit(spoilt):
+    image, reference = quadratic_pair()
+    wrong, valid = np.random.default_rng(2).random(image.shape[:2]) < 0.2, None
+    expected = reference.copy()
+    if spoilt == "image":
+        image[wrong] = 1 - 0.4 / 255
+    elif spoilt == "reference":
+        reference[wrong, 1] = 0.4 / 255
+    else:
+        reference[wrong], valid = 0.5, ~wrong
+    corrected = image_utils.correct_colours(image, reference, valid)
+    np.testing.assert_allclose(corrected[~wrong], expected[~wrong], atol=1e-9)
+
+
+def test_rounds_leave_out_pixels_whose_estimates_are_saturated(monkeypatch):
+    monkeypatch.setattr(image_utils, "CORRECTION_BLOCK", 100)
+    rng = np.random.default_rng(4)
+    image = rng.uniform(0.01, 0.99, (20, 25, 3))
+    reference = np.clip(2.5 * image - 0.7 + 0.05 * rng.normal(size=image.shape), 0, 1)
+    estimate, target = image.reshape(-1, 3), reference.reshape(-1, 3)
+    unsaturated = [(0.5 / 255 <= x) & (x <= 1 - 0.5 / 255) for x in (estimate, target)]
+    for _ in range(5):
+        pairs = [estimate[:, i] * estimate[:, j] for i in range(3) for j in range(i, 3)]
+        features = np.stack([*pairs, *estimate.T, np.ones(len(estimate))], axis=1)
+        kept = unsaturated[0] & unsaturated[1] & (np.abs(estimate - 0.5) <= 0.5 - 0.5 / 255)
+        weights = [np.linalg.lstsq(features[kept[:, c]], target[kept[:, c], c], rcond=None)[0]
+                   for c in range(3)]
+        estimate = np.clip(features @ np.stack(weights, axis=1), 0, 1)
+    np.testing.assert_allclose(image_utils.correct_colours(image, reference),
+                               estimate.reshape(image.shape), atol=1e-9)
+
+
+def test_images_without_a_pixel_to_fit_stay_and_constant_ones_get_the_mean():
+    rng = np.random.default_rng(3)
+    image, ends = rng.uniform(0.1, 0.9, (6, 5, 3)), rng.integers(0, 2, (6, 5, 3)).astype(float)
+    for pair in ((image, ends), (ends, image)):
+        assert (image_utils.correct_colours(*pair) == pair[0]).all()
+    grey = np.full((6, 5, 3), 0.5)
+    corrected = image_utils.correct_colours(grey, image)
+    np.testing.assert_allclose(corrected, np.broadcast_to(image.mean((0, 1)), image.shape))
+    assert (image_utils.correct_colours(image, grey) == pytest.approx(0.5))
+
+
+# Sizes.
+
+
 @pytest.mark.parametrize("size,small", [((6, 4), (3, 2)), ((9, 6), (3, 2)), ((7, 5), (3, 2))])
 def test_resizing_averages_over_the_area_of_each_pixel(size, small):
     rng = np.random.default_rng(1)

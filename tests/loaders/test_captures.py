@@ -479,7 +479,7 @@ def test_masked_pixels_do_not_count_in_scores(tmp_path):
                 lambda v: v["frames"][0].update(mask_path="mask.png"))
     dataset = open_scene(tmp_path / "scene", "nerfstudio", "test")
     ground_truth = dataset.image(0).rgb.numpy()
-    wrong = np.clip(ground_truth + 0.1, 0, 1)
+    wrong = 0.7 * ground_truth + 0.1
     wrong[mask == 0] = np.random.default_rng(0).random((16 * 6, 3))
     scores = score_image({"ground_truth": ground_truth, "rgb": wrong}, dataset, 0)
     kept = mask > 0
@@ -487,6 +487,7 @@ def test_masked_pixels_do_not_count_in_scores(tmp_path):
         -10 * np.log10(np.mean((wrong[kept] - ground_truth[kept]) ** 2)), rel=1e-5)
     assert scores["blank_psnr"] == pytest.approx(-10 * np.log10(np.mean(ground_truth[kept] ** 2)),
                                                  rel=1e-5)
+    assert scores["psnr_corrected"] > 50 and scores["ssim_corrected"] > 0.99
     only_masked = np.where(kept[..., None], ground_truth, wrong)
     scores = score_image({"ground_truth": ground_truth, "rgb": only_masked}, dataset, 0)
     assert scores["psnr"] == np.inf and scores["ssim"] == pytest.approx(1)
