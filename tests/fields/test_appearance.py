@@ -198,20 +198,23 @@ def test_parameters_exist_only_with_the_option():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_two_exposures_of_one_colour_are_fitted_only_with_embeddings(name):
-    """The same rays are 0.2 in one image and 0.8 in the other; one colour for both errs by 0.09."""
-    rays, errors = make_rays(8), {}
-    rays = concatenate([with_images(rays, [i] * 8) for i in (0, 1)])
-    colours = torch.tensor([0.2, 0.8]).repeat_interleave(8)[:, None].expand(-1, 3)
-    for features in (0, 4):
-        model = make_model(name, features, num_images=2, opaque_background=True).train()
+    """The same rays are 0.2 in one image and 0.8 in the other: one colour for both errs by 0.09.
+
+    That holds without embeddings whatever the weights, so one step shows it.
+    """
+    rays, errors = concatenate([with_images(make_rays(4), [i] * 4) for i in (0, 1)]), {}
+    colours = torch.tensor([0.2, 0.8]).repeat_interleave(4)[:, None].expand(-1, 3)
+    for features, steps in ((0, 1), (4, 40)):
+        model = make_model(name, features, num_images=2, opaque_background=True, prop_rounds=1,
+                           prop_finest=[8]).eval()  # Without jitter, which differs by ray.
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(60):
+        for _ in range(steps):
             optimizer.zero_grad()
             loss = ((model(rays)[-1].rgb - colours) ** 2).mean()
             loss.backward()
             optimizer.step()
         errors[features] = loss.item()
-    assert errors[0] > 0.089 and errors[4] < 0.01, errors
+    assert errors[0] > 0.0899 and errors[4] < 0.02, errors
 
 
 @pytest.mark.parametrize("name", MODELS)
