@@ -118,7 +118,9 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     else:
         content = read_checkpoint(path)
     config = loaded_config(content["config"]).replace(device=str(device))
-    model = build_model(config, select_device(config))
+    scene = {split: scene_from_dict(values) for split, values in content["scene"].items()}
+    num_images = len(scene["train"].names) if "train" in scene else None
+    model = build_model(config, select_device(config), num_images=num_images)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -126,8 +128,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
                         f"{first_line(error)}") from None
     return Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
-        scene={split: scene_from_dict(values) for split, values in content["scene"].items()},
-        optimizer=content["optimizer"],
+        scene=scene, optimizer=content["optimizer"],
     )
 
 

@@ -31,6 +31,7 @@ CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not sy
 UNSPLIT = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "formats that name no test views"
 ZOOM = {"path": "zoom"}, "--path zoom"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
+EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
 positive, not_negative, fraction = number(above=0), number(0), number(0, 1)
@@ -153,6 +154,8 @@ FLAGS = {
              "interlevel loss, per round", nargs="+", metavar="S", only=GRIDS, shown=False),
         Flag("rgb_padding", not_negative, 0.001, "extends the sigmoid of colours beyond [0, 1]",
              shown=False),
+        Flag("glo_features", integer(0, 4096), 0, "size of each training image's appearance "
+             "embedding (0: none); zero in all renderings", only=EMBEDDED, shown=False),
         Flag("visibility_finest", resolution, 64, "--grid_finest of the visibility field; finer "
              "grids overfit the sampled directions", only=NERV_GRIDS, shown=False),
         Flag("visibility_features", positive_int, 8, "bottleneck of the visibility field",

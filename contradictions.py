@@ -45,6 +45,8 @@ def _nerv_conflicts(c: Config) -> Iterator[str]:
 
 def _sampling_conflicts(c: Config) -> Iterator[str]:
     grids = c.geometry == "zipnerf"
+    if c.glo_features and not c.use_viewdirs:
+        yield f"--glo_features {c.glo_features} enters the view branch; drop --no-use_viewdirs"
     if c.min_deg >= c.max_deg:
         yield f"--min_deg {c.min_deg} must be below --max_deg {c.max_deg}"
     if c.ray_warp == "reciprocal" and c.near == 0 and c.model != "mipnerf":

@@ -105,7 +105,8 @@ class NeRFDataset:
             torch.arange(batch_size)[rows]))
         masks, rays = self.scene.masks, pixels_to_rays(self.cameras, cam_idx, x, y)
         return Batch(
-            rays=replace(rays, lights=self.lights and self.lights[cam_idx]),
+            rays=replace(rays, lights=self.lights and self.lights[cam_idx],
+                         image_idx=rays.cam_idx if self._has_embeddings() else None),
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             batch_index=batch_index,
@@ -130,6 +131,10 @@ class NeRFDataset:
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
         return self.loader.ground_truth(self.scene, index)
+
+    def _has_embeddings(self):
+        """Whether rays name their image, for its appearance embedding."""
+        return self.split == "train" and self.config.glo_features > 0
 
     def _sample_pixels(self, batch_size, generator):
         """Indices `[batch_size]` into all pixels, of all images or of one random image."""

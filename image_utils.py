@@ -131,6 +131,20 @@ def write_image(path: str | Path, image: Image) -> None:
     write_atomically(path, lambda file: file.write(png))
 
 
+# Colour.
+
+
+def srgb_to_linear(values: Tensor) -> Tensor:
+    """sRGB values to linear light, both in [0, 1] (IEC 61966-2-1)."""
+    return torch.where(values < 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(light: Tensor) -> Tensor:
+    """Linear light to sRGB values, both in [0, 1]."""
+    return torch.where(light < 0.0031308, 12.92 * light,
+                       1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+
+
 # Metrics.
 
 

@@ -92,17 +92,19 @@ MODELS: dict[str, Callable[..., RayModel]] = {
     "mipnerf": MipNeRF, "mipnerf360": MipNeRF360, "zipnerf": ZipNeRF, "nerv": NeRV}
 
 
-def build_model(config, device: torch.device | str = "cpu",
-                box: Tensor | None = None) -> RayModel:
+def build_model(config, device: torch.device | str = "cpu", box: Tensor | None = None, *,
+                num_images: int | None = None) -> RayModel:
     """The config's model on a device, its weights initialised from `--seed` only.
 
     box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
+    num_images: number of training images, for `--glo_features`.
     """
     device = torch.device(device)
     compute_dtype = select_precision(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MODELS[config.model](config, compute_dtype)
+        model.add_embeddings(num_images)
     if box is not None:
         model.set_box(box)
     return model.to(device)

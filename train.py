@@ -288,7 +288,8 @@ def open_datasets(config, device):
 
 def prepare(config, device, folder, data, resumed):
     """The `Training` of a new model, or of a resumed run (a `Checkpoint`)."""
-    model = resumed.model if resumed else build_model(config, device, data.train.scene.box)
+    model = resumed.model if resumed else build_model(
+        config, device, data.train.scene.box, num_images=len(data.train))
     distributed.copy_from_main(model.state_dict().values())
     if config.compile:
         compile_fields(model, device)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import coord
+from fields.appearance import AffineAppearance, AppendedAppearance
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Head:
     view_skip: the view branch, of at least one layer, as in `Trunk`; view_deg: number of scales
     of its encoded input; use_viewdirs: whether there is a bottleneck and a view branch;
     rgb_padding: how far colours may leave [0, 1]; channels: of a colour; view_inputs: size of the
-    view branch's input before encoding.
+    view branch's input before encoding; glo_features: size of the appearance embedding of an
+    image (0: none); glo_affine: whether it scales and shifts the bottleneck (Zip-NeRF), instead of
+    being an input of the view branch (mip-NeRF 360).
     """
 
     bottleneck: int | None
@@ -45,10 +48,15 @@ class Head:
     rgb_padding: float
     channels: int = 3
     view_inputs: int = 3
+    glo_features: int = 0
+    glo_affine: bool = False
 
     def __post_init__(self):
         if self.use_viewdirs and self.view_depth < 1:
             raise ValueError(f"view_depth is {self.view_depth}; at least 1 is expected with "
+                             "use_viewdirs")
+        if self.glo_features and not self.use_viewdirs:
+            raise ValueError(f"glo_features is {self.glo_features}; 0 is expected without "
                              "use_viewdirs")
 
 
@@ -97,7 +105,8 @@ class Field(nn.Module, ABC):
         if self.use_viewdirs:
             head, bottleneck = self.head, self.head.bottleneck or hidden
             self.bottleneck = nn.Linear(size, bottleneck)
-            size = inputs = bottleneck + head.view_inputs * (1 + 2 * head.view_deg)
+            size = inputs = (bottleneck + head.view_inputs * (1 + 2 * head.view_deg)
+                             + (0 if head.glo_affine else head.glo_features))
             for i in range(head.view_depth):
                 self.view.append(nn.Linear(size, head.view_hidden))
                 size = head.view_hidden + (inputs if is_skip_layer(i, head.view_skip) else 0)
@@ -108,6 +117,9 @@ class Field(nn.Module, ABC):
         for layer in self.layers():
             fills[init](layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.use_viewdirs and head.glo_features:
+            self.appearance: nn.Module = (AffineAppearance(head.glo_features, bottleneck)
+                                          if head.glo_affine else AppendedAppearance())
 
     @property
     def needs_full_covariance(self) -> bool:
@@ -145,13 +157,15 @@ class Field(nn.Module, ABC):
         return parameters
 
     def forward(self, gaussians, viewdirs: Tensor | None = None,
-                density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
+                density_noise: Tensor | None = None, with_rgb: bool = True,
+                appearance: Tensor | None = None) -> FieldOutput:
         """Density and colour of Gaussians.
 
         gaussians: `[..., S]`, of the field's kind. viewdirs: `[..., V]` inputs of the view branch
         (unit directions in most models), the same for all S; or `[..., K, V]` for a single
         Gaussian (S = 1), whose colours are then `[..., K, C]`. density_noise: `[..., S]`, added to
-        raw density. with_rgb: whether to evaluate colour, if there is one.
+        raw density. with_rgb: whether to evaluate colour, if there is one. appearance: `[..., N]`
+        embeddings, the same for all S (`Head.glo_features`); zero if None.
         """
         with_rgb = with_rgb and self.head is not None
         encoding = self._encode(gaussians)
@@ -164,7 +178,8 @@ class Field(nn.Module, ABC):
             # the gradient.
             features = self.trunk_features(encoding.flatten(0, -2))
             raw_density = self.density(features) if self.has_density else None
-            raw_rgb = self._raw_rgb(features, viewdirs, shape) if with_rgb else None
+            raw_rgb = (self._raw_rgb(features, viewdirs, shape, appearance)
+                       if with_rgb else None)
         density = rgb = None
         if self.has_density:
             raw_density = raw_density.to(encoding.dtype).reshape(shape)
@@ -187,12 +202,14 @@ class Field(nn.Module, ABC):
         """Whether the linear layers run in less than float32."""
         return self.compute_dtype != torch.float32
 
-    def _raw_rgb(self, features, viewdirs, shape):
+    def _raw_rgb(self, features, viewdirs, shape, appearance):
         """Raw colours `[..., S, C]` from trunk features `[N, size]` of samples of a `shape`."""
         if not self.use_viewdirs:
             return self.rgb(features).reshape(*shape, self.head.channels)
         encoded = coord.pos_enc(viewdirs, 0, self.head.view_deg)
         inputs = self.bottleneck(features)
+        if self.head.glo_features:
+            inputs, encoded = self._with_appearance(inputs, encoded, shape, appearance)
         first, width = self.view[0], inputs.shape[-1]
         # The first layer is linear: its terms of direction and position are computed once per ray
         # and once per sample, then added.
@@ -210,6 +227,16 @@ class Field(nn.Module, ABC):
                 skip_inputs = [v.expand(*shape, -1).flatten(0, -2) for v in skip_inputs]
                 x = torch.cat([x, *skip_inputs], dim=-1)
         return self.rgb(x).reshape(*shape, self.head.channels)
+
+    def _with_appearance(self, bottleneck, encoded, shape, appearance):
+        """The bottleneck `[N, W]` and encoded directions `[..., 1, E]`, changed by embeddings."""
+        if appearance is None:
+            appearance = encoded.new_zeros(self.head.glo_features)
+        else:
+            appearance = appearance[..., None, :]
+        bottleneck = bottleneck.reshape(*shape, bottleneck.shape[-1])
+        bottleneck, encoded = self.appearance(bottleneck, encoded, appearance)
+        return bottleneck.flatten(0, -2), encoded
 
 
 def is_skip_layer(index: int, skip: int | None) -> bool:

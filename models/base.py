@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fields.appearance import ImageEmbeddings
 from fields.base import Field, FieldOutput
 from fields.hash import HashField
 from fields.occupancy import RayOccupancy
@@ -40,6 +41,7 @@ class RayModel(nn.Module, ABC):
     """
 
     field: Field
+    embeddings: ImageEmbeddings | None
     max_samples_per_level: int
     first_rgb_level: int
     compute_dtype: torch.dtype
@@ -51,6 +53,7 @@ class RayModel(nn.Module, ABC):
         self.ray_shape, self.num_samples = config.ray_shape, config.num_samples
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
         self.bg_range = config.bg_range
+        self.embeddings = None
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
                 ray_occupancy: RayOccupancy | None = None,
@@ -148,6 +151,22 @@ class RayModel(nn.Module, ABC):
             if not field.contraction:
                 field.box.copy_(box)
 
+    def add_embeddings(self, num_images: int | None):
+        """Add an appearance embedding for each training image, if the field takes them."""
+        features = self.field.head.glo_features
+        if not features:
+            return
+        if num_images is None:
+            raise ValueError("num_images is None; the number of training images is expected with "
+                             f"--glo_features {features}")
+        self.embeddings = ImageEmbeddings(num_images, features)
+
+    def appearance_of(self, rays: Rays) -> Tensor | None:
+        """Appearance embeddings `[..., N]`; None, which fields take for zero, without an image."""
+        if self.embeddings is None or rays.image_idx is None:
+            return None
+        return self.embeddings(rays.image_idx)
+
     def density(self, means: Tensor, covs: Tensor) -> Tensor:
         """Density `[..., S]` of Gaussians in the coordinates of rays (NDC for NDC scenes)."""
         return self.field(self.field.make_gaussians(means, covs), with_rgb=False).density
@@ -183,7 +202,8 @@ class RayModel(nn.Module, ABC):
         """The `FieldOutput` of all intervals `[..., S]` of a level."""
         gaussians = self.cast_gaussians(field, tdist, rays, rng)
         view_inputs = self.view_inputs(rays) if with_rgb else None
-        return field(gaussians, view_inputs, density_noise, with_rgb)
+        appearance = self.appearance_of(rays) if with_rgb else None
+        return field(gaussians, view_inputs, density_noise, with_rgb, appearance)
 
     def query_occupied(self, field: Field, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
                        with_rgb: bool) -> FieldOutput:
@@ -196,7 +216,8 @@ class RayModel(nn.Module, ABC):
             ray, sample = part.unbind(-1)
             ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
             gaussians = self.cast_gaussians(field, ends, rays[ray], None, sample[:, None])
-            samples = field(gaussians, view_inputs[ray] if with_rgb else None, with_rgb=with_rgb)
+            samples = field(gaussians, view_inputs[ray] if with_rgb else None, with_rgb=with_rgb,
+                            appearance=self.appearance_of(rays[ray]) if with_rgb else None)
             density[ray, sample] = samples.density[:, 0]
             if with_rgb:
                 rgb[ray, sample] = samples.rgb[:, 0]

@@ -1,5 +1,7 @@
 """mip-NeRF 360: proposals, contraction, off-axis encoding."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,8 @@ class MipNeRF360(RayModel):
 
     def build_fields(self, config, compute_dtype: torch.dtype):
         """Set `field` and the proposals."""
-        self.field = mlp_field(config, compute_dtype, head_config(config))
+        head = replace(head_config(config), glo_features=config.glo_features)
+        self.field = mlp_field(config, compute_dtype, head)
         self.proposal = mlp_proposal(config, compute_dtype)
 
     def proposal_field(self, level: int) -> Field:

@@ -1,5 +1,6 @@
 """Zip-NeRF: mip-NeRF 360's sampling of anti-aliased hash grids."""
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -24,7 +25,8 @@ class ZipNeRF(MipNeRF360):
     """
 
     def build_fields(self, config, compute_dtype: torch.dtype):
-        self.field = hash_field(config, compute_dtype, head_config(config))
+        head = replace(head_config(config), glo_features=config.glo_features, glo_affine=True)
+        self.field = hash_field(config, compute_dtype, head)
         self.proposals = hash_proposals(config, compute_dtype)
         self.pulse_widths = config.pulse_width
 

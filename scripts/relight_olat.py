@@ -146,19 +146,9 @@ def read_object(folder, name, stride, device):
     return Photographs(values, directions.to(device), mask)
 
 
-def to_srgb(radiance):
-    """Radiance to sRGB values."""
-    return torch.where(radiance < 0.0031308, 12.92 * radiance,
-                       1.055 * radiance.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
-
-
-def from_srgb(values):
-    """sRGB values to radiance."""
-    return torch.where(values < 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
 # Functions that encode radiance as stored values, and decode it.
-ENCODINGS = {"as stored": (lambda x: x, lambda x: x), "sRGB": (to_srgb, from_srgb)}
+ENCODINGS = {"as stored": (lambda x: x, lambda x: x),
+             "sRGB": (image_utils.linear_to_srgb, image_utils.srgb_to_linear)}
 
 
 def lambert(normals, light_dirs, view_dirs, albedo, roughness):

@@ -160,6 +160,13 @@ def test_quantization_rounds_and_clips():
     assert image_utils.to_uint8(values).tolist() == [[[0, 0, 1]], [[255, 255, 0]]]
 
 
+def test_srgb_has_the_values_of_its_standard_and_is_inverted():
+    """In linear light, sRGB's 0.5 is 0.2140 and its straight part is divided by 12.92."""
+    light = image_utils.srgb_to_linear(torch.tensor([0.0, 0.02, 0.5, 1.0], dtype=torch.float64))
+    np.testing.assert_allclose(light, [0, 0.02 / 12.92, 0.21404114, 1], rtol=1e-7)
+    np.testing.assert_allclose(image_utils.linear_to_srgb(light), [0, 0.02, 0.5, 1], rtol=1e-7)
+
+
 def test_images_survive_a_round_trip(tmp_path):
     rng = np.random.default_rng(2)
     for channels in (3, 4):

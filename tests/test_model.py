@@ -186,7 +186,7 @@ def test_fine_samples_follow_the_coarse_weights():
     rays = type(rays)(**(vars(rays) | {"origins": torch.zeros(50, 3),
                                        "directions": rays.viewdirs}))
 
-    def wall(gaussians, viewdirs=None, noise=None, with_rgb=True):
+    def wall(gaussians, viewdirs=None, noise=None, with_rgb=True, appearance=None):
         distance = gaussians.means.norm(dim=-1)
         density = 100.0 * ((distance > 4) & (distance < 4.2))
         return type("Out", (), {"density": density, "rgb": torch.zeros(*density.shape, 3)})

@@ -393,8 +393,8 @@ def test_rays_have_the_shape_of_their_pixels(batch, dtype):
     cameras = make_cameras(dtype=dtype, distortion=lens(k1=0.1).to(dtype),
                            fisheye=torch.tensor([True]))
     rays = ray_utils.pixels_to_rays(cameras, x, x, x)
-    assert rays.lights is None
-    for field in dataclasses.fields(rays)[:-1]:
+    assert rays.lights is None and rays.image_idx is None
+    for field in dataclasses.fields(rays)[:-2]:
         value = getattr(rays, field.name)
         wide = field.name in ("origins", "directions", "viewdirs")
         assert value.shape == (*batch, 3 if wide else 1)

@@ -155,7 +155,7 @@ class BallField(torch.nn.Module):
     def layers(self):
         return [torch.nn.Linear(30, 20)]
 
-    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True, appearance=None):
         self.num_queries += gaussians.means.shape[:-1].numel()
         density, rgb = soft_ball(gaussians.means), None
         if with_rgb:

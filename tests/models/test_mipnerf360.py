@@ -38,7 +38,7 @@ class Wall(torch.nn.Module):
 
     needs_full_covariance, num_multisamples = False, 0
 
-    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True, appearance=None):
         from fields.base import FieldOutput
 
         distance = gaussians.means[..., 2] - 4.0

@@ -588,7 +588,7 @@ class Solid(nn.Module):
     def layers(self):
         return [self.size]
 
-    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True):
+    def forward(self, gaussians, viewdirs=None, density_noise=None, with_rgb=True, appearance=None):
         means = gaussians.means[..., 0, :] if self.num_multisamples else gaussians.means
         density = self.dense * torch.sigmoid(-self.signed_distance(means) / self.softness)
         return FieldOutput(density, torch.ones_like(means) if with_rgb else None)

@@ -105,7 +105,6 @@ def test_decoding_inverts_encoding():
     values = torch.linspace(0, 1, 256)
     for encode, decode in relight_olat.ENCODINGS.values():
         torch.testing.assert_close(encode(decode(values)), values)
-    assert relight_olat.from_srgb(torch.tensor(0.5)).item() == pytest.approx(0.2140, abs=1e-4)
 
 
 def drop(folder, name):
