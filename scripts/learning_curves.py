@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,24 +30,17 @@ def main(argv: list[str] | None = None) -> None:
 def learning_curve(checkout: Path, work: Path, flags: list[str], steps: list[int]) -> list[float]:
     """The test PSNR in dB after each number of `steps`."""
     run = work / f"{checkout.name}_{'_'.join(flags).strip('-').replace('/', '.')}"
+    names = [f"{step:08d}" for step in steps]
     if not run.exists():
         run_script(checkout, "train.py", *flags, "--log_dir", str(work), "--exp_name", run.name,
                    "--max_steps", str(steps[-1]), "--save_every", str(math.gcd(*steps)),
                    "--keep_checkpoints", str(steps[-1]), "--eval_every", "0", "--no-final_eval")
-    return [score(checkout, run, step) for step in steps]
-
-
-def score(checkout: Path, run: Path, step: int) -> float:
-    """The test PSNR in dB of one checkpoint of a run."""
-    folder = run / f"at_{step}"
-    found = list(folder.glob("eval_*/scores.json"))
-    if not found:
-        folder.mkdir(exist_ok=True)
-        name = f"checkpoint_{step:08d}.pt"
-        shutil.copy(run / name, folder / name)
-        run_script(checkout, "evaluate.py", "--run", str(folder), "--no-save_images")
-        found = list(folder.glob("eval_*/scores.json"))
-    return json.loads(found[0].read_text())["psnr"]
+        for path in run.glob("checkpoint_*.pt"):
+            if path.stem.removeprefix("checkpoint_") not in names:
+                path.unlink()
+        run_script(checkout, "scripts/bench_training.py", str(run))
+    return [json.loads((run / f"bench_{name}" / "scores.json").read_text())["psnr"]
+            for name in names]
 
 
 def run_script(checkout: Path, *command: str) -> None:
