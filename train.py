@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import torch
 
-from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras
+from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras, num_refined_rays
 from cameras.refinement import CameraRefinement
 from checkpoint import (
     clean_run_folder,
@@ -378,9 +378,12 @@ def print_time_estimate(training):
     if data.validation:
         num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
     seconds_of_training = per_trained * config.batch_size * num_steps
+    seconds_of_images = per_rendered * num_pixels
+    if data.test and training.refinement:
+        seconds_of_images += per_trained * num_refined_rays(data.test, config)
     print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
-          f"({1 / per_trained:,.0f} rays/s) and {format_duration(per_rendered * num_pixels)} for "
-          "images and scores.", flush=True)
+          f"({1 / per_trained:,.0f} rays/s) and {format_duration(seconds_of_images)} for images "
+          "and scores.", flush=True)
 
 
 def describe_preset(training):

@@ -65,6 +65,11 @@ def with_refined_cameras(model: RayModel, dataset, config: Any, training: Traini
     return dataset.with_cameras(replace(dataset.cameras, camtoworlds=poses))
 
 
+def num_refined_rays(dataset, config: Any) -> int:
+    """Number of rays whose gradients `with_refined_cameras` needs for all views of a dataset."""
+    return len(dataset) * config.camera_test_steps * min(config.batch_size, MOST_RAYS)
+
+
 def refined_pose(model: RayModel, dataset, index: int, config: Any) -> Tensor:
     """The pose `[3, 4]` of one view of a dataset, refined on random pixels of its image."""
     camera, image = dataset.cameras[index : index + 1], dataset.image(index)

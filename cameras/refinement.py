@@ -188,15 +188,18 @@ def projection_jacobians(cameras: Cameras, points: Tensor, size: int = len(PARAM
 
 
 def mean_squares(jacobians: Tensor) -> Tensor:
-    """J^T J `[N, K, K]` in float64, averaged over the points of `[N, P, 2, K]` that are finite."""
+    """J^T J `[N, K, K]`, averaged over those of the points `[N, P, 2, K]` that are finite."""
     valid = jacobians.isfinite().flatten(2).all(dim=-1)
-    jacobians = jacobians.double()
     jacobians = jacobians.where(valid[..., None, None], 0.0).flatten(1, 2)
     return jacobians.mT @ jacobians / valid.sum(dim=1).clamp(min=1)[:, None, None]
 
 
 def damped_inverse_roots(matrices: Tensor) -> Tensor:
-    """Inverse square roots of symmetric matrices `[N, K, K]` whose diagonals are padded."""
+    """Inverse square roots of symmetric matrices `[N, K, K]` whose diagonals are padded.
+
+    In float64 on the CPU, since MPS has neither float64 nor eigenvalues.
+    """
+    matrices = matrices.double().cpu()
     padding = DIAGONAL_PADDING * matrices.diagonal(dim1=-2, dim2=-1)
     padded = matrices + torch.diag_embed(padding.clamp(min=LEAST_PADDING))
     values, vectors = torch.linalg.eigh(padded)
