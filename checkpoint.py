@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cameras.refinement import CameraRefinement
 from config import Config, loaded_config, override, saved_flags, shading_name
 from model import build_model
 from models.base import RayModel
@@ -40,8 +42,10 @@ class Checkpoint:
     """A loaded run.
 
     model: in eval mode; config: as saved, with the flags that a command line changed; saved_config:
-    as saved; step: steps done; scene: a `dict` of split to `Scene` without pixels; optimizer: its
-    state dict; path: of the file.
+    as saved; step: steps done; scene: a `dict` of split to `Scene` without pixels, with the refined
+    training cameras if there are any; original_scene: the same as in the scene's files;
+    refinement: of the training cameras, None without --refine_cameras; optimizer: its state dict;
+    path: of the file.
     """
 
     model: RayModel
@@ -49,6 +53,8 @@ class Checkpoint:
     saved_config: Config
     step: int
     scene: dict[str, Scene]
+    original_scene: dict[str, Scene]
+    refinement: CameraRefinement | None
     optimizer: dict[str, Any]
     path: Path
 
@@ -64,11 +70,12 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path | str, *, model: RayModel,
                     optimizer: torch.optim.Optimizer, step: int, config: Config,
-                    scene: dict[str, Scene], keep: int) -> Path:
+                    scene: dict[str, Scene], keep: int,
+                    refinement: CameraRefinement | None = None) -> Path:
     """Atomically write `checkpoint_<step>.pt`, then delete all but the `keep` newest.
 
-    scene: of every split, without pixels. Raises UserError if the file cannot be written; older
-    checkpoints are then unchanged.
+    scene: of every split, without pixels and with its original cameras. Raises UserError if the
+    file cannot be written; older checkpoints are then unchanged.
     """
     path = Path(folder) / FILENAME.format(step=step)
     content = {
@@ -79,6 +86,8 @@ def save_checkpoint(folder: Path | str, *, model: RayModel,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    if refinement is not None:
+        content["refinement"] = refinement.state_dict()
     write_atomically(path, lambda file: torch.save(content, file))
     checkpoints = [p for p in list_checkpoints(folder) if step_of(p) <= step]
     for old in checkpoints[keep:]:
@@ -126,10 +135,31 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this version's {config.model}: "
                         f"{first_line(error)}") from None
+    refinement = loaded_refinement(content.get("refinement"))
     return Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
-        scene=scene, optimizer=content["optimizer"],
+        scene=refined_scene(scene, refinement), original_scene=scene, refinement=refinement,
+        optimizer=content["optimizer"],
     )
+
+
+def loaded_refinement(state: dict[str, Tensor] | None) -> CameraRefinement | None:
+    """The camera refinement of a saved state on the CPU; None if the run has none."""
+    if state is None:
+        return None
+    refinement = CameraRefinement(len(state["latent"]))
+    refinement.load_state_dict(state)
+    return refinement
+
+
+@torch.no_grad()
+def refined_scene(scene: dict[str, Scene], refinement: CameraRefinement | None
+                  ) -> dict[str, Scene]:
+    """The scenes of all splits with the refined training cameras."""
+    if refinement is None:
+        return scene
+    train = scene["train"]
+    return scene | {"train": replace(train, cameras=refinement(train.cameras))}
 
 
 def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:

@@ -30,6 +30,7 @@ LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
 UNSPLIT = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "formats that name no test views"
 ZOOM = {"path": "zoom"}, "--path zoom"
+REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
@@ -185,6 +186,14 @@ FLAGS = {
         Flag("lr_delay_mult", positive, 0.01, "initial multiple of the rate in warm-up",
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
+        Flag("refine_cameras", bool, False, "also learn small corrections of the training "
+             "cameras (CamP)"),
+        Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
+             only=REFINED, shown=REFINED[0]),
+        Flag("camera_lr_final", positive, 1e-5, "final learning rate of the cameras",
+             only=REFINED, shown=REFINED[0]),
+        Flag("camera_lr_delay_steps", integer(0), 2500, "warm-up steps of the cameras",
+             only=REFINED, shown=REFINED[0]),
         Flag("adam_beta2", number(0.5, 0.99999), 0.999, "Adam's beta2", shown=False),
         Flag("adam_eps", positive, 1e-8, "Adam's epsilon", shown=False),
         Flag("grad_max_norm", not_negative, 0.0, "clip gradients to this norm (0: never)",
@@ -224,6 +233,8 @@ FLAGS = {
         Flag("split", ("train", "val", "test"), "test", "split to score", scope=RENDER),
         Flag("lpips", ("none", "vgg", "alex"), "none", "also LPIPS (pip install lpips)",
              scope=RENDER),
+        Flag("camera_test_steps", integer(0), 100, "steps that refine each test camera before it "
+             "is scored", only=REFINED, scope=RENDER, shown=REFINED[0]),
         Flag("save_images", bool, True, "write rgb, depth and normal images and a contact sheet",
              scope=RENDER),
     ],

@@ -1,5 +1,6 @@
 """Random ray batches and whole images of a scene. Formats are in loaders/."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from loaders.transforms import blender_views
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
-from structures import Batch, Scene
+from structures import Batch, Cameras, Scene
 
 
 def load_dataset(config, split: str, device: str | torch.device = "cpu",
@@ -87,6 +88,12 @@ class NeRFDataset:
                             "run; set --data_dir or --scene to where its scene is now, or "
                             "restore its files.")
 
+    def with_cameras(self, cameras: Cameras) -> "NeRFDataset":
+        """The same images seen by other cameras: rays come from these."""
+        other = copy.copy(self)
+        other.cameras = cameras.to(self.device)
+        return other
+
     def __len__(self) -> int:
         return len(self.scene.names)
 
@@ -109,7 +116,7 @@ class NeRFDataset:
                          image_idx=rays.cam_idx if self._has_embeddings() else None),
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
-            batch_index=batch_index,
+            pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,
         )
 
     def image(self, index: int) -> Batch:

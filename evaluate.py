@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 import image_utils
+from cameras.alignment import TrainingCameras, with_refined_cameras
 from checkpoint import Checkpoint, open_run
 from datasets import NeRFDataset, load_dataset
 from models.base import RayModel
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = open_split(run, config, config.split, device)
         folder = evaluation_folder(
             run.path.parent, dataset, run.step, shading_name(config, run.saved_config))
-        scores = evaluate(run.model, dataset, config, run.step, folder)
+        scores = evaluate(run.model, dataset, config, run.step, folder, training_cameras(run))
         print(format_table(scores))
         print(f"{'Scores and images' if config.save_images else 'Scores'}: {folder}")
 
@@ -63,8 +64,15 @@ def open_split(run: Checkpoint, config: Any, split: str, device: torch.device) -
     if config.lights != run.saved_config.lights:
         config_of_run = config.replace(lights=run.saved_config.lights)
         known = load_dataset(config_of_run, split, device, read_pixels=False)
-    known.check_same_scene(run.scene)
+    known.check_same_scene(run.original_scene)
     return dataset
+
+
+def training_cameras(run: Checkpoint) -> TrainingCameras | None:
+    """The original and refined training cameras of a run; None if it refines none."""
+    if run.refinement is None:
+        return None
+    return TrainingCameras(run.original_scene["train"].cameras, run.scene["train"].cameras)
 
 
 def evaluation_folder(run_folder: str | Path, dataset: NeRFDataset, step: int,
@@ -80,9 +88,10 @@ def evaluation_folder(run_folder: str | Path, dataset: NeRFDataset, step: int,
 
 
 def evaluate(model: RayModel, dataset: NeRFDataset, config: Any, step: int,
-             folder: str | Path) -> dict:
+             folder: str | Path, refined: TrainingCameras | None = None) -> dict:
     """Score every view of `dataset`, and write scores and images to `folder`.
 
+    refined: the training cameras of a run with --refine_cameras, to which test cameras are aligned.
     Views are divided among ranks; every rank returns all scores: a `dict` of the means (psnr, ssim,
     psnr_corrected and ssim_corrected with fitted colours, lpips if requested, and blank_psnr, the
     PSNR of an image of the background only), `scales` (the same by scale, for Multicam and
@@ -90,10 +99,16 @@ def evaluate(model: RayModel, dataset: NeRFDataset, config: Any, step: int,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if refined is not None:
+        dataset = with_refined_cameras(model, dataset, config, refined)
     images, sheet = evaluate_views(model, dataset, config, folder)
     images = sort_by_index(distributed.collect(images))
     sheet = sort_by_index(distributed.collect_on_main(sheet))
     scores = summarize(images) | provenance(model, config, step, dataset)
+    if refined is not None:
+        is_train = dataset.split == "train"
+        scores |= {"aligned_cameras": not is_train,
+                   "camera_test_steps": 0 if is_train else config.camera_test_steps}
     if distributed.is_main():
         write_scores(folder, scores)
         if sheet:
@@ -233,6 +248,9 @@ def format_table(scores: dict) -> str:
     lines = [f"{scores['split']:<8}" + "".join(f"{key:>{widths[key]}}" for key in keys)]
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]
     lines.append(row("mean", scores))
+    if scores.get("aligned_cameras"):
+        lines.append("Test cameras were aligned to the refined training cameras, and each was then "
+                     f"refined on its image for {scores['camera_test_steps']} steps.")
     return "\n".join(lines)
 
 

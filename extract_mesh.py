@@ -76,7 +76,7 @@ def reference_image(run: Checkpoint, index: int) -> Tensor:
     """A training image `[h, w, 3]`; the model's rendering of it if the dataset is not available."""
     try:
         dataset = load_dataset(run.config, "train", read_pixels=False)
-        dataset.check_same_scene(run.scene)
+        dataset.check_same_scene(run.original_scene)
         return dataset.image(index).rgb
     except UserError as error:
         print(f"The image of the mesh is shown beside a rendering, not the photograph: {error}")

@@ -210,6 +210,7 @@ class Batch(TensorRecord):
     """Rays and their ground-truth colours, composited on the scene's background.
 
     rgb: `[..., 3]`; mask: `[..., 1]`, 1 where a pixel counts, or None.
+    pixels: `[..., 2]`, column and row of each ray's pixel in its image; None in images.
     batch_index: `[...]`, each ray's index in the global batch, of which this may be a part; None
         in images.
     lossmult_sum: sum of the loss weights of the global batch, a scalar, so that the losses of
@@ -219,6 +220,7 @@ class Batch(TensorRecord):
     rays: Rays
     rgb: Tensor
     mask: Tensor | None = None
+    pixels: Tensor | None = None
     batch_index: Tensor | None = None
     lossmult_sum: Tensor | None = None
 

@@ -33,6 +33,8 @@ from typing import NamedTuple
 
 import torch
 
+from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras, num_refined_rays
+from cameras.refinement import CameraRefinement
 from checkpoint import (
     clean_run_folder,
     list_checkpoints,
@@ -89,7 +91,7 @@ def train(config, device):
     rows = rank_slice(config)
     data = open_datasets(config, device)
     if resumed:
-        data.train.check_same_scene(resumed.scene)
+        data.train.check_same_scene(resumed.original_scene)
     training = prepare(config, device, folder, data, resumed)
 
     with StopSignals() as stop, locked_run_folder(folder, config, resumed):
@@ -106,7 +108,7 @@ def train(config, device):
               "--continue_training.")
         return 128 + stopped
     if data.test:
-        print_scores(training.model.eval(), data.test, config, folder)
+        print_scores(training)
     return 0
 
 
@@ -123,7 +125,8 @@ def run_steps(training, rows, log, stop):
         train_frac = step / config.max_steps
         model.set_train_frac(train_frac)
         scalars, micro_batch = compute_gradients(
-            model, batch, config, train_frac, micro_batch, rng)
+            model, batch, config, train_frac, micro_batch, rng, training.refinement,
+            training.data.train.cameras)
         log.step(scalars)
         training.optimizer.step()
         schedule.step()
@@ -133,7 +136,7 @@ def run_steps(training, rows, log, stop):
             log.write_means(done, config.batch_size, scheduled_rate(config, done), mse_to_psnr)
         stopped = distributed.max_over_ranks(stop.received)
         if training.data.validation and (done % config.eval_every == 0 or is_last) and not stopped:
-            validate(log, done, model, training.data.validation)
+            validate(log, done, training)
         if done % config.save_every == 0 or is_last or stopped:
             log.check_finite()
             training.save(done)
@@ -142,23 +145,31 @@ def run_steps(training, rows, log, stop):
     return config.max_steps
 
 
-def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
+def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None, refinement=None,
+                      cameras=None):
     """Accumulate the gradient of the batch's loss over micro-batches.
 
     Returns the scalars to log and the micro-batch size, which on out-of-memory is halved for the
     rest of the run. Gradients and scalars are summed over ranks. rng: `BatchRandom`; PyTorch's own
-    random numbers if None.
+    random numbers if None. refinement: `CameraRefinement` of the training `cameras`, whose rays
+    replace those of the batch; None to use the latter.
     """
+    modules = torch.nn.ModuleList([model] if refinement is None else [model, refinement])
     weight = distributed.sum_over_ranks(batch.loss_weights().sum())
     # All pixels of a batch may be masked; its loss is then 0.
     batch = replace(batch, lossmult_sum=weight.clamp(min=1e-9))
 
     def accumulate(size):
-        model.zero_grad(set_to_none=True)
+        modules.zero_grad(set_to_none=True)
         totals = {}
         for part in batch.split(size):
+            part = refinement.cast(cameras, part) if refinement else part
             outputs = model(part.rays, train_frac, rng and rng.for_rows(part.batch_index))
             loss, scalars = weighted_loss(config, model, outputs, part)
+            if refinement:
+                fraction = part.loss_weights().sum() / part.total_weight()
+                variance = fraction * refinement.variance_loss(cameras)
+                loss, scalars["loss/cameras"] = loss + variance, variance.detach()
             loss.backward()
             scalars["errors"] = level_errors(model, outputs, part)
             totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
@@ -166,7 +177,7 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
 
     totals, micro_batch = smaller_until_it_fits(micro_batch, accumulate)
     totals = {name: distributed.sum_over_ranks(value) for name, value in totals.items()}
-    distributed.sum_gradients(model.parameters())
+    distributed.sum_gradients(modules.parameters())
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     # Jointly, the large gradient of one network would stop the others from learning.
@@ -175,12 +186,15 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None):
     return totals | {"gradient_norm": norm}, micro_batch
 
 
-def validate(log, step, model, dataset):
+def validate(log, step, training):
     """Render one validation view beside its ground truth on rank 0, each time the next one."""
     if not distributed.is_main():
         return
     with log.paused():
-        config = dataset.config
+        config, model, dataset = training.config, training.model, training.data.validation
+        if training.refinement is not None:
+            dataset = dataset.with_cameras(
+                align_cameras(dataset.cameras, training.training_cameras()))
         index = (step // config.eval_every - 1) % len(dataset)
         images = render_view(model.eval(), dataset, index, config.chunk)
         model.train()
@@ -212,16 +226,23 @@ class Training(NamedTuple):
     data: Data
     scenes: dict
     model: torch.nn.Module
+    refinement: CameraRefinement | None
     optimizer: torch.optim.Optimizer
     micro_batch: int
     first_step: int
+
+    @torch.no_grad()
+    def training_cameras(self):
+        """The original and refined `TrainingCameras`; None without --refine_cameras."""
+        cameras = self.data.train.cameras
+        return self.refinement and TrainingCameras(cameras, self.refinement(cameras))
 
     def save(self, step):
         """Write a checkpoint (rank 0 only)."""
         if distributed.is_main():
             save_checkpoint(self.folder, model=self.model, optimizer=self.optimizer, step=step,
                             config=self.config, scene=self.scenes,
-                            keep=self.config.keep_checkpoints)
+                            keep=self.config.keep_checkpoints, refinement=self.refinement)
 
 
 def resume(command_line, folder):
@@ -291,23 +312,38 @@ def prepare(config, device, folder, data, resumed):
     model = resumed.model if resumed else build_model(
         config, device, data.train.scene.box, num_images=len(data.train))
     distributed.copy_from_main(model.state_dict().values())
+    refinement = make_refinement(config, data.train.cameras, resumed)
     if config.compile:
         compile_fields(model, device)
     model.train()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, refinement)
     if resumed:
         optimizer.load_state_dict(resumed.optimizer)
     return Training(
-        config, device, folder, data, data.train.scenes(), model, optimizer,
+        config, device, folder, data, data.train.scenes(), model, refinement, optimizer,
         micro_batch=config.micro_batch or default_micro_batch(config, device),
         first_step=resumed.step if resumed else 0)
 
 
-def make_optimizer(model, config):
-    """Adam, whose rate the schedule sets; hash grids have a multiple of it."""
+def make_refinement(config, cameras, resumed):
+    """The `CameraRefinement` of the training cameras, new or resumed; None if they are fixed."""
+    if not config.refine_cameras:
+        return None
+    if resumed:
+        return resumed.refinement.to(cameras.camtoworlds.device)
+    refinement = CameraRefinement.for_cameras(cameras)
+    distributed.copy_from_main(refinement.state_dict().values())
+    return refinement
+
+
+def make_optimizer(model, config, refinement=None):
+    """Adam, whose rates the schedule sets; hash grids have a multiple of the networks' rate."""
     grids = [p for name, p in model.named_parameters() if name.endswith("table")]
     others = [p for name, p in model.named_parameters() if not name.endswith("table")]
     groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
+    if refinement is not None:
+        groups.append({"params": list(refinement.parameters()), "lr": 1.0, "betas": ADAM_BETAS,
+                       "eps": 1e-8, "cameras": True})
     return torch.optim.Adam([group for group in groups if group["params"]],
                             betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
 
@@ -344,9 +380,12 @@ def print_time_estimate(training):
     if data.validation:
         num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
     seconds_of_training = per_trained * config.batch_size * num_steps
+    seconds_of_images = per_rendered * num_pixels
+    if data.test and training.refinement:
+        seconds_of_images += per_trained * num_refined_rays(data.test, config)
     print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
-          f"({1 / per_trained:,.0f} rays/s) and {format_duration(per_rendered * num_pixels)} for "
-          "images and scores.", flush=True)
+          f"({1 / per_trained:,.0f} rays/s) and {format_duration(seconds_of_images)} for images "
+          "and scores.", flush=True)
 
 
 def describe_preset(training):
@@ -368,7 +407,8 @@ def times_per_ray(training):
 
     def train_at(start):
         compute_gradients(model, batch, config, start, training.micro_batch,
-                          BatchRandom(0, count, device))
+                          BatchRandom(0, count, device), training.refinement,
+                          training.data.train.cameras)
 
     per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
                       for start, length in model.stages)
@@ -419,10 +459,12 @@ def device_name(device):
     return str(device) if count == 1 else f"{count} ranks ({device.type})"
 
 
-def print_scores(model, test, config, folder):
+def print_scores(training):
     """Score the trained model; print the scores and their folder."""
-    results = evaluation_folder(folder, test, config.max_steps)
-    scores = evaluate(model, test, config, config.max_steps, results)
+    config, test = training.config, training.data.test
+    results = evaluation_folder(training.folder, test, config.max_steps)
+    scores = evaluate(training.model.eval(), test, config, config.max_steps, results,
+                      training.training_cameras())
     print(format_table(scores))
     print(f"PSNR {scores['psnr']:.2f} dB; background-only baseline {scores['blank_psnr']:.2f} dB.")
     contents = "Scores and images (overview: sheet.png)" if config.save_images else "Scores"

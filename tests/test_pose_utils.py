@@ -128,3 +128,35 @@ def test_cameras_with_opencv_axes_are_converted():
     poses = random_poses(5)
     opencv = np.linalg.inv(pose_utils.homogeneous(poses) @ np.diag([1, -1, -1, 1]))[:, :3]
     np.testing.assert_allclose(pose_utils.from_opencv(opencv), poses, atol=1e-12)
+
+
+def random_similarity(seed):
+    rng = np.random.default_rng(seed)
+    transform = np.eye(4)
+    transform[:3, :3] = rng.uniform(0.3, 3) * random_poses(1, seed)[0, :, :3]
+    transform[:3, 3] = rng.normal(size=3)
+    return transform
+
+
+@pytest.mark.parametrize("arrangement", ["all around", "in a row", "in one place", "one camera"])
+def test_a_similarity_between_poses_is_recovered(arrangement):
+    poses, transform = random_poses(6, seed=1), random_similarity(2)
+    if arrangement == "in a row":
+        poses[:, 1:, 3] = 0.5
+    if arrangement in ("in one place", "one camera"):
+        poses[:, :, 3] = [1.0, -2.0, 0.5]
+        transform[:3, :3] /= np.cbrt(np.linalg.det(transform[:3, :3]))
+    poses = poses[:1] if arrangement == "one camera" else poses
+    found = pose_utils.fit_similarity(poses, pose_utils.transform_poses(poses, transform))
+    np.testing.assert_allclose(found, transform, atol=1e-9)
+
+
+def test_a_similarity_between_noisy_poses_is_as_exact_as_their_number_allows():
+    """100 positions with noise of 1%: errors of a tenth of it, and never a mirrored world."""
+    poses, transform = random_poses(100, seed=3), random_similarity(4)
+    moved = pose_utils.transform_poses(poses, transform)
+    scale = np.cbrt(np.linalg.det(transform[:3, :3]))
+    moved[:, :, 3] += 0.01 * scale * np.random.default_rng(5).normal(size=(100, 3))
+    found = pose_utils.fit_similarity(poses, moved)
+    np.testing.assert_allclose(found / scale, transform / scale, atol=0.004)
+    assert np.linalg.det(found[:3, :3]) > 0
