@@ -28,7 +28,6 @@ LIT_SCENES = {"dataset_name": "nerv"}, "--dataset_name nerv"
 POINT_LIGHTS = {"dataset_name": "nerv", "lights": "point"}, "--dataset_name nerv --lights point"
 LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
-UNSPLIT = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "formats that name no test views"
 ZOOM = {"path": "zoom"}, "--path zoom"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
@@ -82,7 +81,7 @@ FLAGS = {
              shown=LLFF[0]),
         Flag("spherify", bool, False, "inward-facing captures: centre and scale the cameras, no "
              "NDC", shown=LLFF[0]),
-        Flag("llffhold", positive_int, 8, "every n-th view is a test view", only=UNSPLIT),
+        Flag("llffhold", positive_int, 8, "every n-th view is a test view", only=CAPTURES),
     ],
     "model": [
         Flag("model", ("mipnerf", "mipnerf360", "zipnerf", "nerv"), "mipnerf", "model to train"),

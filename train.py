@@ -17,7 +17,6 @@ from config import (
     get_config,
     override,
     run_script,
-    steps_before,
     with_preset,
 )
 
@@ -25,7 +24,6 @@ if __name__ == "__main__":
     early_config("train")
 
 import signal
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from typing import NamedTuple
 
 import torch
 
-from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras, num_refined_rays
+from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras
 from cameras.refinement import CameraRefinement
 from checkpoint import (
     clean_run_folder,
@@ -47,9 +45,9 @@ from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
-from rendering import render_image, render_view
+from rendering import render_view
 from runtime import distributed
-from runtime.devices import select_device, synchronize
+from runtime.devices import select_device
 from runtime.errors import UserError
 from runtime.files import sole_writer
 from runtime.flags import RESUMABLE
@@ -59,9 +57,7 @@ from runtime.run_folder import run_folder
 from runtime.run_log import open_log
 from runtime.signals import StopSignals
 from scheduler import make_scheduler, scheduled_rate
-
-# Fewest rays of the trial that estimates how long the training will take.
-TIMING_RAYS = 256
+from summary import print_summary, print_time_estimate
 
 # Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
 MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048
@@ -97,7 +93,7 @@ def train(config, device):
     with StopSignals() as stop, locked_run_folder(folder, config, resumed):
         if not resumed:
             training.save(0)  # From here on --continue_training works.
-        print_time_estimate(training)
+        print_time_estimate(training, compute_gradients)
         print_summary(training)
         with open_log(folder, training.first_step, config.max_steps, device) as log:
             step = run_steps(training, rows, log, stop)
@@ -364,99 +360,6 @@ def rank_slice(config):
                         f"{distributed.num_ranks()} ranks without a ray; raise it, or start fewer "
                         "ranks with --nproc_per_node.")
     return distributed.rank_rows(config.batch_size)
-
-
-# Printed summaries.
-
-
-def print_time_estimate(training):
-    """Time a few rays, and print the preset and how long training and its images will take."""
-    config, data = training.config, training.data
-    num_steps = config.max_steps - training.first_step
-    if not num_steps:
-        return
-    per_trained, per_rendered = times_per_ray(training)
-    num_pixels = int(data.test.scene.offsets[-1]) if data.test else 0
-    if data.validation:
-        num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
-    seconds_of_training = per_trained * config.batch_size * num_steps
-    seconds_of_images = per_rendered * num_pixels
-    if data.test and training.refinement:
-        seconds_of_images += per_trained * num_refined_rays(data.test, config)
-    print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
-          f"({1 / per_trained:,.0f} rays/s) and {format_duration(seconds_of_images)} for images "
-          "and scores.", flush=True)
-
-
-def describe_preset(training):
-    """The preset, and why it was chosen if none was given."""
-    config = training.config
-    if config.preset is None:
-        return "Expected: "
-    reason = "" if "preset" in config.typed else f" (the default on {training.device.type})"
-    return f"--preset {config.preset}{reason}: "
-
-
-def times_per_ray(training):
-    """Seconds per trained ray, averaged over the stages of training, and per rendered ray."""
-    config, device, model = training.config, training.device, training.model
-    count = max(TIMING_RAYS, training.micro_batch) * distributed.num_ranks()
-    count = min(count, config.batch_size)
-    batch = training.data.train.batch(
-        count, torch.Generator().manual_seed(0), distributed.rank_rows(count))
-
-    def train_at(start):
-        compute_gradients(model, batch, config, start, training.micro_batch,
-                          BatchRandom(0, count, device), training.refinement,
-                          training.data.train.cameras)
-
-    per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
-                      for start, length in model.stages)
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
-    per_rendered = time_per_ray(
-        count, device, lambda: render_image(model, batch.rays, config.chunk))
-    model.set_train_frac(training.first_step / config.max_steps)
-    model.train()
-    return per_trained, per_rendered
-
-
-def time_per_ray(count, device, call):
-    """Seconds of the second of two calls: the first also allocates the memory that both use."""
-    call()
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return (time.perf_counter() - begin) / count
-
-
-def format_duration(seconds):
-    """A duration in seconds, minutes or hours, as text."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-
-
-def print_summary(training):
-    """Print the model, the dataset, the number of steps and the run folder."""
-    config, model, dataset = training.config, training.model, training.data.train
-    precision = str(model.compute_dtype).removeprefix("torch.")
-    print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
-          f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
-          f"{config.batch_size:,} rays on {device_name(training.device)}, into {training.folder}",
-          flush=True)
-    if len(model.stages) > 1:
-        steps = [f"{steps_before(start, config.max_steps):,}" for start, _ in model.stages]
-        print(f"Stages begin after steps {', '.join(steps)}; the last one learns colours from "
-              "scratch.", flush=True)
-
-
-def device_name(device):
-    """The device, or the number of ranks and their kind of device."""
-    count = distributed.num_ranks()
-    return str(device) if count == 1 else f"{count} ranks ({device.type})"
 
 
 def print_scores(training):

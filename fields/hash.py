@@ -92,8 +92,9 @@ class HashField(Field):
         return torch.cat([levels, scale[..., None]], dim=-1).flatten(-2)
 
     def forward(self, gaussians, viewdirs: Tensor | None = None,
-                density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
-        output = super().forward(gaussians, viewdirs, density_noise, with_rgb)
+                density_noise: Tensor | None = None, with_rgb: bool = True,
+                appearance: Tensor | None = None) -> FieldOutput:
+        output = super().forward(gaussians, viewdirs, density_noise, with_rgb, appearance)
         if self.contraction or output.density is None:
             return output
         points, _ = self.to_cube(gaussians.means.mean(dim=-2))

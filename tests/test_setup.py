@@ -19,11 +19,12 @@ ORDER = [
     "runtime", "structures", "stepfun", "coord", "pose_utils", "presets", "contradictions",
     "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models", "cameras",
     "procedural", "relighting", "model", "rendering", "loaders", "datasets", "checkpoint",
-    "capture", "exporters", "evaluate", "train", "visualize", "extract_mesh",
+    "capture", "exporters", "evaluate", "summary", "train", "visualize", "extract_mesh",
 ]
 COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
 # Longer than 450 lines, and why.
 LONG_FILES = {
+    "config.py": "a table of all flags beside what resolves them",
     "ray_utils.py": "the whole way from a pixel to its colour",
     "compare_commits.py": "a table of cases beside what compares them",
 }

@@ -132,7 +132,8 @@ def test_points_fill_the_image_and_the_range_of_distances():
     index = torch.arange(2)[:, None].expand(2, 2000)
     pixels, _ = points_to_pixels(cameras, index, points)
     assert (pixels >= 0).all() and (pixels <= cameras.sizes[:, None]).all()
-    torch.testing.assert_close(pixels.mean(dim=1), cameras.sizes / 2.0, check_dtype=False, rtol=0.05, atol=0)
+    torch.testing.assert_close(pixels.mean(dim=1), cameras.sizes / 2.0, check_dtype=False,
+                               rtol=0.05, atol=0)
     distances = (points - cameras.camtoworlds[:, None, :, 3]).norm(dim=-1)
     assert 0.4 <= distances.min() < 0.5 and 100 < distances.max() <= 1000
 
@@ -227,7 +228,7 @@ def test_disturbed_cameras_are_recovered_from_colours():
 
 
 class Images:
-    """The images of `cameras` seen by `known` ones: what refining test cameras needs of a dataset."""
+    """The images of `cameras` seen by `known` ones: what refining test cameras needs."""
 
     split = "test"
 

@@ -1,0 +1,108 @@
+"""What a training prints before its first step: the expected time, the model, the data."""
+
+import time
+
+import torch
+
+from cameras.alignment import num_refined_rays
+from config import steps_before
+from rendering import render_image
+from runtime import distributed
+from runtime.devices import synchronize
+from runtime.randomness import BatchRandom
+
+# Fewest rays of the trial that estimates how long the training will take.
+TIMING_RAYS = 256
+
+
+def print_time_estimate(training, compute_gradients):
+    """Time a few rays, and print the preset and how long training and its images will take.
+
+    compute_gradients: that of train.py.
+    """
+    config, data = training.config, training.data
+    num_steps = config.max_steps - training.first_step
+    if not num_steps:
+        return
+    per_trained, per_rendered = times_per_ray(training, compute_gradients)
+    num_pixels = int(data.test.scene.offsets[-1]) if data.test else 0
+    if data.validation:
+        num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
+    seconds_of_training = per_trained * config.batch_size * num_steps
+    seconds_of_images = per_rendered * num_pixels
+    if data.test and training.refinement:
+        seconds_of_images += per_trained * num_refined_rays(data.test, config)
+    print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
+          f"({1 / per_trained:,.0f} rays/s) and {format_duration(seconds_of_images)} for images "
+          "and scores.", flush=True)
+
+
+def describe_preset(training):
+    """The preset, and why it was chosen if none was given."""
+    config = training.config
+    if config.preset is None:
+        return "Expected: "
+    reason = "" if "preset" in config.typed else f" (the default on {training.device.type})"
+    return f"--preset {config.preset}{reason}: "
+
+
+def times_per_ray(training, compute_gradients):
+    """Seconds per trained ray, averaged over the stages of training, and per rendered ray."""
+    config, device, model = training.config, training.device, training.model
+    count = max(TIMING_RAYS, training.micro_batch) * distributed.num_ranks()
+    count = min(count, config.batch_size)
+    batch = training.data.train.batch(
+        count, torch.Generator().manual_seed(0), distributed.rank_rows(count))
+
+    def train_at(start):
+        compute_gradients(model, batch, config, start, training.micro_batch,
+                          BatchRandom(0, count, device), training.refinement,
+                          training.data.train.cameras)
+
+    per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
+                      for start, length in model.stages)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
+    per_rendered = time_per_ray(
+        count, device, lambda: render_image(model, batch.rays, config.chunk))
+    model.set_train_frac(training.first_step / config.max_steps)
+    model.train()
+    return per_trained, per_rendered
+
+
+def time_per_ray(count, device, call):
+    """Seconds of the second of two calls: the first also allocates the memory that both use."""
+    call()
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return (time.perf_counter() - begin) / count
+
+
+def format_duration(seconds):
+    """A duration in seconds, minutes or hours, as text."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+
+
+def print_summary(training):
+    """Print the model, the dataset, the number of steps and the run folder."""
+    config, model, dataset = training.config, training.model, training.data.train
+    precision = str(model.compute_dtype).removeprefix("torch.")
+    print(f"{config.model} ({precision}) on {config.dataset_name} {config.scene}: {len(dataset)} "
+          f"views, {len(dataset.scene.pixels):,} pixels, {config.max_steps:,} steps of "
+          f"{config.batch_size:,} rays on {device_name(training.device)}, into {training.folder}",
+          flush=True)
+    if len(model.stages) > 1:
+        steps = [f"{steps_before(start, config.max_steps):,}" for start, _ in model.stages]
+        print(f"Stages begin after steps {', '.join(steps)}; the last one learns colours from "
+              "scratch.", flush=True)
+
+
+def device_name(device):
+    """The device, or the number of ranks and their kind of device."""
+    count = distributed.num_ranks()
+    return str(device) if count == 1 else f"{count} ranks ({device.type})"
