@@ -70,6 +70,10 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"model": "nerv"}, {
         "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0, "visibility_loss_mult": 6.7}),
 
+    # Ref-NeRF's released Blender configuration.
+    ({"model": "mipnerf360", "predicted_normals": True}, {
+        "orientation_loss_mult": 0.1, "predicted_normal_loss_mult": 3e-4}),
+
     # Preset "paper". Released Blender configurations sample each batch from a single image.
     ({"preset": "paper", "model": "mipnerf"}, {
         "batch_size": 4096, "max_steps": 1_000_000, "lr_init": 5e-4, "lr_final": 5e-6,

@@ -181,7 +181,8 @@ def validate(log, step, model, dataset):
     with log.paused():
         config = dataset.config
         index = (step // config.eval_every - 1) % len(dataset)
-        images = render_view(model.eval(), dataset, index, config.chunk)
+        images = render_view(model.eval(), dataset, index, config.chunk,
+                             normals_from=config.normals_from)
         model.train()
         scores = score_image(images, dataset, index)
         sheet = contact_sheet([list(images.values())])

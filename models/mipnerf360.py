@@ -1,5 +1,7 @@
 """mip-NeRF 360: proposals, contraction, off-axis encoding."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,9 @@ class MipNeRF360(RayModel):
 
     def build_fields(self, config, compute_dtype: torch.dtype):
         """Set `field` and the proposals."""
-        self.field = mlp_field(config, compute_dtype, head_config(config))
+        head = replace(head_config(config), predicts_normals=config.predicted_normals)
+        self.field = mlp_field(config, compute_dtype, head)
+        self.trains_normals = config.predicted_normals and config.predicted_normal_loss_mult > 0
         self.proposal = mlp_proposal(config, compute_dtype)
 
     def proposal_field(self, level: int) -> Field:
@@ -39,6 +43,7 @@ class MipNeRF360(RayModel):
         return self.proposal
 
     def render_levels(self, rays: Rays, train_frac: float, rng, ray_occupancy: RayOccupancy | None,
+                      density_normals: bool = False,
                       with_rgb: bool = True) -> list[RenderOutput]:
         """Render one level per round. Proposal weights are annealed by `train_frac`.
 
@@ -56,10 +61,12 @@ class MipNeRF360(RayModel):
             samples_so_far *= count
             tdist = warps.s_to_t(sdist)
             if ray_occupancy is None:
-                samples = self.query_field(field, tdist, rays, rng, with_rgb=is_last and with_rgb)
+                samples = self.query_field(field, tdist, rays, rng, with_rgb=is_last and with_rgb,
+                                           density_normals=is_last and density_normals)
             else:
                 samples = self.query_occupied(
-                    field, tdist, rays, ray_occupancy, is_last and with_rgb)
+                    field, tdist, rays, ray_occupancy, is_last and with_rgb,
+                    is_last and density_normals)
             outputs.append(self.composite(samples, tdist, sdist, rays, rng))
         return outputs
 
