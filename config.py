@@ -279,7 +279,7 @@ SCRIPTS = {
     "train": Script(
         "Train a model on a scene. Values are those of --preset gpu unless another one is given.",
         ("run", "data", "model", "training", "logging", "evaluation"),
-        hidden=("run", "march_shadows")),
+        hidden=("run", "march_shadows", "normals_from")),
     "evaluate": Script(f"Score a trained model. {FIND_RUN}",
                        ("run", "data", "model", "evaluation"), RENDERING,
                        also=("lights",)),
