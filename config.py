@@ -18,6 +18,7 @@ from runtime.run_folder import run_folder, scene_of  # noqa: F401  (re-exported)
 
 # Conditions under which flags are read, and their names in messages.
 MIPNERF = {"geometry": "mipnerf"}, "--model mipnerf"
+PREDICTED_NORMALS = {"model": "mipnerf360"}, "--model mipnerf360"
 MIPNERF360 = {"geometry": "mipnerf360"}, "the MLPs of --model mipnerf360 or nerv"
 PROPOSALS = {"geometry": ("mipnerf360", "zipnerf")}, "models with proposals, not mipnerf"
 MLPS = {"geometry": ("mipnerf", "mipnerf360")}, "MLPs, not hash grids"
@@ -156,6 +157,8 @@ FLAGS = {
              shown=False),
         Flag("glo_features", integer(0, 4096), 0, "size of each training image's appearance "
              "embedding (0: none); zero in all renderings", only=EMBEDDED, shown=False),
+        Flag("predicted_normals", bool, False, "a layer that predicts normals (Ref-NeRF)",
+             only=PREDICTED_NORMALS, shown=False),
         Flag("visibility_finest", resolution, 64, "--grid_finest of the visibility field; finer "
              "grids overfit the sampled directions", only=NERV_GRIDS, shown=False),
         Flag("visibility_features", positive_int, 8, "bottleneck of the visibility field",
@@ -212,6 +215,10 @@ FLAGS = {
              shown=False),
         Flag("visibility_loss_mult", not_negative, 0.0, "weight of the visibility field's error",
              shown=False),
+        Flag("orientation_loss_mult", not_negative, 0.0, "weight of Ref-NeRF's orientation loss",
+             shown=False),
+        Flag("predicted_normal_loss_mult", not_negative, 0.0, "weight of Ref-NeRF's loss of "
+             "predicted normals", shown=False),
         Flag("geometry_share", fraction, 0.4, "fraction of the steps in stage 1 (geometry)",
              only=NERV),
         Flag("visibility_share", fraction, 0.15, "fraction of the steps in stage 2 (visibility)",
@@ -236,6 +243,8 @@ FLAGS = {
              "is scored", only=REFINED, scope=RENDER, shown=REFINED[0]),
         Flag("save_images", bool, True, "write rgb, depth and normal images and a contact sheet",
              scope=RENDER),
+        Flag("normals_from", ("depth", "density", "predicted"), "depth", "normals shown: of the "
+             "distance map, of the density's gradient, or of --predicted_normals", scope=RENDER),
     ],
     "video": [
         Flag("path", ("auto", "ellipse", "spherical", "spiral", "zoom", "still"), "auto",
@@ -287,12 +296,12 @@ SCRIPTS = {
     "train": Script(
         "Train a model on a scene. Values are those of --preset gpu unless another one is given.",
         ("run", "data", "model", "training", "logging", "evaluation"),
-        hidden=("run", "march_shadows")),
+        hidden=("run", "march_shadows", "normals_from")),
     "evaluate": Script(f"Score a trained model. {FIND_RUN}",
                        ("run", "data", "model", "evaluation"), RENDERING,
                        also=("lights",)),
     "visualize": Script(f"Render a video of a trained model. {FIND_RUN}",
-                        ("run", "model", "video"), RENDERING),
+                        ("run", "model", "video"), RENDERING, also=("normals_from",)),
     "extract_mesh": Script(f"Extract a coloured mesh from a trained model. {FIND_RUN}",
                            ("run", "model", "mesh"), RENDERING),
 }
@@ -403,6 +412,9 @@ def check_all_read(config: Config) -> None:
         if flag.only and not flag.is_read(config):
             raise UserError(f"--{name} is for {flag.only[1]} and has no effect here; leave it "
                             "out.")
+    if config.normals_from == "predicted" and not config.predicted_normals:
+        raise UserError("--normals_from predicted is for runs trained with --predicted_normals; "
+                        "give density or depth.")
 
 
 def override(run: Config, command_line: Config, scopes: Collection[str],

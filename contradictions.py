@@ -19,6 +19,14 @@ def _loss_conflicts(c: Config) -> Iterator[str]:
         if getattr(c, name) and c.geometry != "zipnerf":
             yield (f"--{name} {getattr(c, name):g} is for hash grids: --model zipnerf, or nerv "
                    "with --nerv_field hash")
+    normals = c.predicted_normals and c.model == "mipnerf360"
+    for name in ("orientation_loss_mult", "predicted_normal_loss_mult"):
+        if getattr(c, name) and not normals:
+            yield (f"--{name} {getattr(c, name):g} is for --model mipnerf360 with "
+                   "--predicted_normals")
+    if normals and not (c.orientation_loss_mult or c.predicted_normal_loss_mult):
+        yield ("--predicted_normals learns nothing, because --orientation_loss_mult and "
+               "--predicted_normal_loss_mult are 0; set one of them")
     if c.visibility_loss_mult and c.model != "nerv":
         yield f"--visibility_loss_mult {c.visibility_loss_mult:g} is for --model nerv"
 

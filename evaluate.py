@@ -130,7 +130,7 @@ def evaluate_views(model: RayModel, dataset: NeRFDataset, config: Any, folder: P
     scores, sheet = [], []
     for index in tqdm(rank_views, desc=f"scoring {dataset.split}", disable=distributed.hide_bar()):
         images = render_view(model, dataset, index, config.chunk, config.save_images,
-                             Shading.from_config(config))
+                             Shading.from_config(config), config.normals_from)
         scores.append((index, score_image(images, dataset, index, lpips)))
         if config.save_images:
             for name in sorted(images.keys() - {"ground_truth"}):

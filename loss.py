@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import stepfun
 from structures import Batch, RenderOutput
@@ -82,10 +83,38 @@ def visibility_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     return mean_over_rays(torch.zeros_like(outputs[-1].acc) if error is None else error, batch)
 
 
+def orientation_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
+    """Weight of samples whose predicted normals face away from the camera (Ref-NeRF, eq. 11).
+
+    Of the finest level, times the squared cosine. Directions are those of rays, not `viewdirs`:
+    in NDC, only they are in the coordinates of the normals.
+    """
+    output = outputs[-1]
+    if output.predicted_normals is None:
+        return mean_over_rays(torch.zeros_like(output.acc), batch)
+    towards_camera = -normalize(batch.rays.directions, dim=-1)[..., None, :]
+    cosine = (output.predicted_normals * towards_camera).sum(dim=-1)
+    return mean_over_rays((output.weights * cosine.clamp(max=0) ** 2).sum(dim=-1), batch)
+
+
+def predicted_normal_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
+    """Difference of predicted normals from those of the density (Ref-NeRF, eq. 10).
+
+    Half the squared distance of the unit vectors, of the finest level, weighted by the samples'
+    weights. As in the released code, it trains both normals and the weights.
+    """
+    output = outputs[-1]
+    if output.predicted_normals is None or output.density_normals is None:
+        return mean_over_rays(torch.zeros_like(output.acc), batch)
+    cosine = (output.density_normals * output.predicted_normals).sum(dim=-1)
+    return mean_over_rays((output.weights * (1 - cosine)).sum(dim=-1), batch)
+
+
 LOSSES = {
     "fine": fine_loss, "coarse": coarse_loss, "charbonnier": charbonnier_loss,
     "interlevel": interlevel_loss, "antialiased_interlevel": antialiased_interlevel_loss,
     "distortion": distortion_loss, "grid_decay": grid_decay_loss, "visibility": visibility_loss,
+    "orientation": orientation_loss, "predicted_normal": predicted_normal_loss,
 }
 
 

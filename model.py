@@ -41,17 +41,20 @@ class MipNeRF(RayModel):
         return super().samples_evenly and not self.lindisp
 
     def render_levels(self, rays: Rays, train_frac: float, rng,
-                      ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
+                      ray_occupancy: RayOccupancy | None,
+                      density_normals: bool = False) -> list[RenderOutput]:
         """Render every level. With `ray_occupancy` only the last level has colours."""
         outputs: list[RenderOutput] = []
         for level in range(self.num_levels):
             tdist = self.sample_level(rays, outputs, rng)
             noise = self.sample_density_noise(tdist[..., 1:], rng)
+            is_last = level == self.num_levels - 1
             if ray_occupancy is None:
-                samples = self.query_field(self.field, tdist, rays, rng, noise)
+                samples = self.query_field(self.field, tdist, rays, rng, noise,
+                                           density_normals=is_last and density_normals)
             else:
-                is_last = level == self.num_levels - 1
-                samples = self.query_with_occupancy(tdist, rays, ray_occupancy, is_last)
+                samples = self.query_with_occupancy(tdist, rays, ray_occupancy, is_last,
+                                                    is_last and density_normals)
             sdist = (tdist - rays.near) / (rays.far - rays.near)
             outputs.append(self.composite(samples, tdist, sdist, rays, rng))
         return outputs
@@ -67,7 +70,7 @@ class MipNeRF(RayModel):
             coarse.tdist, coarse.weights, self.num_samples, jitter, self.resample_padding)
 
     def query_with_occupancy(self, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
-                             is_last: bool) -> FieldOutput:
+                             is_last: bool, density_normals: bool = False) -> FieldOutput:
         """The `FieldOutput` of a level, skipping empty intervals.
 
         A coarse level takes its densities from the occupancy grid if that is fine enough.
@@ -75,7 +78,8 @@ class MipNeRF(RayModel):
         fine_enough = ray_occupancy.num_segments <= CELLS_PER_INTERVAL * self.num_samples
         if not is_last and fine_enough:
             return FieldOutput(ray_occupancy.mean_density(tdist), None)
-        return self.query_occupied(self.field, tdist, rays, ray_occupancy, with_rgb=is_last)
+        return self.query_occupied(self.field, tdist, rays, ray_occupancy, with_rgb=is_last,
+                                   density_normals=density_normals)
 
     def sample_density_noise(self, like: Tensor, rng) -> Tensor | None:
         """Noise for the raw density in training (NeRF's regularisation), shaped `like`; or None."""

@@ -78,6 +78,10 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"model": "nerv"}, {
         "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0, "visibility_loss_mult": 6.7}),
 
+    # Ref-NeRF's released Blender configuration.
+    ({"model": "mipnerf360", "predicted_normals": True}, {
+        "orientation_loss_mult": 0.1, "predicted_normal_loss_mult": 3e-4}),
+
     # Preset "paper": the released configurations. Those of Blender sample each batch from a single
     # image, but Zip-NeRF's does not.
     ({"preset": "paper", "model": "mipnerf"}, {

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import image_utils
+from coord import points_to_ndc
 from fields.occupancy import OccupancyGrid, build_occupancy_grid
 from models.base import RayModel
 from ray_utils import world_points
@@ -23,6 +25,9 @@ OCCUPANCY_CHUNK_MULT = 32
 # distances are three times as noisy.
 NORMAL_WINDOWS = (3, 9)
 WINDOW_PER_NOISE = 10
+
+# Normals of the density keep the activations of all layers, so a chunk holds this fraction of rays.
+GRADIENT_CHUNK_MULT = 0.25
 
 
 # Rays to images.
@@ -45,22 +50,24 @@ def build_occupancy(model: RayModel, box: Tensor, num_rays: int) -> OccupancyGri
 
 
 def render_image(model: RayModel, rays: Rays, chunk: int | None = None,
-                 occupancy: OccupancyGrid | None = None,
-                 shading: Shading | None = None) -> RenderOutput:
+                 occupancy: OccupancyGrid | None = None, shading: Shading | None = None,
+                 normals_from: str = "depth") -> RenderOutput:
     """Render rays of any batch shape without gradient; only per-pixel quantities are kept.
 
     chunk: rays rendered at once, `default_chunk` if None; on out-of-memory it is halved.
     occupancy: grid whose empty space is skipped. shading: how a NeRV shades surfaces, as in
-    training if None; other models ignore it.
+    training if None; other models ignore it. normals_from: "density" or "predicted" for an output
+    with these normals; "depth" for none.
     """
     shape = rays.shape
     flat = rays.flatten()
-    chunk = chunk or default_chunk(model, flat.origins.device, occupancy)
+    chunk = chunk or default_chunk(model, flat.origins.device, occupancy, normals_from)
     parts: list[RenderOutput] = []
     first = 0
     while first < len(flat) or not parts:
         def render(size: int, first: int = first) -> RenderOutput:
-            return render_chunk(model, flat[first : first + size], occupancy, shading)
+            return render_chunk(
+                model, flat[first : first + size], occupancy, shading, normals_from)
 
         part, chunk = smaller_until_it_fits(chunk, render)
         parts.append(part)
@@ -69,23 +76,27 @@ def render_image(model: RayModel, rays: Rays, chunk: int | None = None,
 
 
 def default_chunk(model: RayModel, device: torch.device,
-                  occupancy: OccupancyGrid | None = None) -> int:
+                  occupancy: OccupancyGrid | None = None, normals_from: str = "depth") -> int:
     """Default number of rays rendered at once, from the model's number of samples per chunk."""
     samples = model.max_samples_per_chunk(device)
     if occupancy is not None:
         samples *= OCCUPANCY_CHUNK_MULT
+    if normals_from == "density":
+        samples = int(GRADIENT_CHUNK_MULT * samples)
     return max(1, samples // model.max_samples_per_level)
 
 
 @torch.no_grad()
 def render_chunk(model: RayModel, rays: Rays, occupancy: OccupancyGrid | None = None,
-                 shading: Shading | None = None) -> RenderOutput:
+                 shading: Shading | None = None, normals_from: str = "depth") -> RenderOutput:
     """Per-pixel quantities of flat rays at the finest level; arguments as in `render_image`."""
+    options = {"shading": shading, "density_normals": normals_from == "density"}
     if occupancy is None:
-        return replace(model(rays, shading=shading)[-1], sdist=None, tdist=None, weights=None)
+        return per_pixel(model(rays, **options)[-1], normals_from)
     ray_occupancy = occupancy.along_rays(rays)
     index = ray_occupancy.any_occupied().nonzero()[:, 0]
-    output = model(rays[index], ray_occupancy=ray_occupancy[index], shading=shading)[-1]
+    output = model(rays[index], ray_occupancy=ray_occupancy[index], **options)[-1]
+    output = per_pixel(output, normals_from)
 
     def scatter(values, background):
         return background.index_copy(0, index, values)
@@ -98,18 +109,32 @@ def render_chunk(model: RayModel, rays: Rays, occupancy: OccupancyGrid | None = 
         distance_median=scatter(output.distance_median, far),
         extras={name: scatter(value, value.new_zeros(len(rays), *value.shape[1:]))
                 for name, value in output.extras.items()},
+        normals=None if output.normals is None
+        else scatter(output.normals, torch.zeros_like(rays.origins)),
     )
 
 
+def per_pixel(output: RenderOutput, normals_from: str) -> RenderOutput:
+    """The per-pixel quantities of a level, with composited normals of the given kind."""
+    normals = {"depth": None, "density": output.density_normals,
+               "predicted": output.predicted_normals}[normals_from]
+    if normals is not None:
+        normals = (output.weights[..., None] * normals).sum(dim=-2)
+    return replace(output, sdist=None, tdist=None, weights=None, predicted_normals=None,
+                   density_normals=None, normals=normals)
+
+
 def render_view(model: RayModel, dataset, index: int, chunk: int | None,
-                with_geometry: bool = True, shading: Shading | None = None) -> dict:
+                with_geometry: bool = True, shading: Shading | None = None,
+                normals_from: str = "depth") -> dict:
     """Images of one view of a `NeRFDataset`: a `dict` of float arrays `[h, w, 3]`.
 
     Its keys are ground_truth, rgb, `with_geometry` also depth and normals, and those of
     `model.extra_images`. `model` is in eval mode; other arguments as in `render_image`.
     """
     batch = dataset.image(index)
-    output = render_image(model, batch.rays, chunk, shading=shading)
+    output = render_image(model, batch.rays, chunk, shading=shading,
+                          normals_from=normals_from if with_geometry else "depth")
     images = {
         "ground_truth": image_utils.quantize(batch.rgb), "rgb": image_utils.quantize(output.rgb)
     }
@@ -117,7 +142,9 @@ def render_view(model: RayModel, dataset, index: int, chunk: int | None,
         distance = world_distance(dataset.cameras, batch.rays, output.distance_median)
         near, far = image_utils.distance_range(distance, output.acc)
         images["depth"] = image_utils.visualize_distance(distance, output.acc, near, far)
-        normals = surface_normals(distance, batch.rays.viewdirs, output.acc)
+        normals = world_normals(dataset.cameras, batch.rays, output)
+        if normals is None:
+            normals = surface_normals(distance, batch.rays.viewdirs, output.acc)
         images["normals"] = image_utils.visualize_normals(normals, output.acc)
     return images | model.extra_images(output)
 
@@ -129,6 +156,23 @@ def world_distance(cameras: Cameras, rays: Rays, distance: Tensor) -> Tensor:
     """Euclidean distance from the camera, in world units, of points at t = `distance [...]`."""
     positions = cameras.camtoworlds[rays.cam_idx[..., 0], :, 3]
     return (world_points(cameras, rays, distance) - positions).norm(dim=-1)
+
+
+def world_normals(cameras: Cameras, rays: Rays, output: RenderOutput) -> Tensor | None:
+    """Unit world normals `[..., 3]` of an image's composited normals, 0 in empty pixels.
+
+    None if it has none. Normals are covectors: those of NDC are multiplied by the transposed
+    Jacobian of the map to NDC, at the surface.
+    """
+    normals = output.normals
+    if normals is not None and cameras.ndc is not None:
+        points = world_points(cameras, rays, output.distance_median)
+        with torch.enable_grad():
+            in_ndc = points_to_ndc(points.requires_grad_(), *cameras.ndc)
+            normals, = torch.autograd.grad(in_ndc, points, normals)
+    if normals is None:
+        return None
+    return normalize(normals, dim=-1, eps=1e-20) * (output.acc > 0.5).to(normals)[..., None]
 
 
 def surface_normals(distance: Tensor, viewdirs: Tensor, acc: Tensor) -> Tensor:

@@ -250,6 +250,9 @@ class RenderOutput(TensorRecord):
     None in whole images, which keep only per-pixel quantities.
     extras: further quantities per pixel, by name, each `[..., C]`.
     visibility_error: `[...]`, the visibility field's error along each ray (NeRV in training only).
+    predicted_normals, density_normals: `[..., S, 3]`, normals of the samples; None if not requested
+    and in whole images. normals: `[..., 3]`, those of one kind times the weights, summed (whole
+    images only, if requested). All in the coordinates of rays.
     """
 
     rgb: Tensor
@@ -261,6 +264,9 @@ class RenderOutput(TensorRecord):
     weights: Tensor | None = None
     extras: dict = field(default_factory=dict)
     visibility_error: Tensor | None = None
+    predicted_normals: Tensor | None = None
+    density_normals: Tensor | None = None
+    normals: Tensor | None = None
 
     def __post_init__(self):
         batch = self.rgb.shape[:-1]
@@ -269,6 +275,8 @@ class RenderOutput(TensorRecord):
             assert getattr(self, name).shape == batch, (name, getattr(self, name).shape, batch)
         if self.visibility_error is not None:
             assert self.visibility_error.shape == batch, (self.visibility_error.shape, batch)
+        if self.normals is not None:
+            assert self.normals.shape == self.rgb.shape, (self.normals.shape, batch)
         if self.weights is not None:
             assert self.weights.shape[:-1] == batch, (self.weights.shape, batch)
             expected = (*batch, self.weights.shape[-1] + 1)

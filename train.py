@@ -192,7 +192,8 @@ def validate(log, step, training):
             dataset = dataset.with_cameras(
                 align_cameras(dataset.cameras, training.training_cameras()))
         index = (step // config.eval_every - 1) % len(dataset)
-        images = render_view(model.eval(), dataset, index, config.chunk)
+        images = render_view(model.eval(), dataset, index, config.chunk,
+                             normals_from=config.normals_from)
         model.train()
         scores = score_image(images, dataset, index)
         sheet = contact_sheet([list(images.values())])

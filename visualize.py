@@ -37,6 +37,7 @@ from exporters.video import (
     joined_width,
     missing_images,
     render_frames,
+    shown_normals,
     thumbnail_size,
     video_cameras,
     write_videos,
@@ -79,7 +80,8 @@ def make_video(run: Checkpoint, device: torch.device) -> None:
             check_same_frames(folder, run)
         print(f"{config.frames} frames of {width}x{height} on the {path} path, into {folder}",
               flush=True)
-        render_options = {"chunk": config.chunk, "occupancy": None, "shading": run.shading}
+        render_options = {"chunk": config.chunk, "occupancy": None, "shading": run.shading,
+                          "normals_from": shown_normals(config)}
         if config.skip_empty:
             render_options["occupancy"] = build_occupancy(
                 run.model, reached_box(run.scene["train"]).to(device),

@@ -23,7 +23,7 @@ from models.base import RayModel
 from ray_utils import image_rays
 from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights
-from rendering import render_image, surface_normals, world_distance
+from rendering import render_image, surface_normals, world_distance, world_normals
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import write_atomically
@@ -81,6 +81,11 @@ def image_kinds(config: Any) -> list[str]:
             + [*COMPONENTS] * config.visualize_components)
 
 
+def shown_normals(config: Any) -> str:
+    """The kind of normals that frames show; "depth", which costs nothing, if they show none."""
+    return config.normals_from if config.visualize_normals else "depth"
+
+
 # The folder of a video.
 
 
@@ -95,6 +100,8 @@ def folder_name(run: Any, path: str, width: int, height: int) -> str:
     if config.environment:
         kind += f"_{Path(config.environment).stem}"
     kind += shading_name(config, run.saved_config)
+    if shown_normals(config) != "depth":
+        kind += f"_{shown_normals(config)}_normals"
     whole = "" if config.skip_empty else "_whole"
     return f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}{whole}"
 
@@ -147,7 +154,8 @@ class Frame(NamedTuple):
     """A rendered frame.
 
     rgb, viewdirs: `[h, w, 3]`; acc: `[h, w]`; distance: `[h, w]` from the camera, in units of the
-    scene's files; components: NeRV's images `[h, w, 3]` by name.
+    scene's files; components: NeRV's images `[h, w, 3]` by name; normals: `[h, w, 3]` in the world,
+    or None for those of the distances.
     """
 
     rgb: Tensor
@@ -155,6 +163,7 @@ class Frame(NamedTuple):
     acc: Tensor
     distance: Tensor
     components: Mapping[str, np.ndarray]
+    normals: Tensor | None = None
 
 
 def render_frame(model: RayModel, video: VideoCameras, index: int,
@@ -165,7 +174,8 @@ def render_frame(model: RayModel, video: VideoCameras, index: int,
         rays = rays.with_lights(video.lights[index])
     output = render_image(model, rays, **render_options)
     distance = world_distance(video.cameras, rays, output.distance_median) / video.scene_scale
-    return Frame(output.rgb, rays.viewdirs, output.acc, distance, model.extra_images(output))
+    return Frame(output.rgb, rays.viewdirs, output.acc, distance, model.extra_images(output),
+                 world_normals(video.cameras, rays, output))
 
 
 def frame_image(frame: Frame, kind: str, scale: Scale | None) -> Tensor | np.ndarray:
@@ -179,7 +189,9 @@ def frame_image(frame: Frame, kind: str, scale: Scale | None) -> Tensor | np.nda
         return frame.components[kind]
     if kind == "depth":
         return image_utils.visualize_distance(frame.distance, frame.acc, *scale)
-    normals = surface_normals(frame.distance, frame.viewdirs, frame.acc)
+    normals = frame.normals
+    if normals is None:
+        normals = surface_normals(frame.distance, frame.viewdirs, frame.acc)
     return image_utils.visualize_normals(normals, frame.acc)
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 import coord
 from fields.appearance import AffineAppearance, AppendedAppearance
 
+# Normals of gradients whose squared length is smaller are shorter than 1.
+MIN_SQUARED_GRADIENT = 2.0**-23
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -36,7 +39,8 @@ class Head:
     rgb_padding: how far colours may leave [0, 1]; channels: of a colour; view_inputs: size of the
     view branch's input before encoding; glo_features: size of the appearance embedding of an
     image (0: none); glo_affine: whether it scales and shifts the bottleneck (Zip-NeRF), instead of
-    being an input of the view branch (mip-NeRF 360).
+    being an input of the view branch (mip-NeRF 360); predicts_normals: whether a linear layer after
+    the trunk predicts normals (Ref-NeRF, section 4).
     """
 
     bottleneck: int | None
@@ -50,6 +54,7 @@ class Head:
     view_inputs: int = 3
     glo_features: int = 0
     glo_affine: bool = False
+    predicts_normals: bool = False
 
     def __post_init__(self):
         if self.use_viewdirs and self.view_depth < 1:
@@ -63,12 +68,17 @@ class Head:
 class FieldOutput(NamedTuple):
     """Output of a field for Gaussians `[..., S]`.
 
-    density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, C]` for C channels. None
-    if the field lacks it or it was not requested.
+    density: `[..., S]` per unit of the rays' coordinates; rgb: `[..., S, C]` for C channels;
+    raw_density: `[..., S]`, before the bias and the activation; predicted_normals: those of the
+    linear layer; density_normals: those of `normals.query_with_normals`; both `[..., S, 3]`, unit
+    vectors in the rays' coordinates. None if the field lacks it or it was not requested.
     """
 
     density: Tensor | None
     rgb: Tensor | None
+    raw_density: Tensor | None = None
+    predicted_normals: Tensor | None = None
+    density_normals: Tensor | None = None
 
 
 class Field(nn.Module, ABC):
@@ -91,6 +101,7 @@ class Field(nn.Module, ABC):
         super().__init__()
         self.head, self.has_density = head, has_density
         self.use_viewdirs = head is not None and head.use_viewdirs
+        self.predicts_normals = head is not None and head.predicts_normals
         self.density_bias, self.compute_dtype = density_bias, compute_dtype
 
     def build_heads(self, size: int, hidden: int, init: str):
@@ -101,6 +112,8 @@ class Field(nn.Module, ABC):
         """
         if self.has_density:
             self.density = nn.Linear(size, 1)
+        if self.predicts_normals:
+            self.normal = nn.Linear(size, 3)
         self.view = nn.ModuleList()
         if self.use_viewdirs:
             head, bottleneck = self.head, self.head.bottleneck or hidden
@@ -141,9 +154,10 @@ class Field(nn.Module, ABC):
     def layers(self) -> list[nn.Linear]:
         """All linear layers in the official code's order."""
         density = [self.density] if self.has_density else []
+        normal = [self.normal] if self.predicts_normals else []
         bottleneck = [self.bottleneck] if self.use_viewdirs else []
         rgb = [self.rgb] if self.head is not None else []
-        return [*self.trunk, *density, *bottleneck, *self.view, *rgb]
+        return [*self.trunk, *density, *normal, *bottleneck, *self.view, *rgb]
 
     def reference_params(self, name: str) -> dict[str, Tensor]:
         """The weights of all linear layers as views, (in, out), and their biases.
@@ -164,8 +178,8 @@ class Field(nn.Module, ABC):
         gaussians: `[..., S]`, of the field's kind. viewdirs: `[..., V]` inputs of the view branch
         (unit directions in most models), the same for all S; or `[..., K, V]` for a single
         Gaussian (S = 1), whose colours are then `[..., K, C]`. density_noise: `[..., S]`, added to
-        raw density. with_rgb: whether to evaluate colour, if there is one. appearance: `[..., N]`
-        embeddings, the same for all S (`Head.glo_features`); zero if None.
+        raw density. with_rgb: whether to evaluate colour and predicted normals, if there are any.
+        appearance: `[..., N]` embeddings, the same for all S (`Head.glo_features`); zero if None.
         """
         with_rgb = with_rgb and self.head is not None
         encoding = self._encode(gaussians)
@@ -178,9 +192,10 @@ class Field(nn.Module, ABC):
             # the gradient.
             features = self.trunk_features(encoding.flatten(0, -2))
             raw_density = self.density(features) if self.has_density else None
+            raw_normals = self.normal(features) if with_rgb and self.predicts_normals else None
             raw_rgb = (self._raw_rgb(features, viewdirs, shape, appearance)
                        if with_rgb else None)
-        density = rgb = None
+        density = rgb = normals = None
         if self.has_density:
             raw_density = raw_density.to(encoding.dtype).reshape(shape)
             if density_noise is not None:
@@ -189,7 +204,9 @@ class Field(nn.Module, ABC):
         if with_rgb:
             raw_rgb, padding = raw_rgb.to(encoding.dtype), self.head.rgb_padding
             rgb = torch.sigmoid(raw_rgb) * (1 + 2 * padding) - padding
-        return FieldOutput(density, rgb)
+        if raw_normals is not None:
+            normals = normals_from_gradients(raw_normals.to(encoding.dtype).reshape(*shape, 3))
+        return FieldOutput(density, rgb, raw_density, normals)
 
     def trunk_features(self, encoding: Tensor) -> Tensor:
         """The trunk's output `[N, size]` for encodings `[N, F]`."""
@@ -237,6 +254,16 @@ class Field(nn.Module, ABC):
         bottleneck = bottleneck.reshape(*shape, bottleneck.shape[-1])
         bottleneck, encoded = self.appearance(bottleneck, encoded, appearance)
         return bottleneck.flatten(0, -2), encoded
+
+
+def normals_from_gradients(gradients: Tensor) -> Tensor:
+    """Normals against gradients `[..., 3]` of density: unit vectors, shorter for tiny gradients.
+
+    The smallest squared length that is divided by is that of the released code of Ref-NeRF, for
+    finite derivatives at 0.
+    """
+    squared = (gradients**2).sum(dim=-1, keepdim=True)
+    return -gradients * squared.clamp(min=MIN_SQUARED_GRADIENT).rsqrt()
 
 
 def is_skip_layer(index: int, skip: int | None) -> bool:

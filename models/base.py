@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from fields.appearance import ImageEmbeddings
 from fields.base import Field, FieldOutput
 from fields.hash import HashField
+from fields.normals import query_with_normals
 from fields.occupancy import RayOccupancy
 from ray_utils import cast_rays, compute_weights, multisample_rays, volumetric_rendering
 from runtime.memory import free_memory
@@ -37,7 +39,8 @@ class RayModel(nn.Module, ABC):
     `render_levels` and sets `field`, the finest level's network; `max_samples_per_level`; and
     `first_rgb_level`, the first level with colours (those before are black).
     stages: (start, length) of each stage, as fractions of training; log_distance: whether the mean
-    distance of a ray is that of logarithms.
+    distance of a ray is that of logarithms; trains_normals: whether losses compare the normals of
+    the finest level's density.
     """
 
     field: Field
@@ -47,6 +50,7 @@ class RayModel(nn.Module, ABC):
     compute_dtype: torch.dtype
     stages: Sequence[tuple[float, float]] = ((0.0, 1.0),)
     log_distance: bool = False
+    trains_normals: bool = False
 
     def __init__(self, config):
         super().__init__()
@@ -56,20 +60,23 @@ class RayModel(nn.Module, ABC):
         self.embeddings = None
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
-                ray_occupancy: RayOccupancy | None = None,
-                shading: Shading | None = None) -> list[RenderOutput]:
+                ray_occupancy: RayOccupancy | None = None, shading: Shading | None = None,
+                density_normals: bool = False) -> list[RenderOutput]:
         """Render rays at every level, coarse to fine; returns one `RenderOutput` per level.
 
         The last one is the image. rays: `Rays [...]`; train_frac: fraction of training done, in
         [0, 1]; rng: random numbers of training, as from `BatchRandom.for_rows`, PyTorch's own if
         None; ray_occupancy: `RayOccupancy` of flat rays, to skip empty intervals; shading: how a
-        NeRV shades surfaces, as in training if None; other models ignore it.
+        NeRV shades surfaces, as in training if None; other models ignore it; density_normals:
+        whether the last level has normals of the density.
         """
-        return self.render_levels(rays, train_frac, rng, ray_occupancy)
+        density_normals = density_normals or self.training and self.trains_normals
+        return self.render_levels(rays, train_frac, rng, ray_occupancy, density_normals)
 
     @abstractmethod
     def render_levels(self, rays: Rays, train_frac: float, rng,
-                      ray_occupancy: RayOccupancy | None) -> list[RenderOutput]:
+                      ray_occupancy: RayOccupancy | None,
+                      density_normals: bool = False) -> list[RenderOutput]:
         """Render every level, as `forward` does, without shading."""
 
     @property
@@ -116,9 +123,13 @@ class RayModel(nn.Module, ABC):
         return [field for field in self.fields() if isinstance(field, HashField)]
 
     def compilable_fields(self, device: torch.device) -> list[Field]:
-        """The fields for torch.compile: all but hash grids on a CPU, which have numba kernels."""
+        """The fields for torch.compile: all but hash grids on a CPU, which have numba kernels.
+
+        Compiled code cannot be differentiated twice, as losses of the density's normals are.
+        """
         return [field for field in self.fields()
-                if not (isinstance(field, HashField) and device.type == "cpu")]
+                if not (isinstance(field, HashField) and device.type == "cpu")
+                and not (field is self.field and self.trains_normals)]
 
     @torch.no_grad()
     def load_reference_params(self, arrays: Mapping):
@@ -198,30 +209,34 @@ class RayModel(nn.Module, ABC):
                                 field.num_multisamples, rotations)
 
     def query_field(self, field: Field, tdist: Tensor, rays: Rays, rng,
-                    density_noise: Tensor | None = None, with_rgb: bool = True) -> FieldOutput:
+                    density_noise: Tensor | None = None, with_rgb: bool = True,
+                    density_normals: bool = False) -> FieldOutput:
         """The `FieldOutput` of all intervals `[..., S]` of a level."""
         gaussians = self.cast_gaussians(field, tdist, rays, rng)
         view_inputs = self.view_inputs(rays) if with_rgb else None
         appearance = self.appearance_of(rays) if with_rgb else None
-        return field(gaussians, view_inputs, density_noise, with_rgb, appearance)
+        query = partial(query_with_normals, field) if density_normals else field
+        return query(gaussians, view_inputs, density_noise, with_rgb, appearance)
 
     def query_occupied(self, field: Field, tdist: Tensor, rays: Rays, ray_occupancy: RayOccupancy,
-                       with_rgb: bool) -> FieldOutput:
+                       with_rgb: bool, density_normals: bool = False) -> FieldOutput:
         """Query the field at intervals of flat rays; those in empty cells get density 0."""
-        density = torch.zeros_like(tdist[:, 1:])
-        rgb = density.new_zeros(*density.shape, 3) if with_rgb else None
+        found: dict[str, Tensor] = {}
         view_inputs = self.view_inputs(rays) if with_rgb else None
         occupied = ray_occupancy.occupied_intervals(tdist).nonzero()
         for part in occupied.split(ray_occupancy.max_queries):
             ray, sample = part.unbind(-1)
             ends = torch.stack([tdist[ray, sample], tdist[ray, sample + 1]], dim=-1)
             gaussians = self.cast_gaussians(field, ends, rays[ray], None, sample[:, None])
-            samples = field(gaussians, view_inputs[ray] if with_rgb else None, with_rgb=with_rgb,
-                            appearance=self.appearance_of(rays[ray]) if with_rgb else None)
-            density[ray, sample] = samples.density[:, 0]
-            if with_rgb:
-                rgb[ray, sample] = samples.rgb[:, 0]
-        return FieldOutput(density, rgb)
+            query = partial(query_with_normals, field) if density_normals else field
+            samples = query(gaussians, view_inputs[ray] if with_rgb else None, None, with_rgb,
+                            self.appearance_of(rays[ray]) if with_rgb else None)
+            for name, values in samples._asdict().items():
+                if values is not None:
+                    if name not in found:
+                        found[name] = values.new_zeros(*tdist[:, 1:].shape, *values.shape[2:])
+                    found[name][ray, sample] = values[:, 0]
+        return FieldOutput(*(found.get(name) for name in FieldOutput._fields))
 
     def composite(self, samples: FieldOutput, tdist: Tensor, sdist: Tensor, rays: Rays,
                   rng) -> RenderOutput:
@@ -235,7 +250,9 @@ class RayModel(nn.Module, ABC):
         if rgb is None:
             rgb = torch.zeros((), device=tdist.device).expand(*weights.shape, 3)
         composited = volumetric_rendering(rgb, weights, tdist, bg_rgb, self.log_distance)
-        return RenderOutput(**composited._asdict(), sdist=sdist, tdist=tdist, weights=weights)
+        return RenderOutput(**composited._asdict(), sdist=sdist, tdist=tdist, weights=weights,
+                            predicted_normals=samples.predicted_normals,
+                            density_normals=samples.density_normals)
 
     def _random(self, distribution, shape, like, rng):
         """Random numbers of a `shape` in training, otherwise None.

@@ -35,8 +35,10 @@ class MipNeRF360(RayModel):
 
     def build_fields(self, config, compute_dtype: torch.dtype):
         """Set `field` and the proposals."""
-        head = replace(head_config(config), glo_features=config.glo_features)
+        head = replace(head_config(config), glo_features=config.glo_features,
+                       predicts_normals=config.predicted_normals)
         self.field = mlp_field(config, compute_dtype, head)
+        self.trains_normals = config.predicted_normals and config.predicted_normal_loss_mult > 0
         self.proposal = mlp_proposal(config, compute_dtype)
 
     def proposal_field(self, level: int) -> Field:
@@ -52,6 +54,7 @@ class MipNeRF360(RayModel):
         return super().samples_evenly and self.ray_warp == "linear"
 
     def render_levels(self, rays: Rays, train_frac: float, rng, ray_occupancy: RayOccupancy | None,
+                      density_normals: bool = False,
                       with_rgb: bool = True) -> list[RenderOutput]:
         """Render one level per round. Proposal weights are annealed by `train_frac`.
 
@@ -69,10 +72,12 @@ class MipNeRF360(RayModel):
             samples_so_far *= count
             tdist = warps.s_to_t(sdist)
             if ray_occupancy is None:
-                samples = self.query_field(field, tdist, rays, rng, with_rgb=is_last and with_rgb)
+                samples = self.query_field(field, tdist, rays, rng, with_rgb=is_last and with_rgb,
+                                           density_normals=is_last and density_normals)
             else:
                 samples = self.query_occupied(
-                    field, tdist, rays, ray_occupancy, is_last and with_rgb)
+                    field, tdist, rays, ray_occupancy, is_last and with_rgb,
+                    is_last and density_normals)
             outputs.append(self.composite(samples, tdist, sdist, rays, rng))
         return outputs
 

@@ -184,6 +184,20 @@ def pixel_rays(camtoworld, pixtocam, x, y) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(camtoworld[:3, 3].copy()), torch.from_numpy(directions)
 
 
+def render_normals(camtoworld, pixtocam, width: int, height: int, supersample: int = 3,
+                   parts=STILL_LIFE) -> tuple[Tensor, Tensor]:
+    """World normals [height, width, 3] and opacity [height, width] of an image, float64.
+
+    A normal is the mean over the covered part of a pixel, as a unit vector; 0 without one.
+    """
+    across, down = ((np.arange(side * supersample) + 0.5) / supersample for side in (width, height))
+    origin, directions = pixel_rays(camtoworld, pixtocam, *np.meshgrid(across, down))
+    surface = intersect(origin, directions, parts)
+    values = torch.cat([surface.normal, (surface.part >= 0)[..., None]], dim=-1)
+    mean = values.reshape(height, supersample, width, supersample, 4).mean((1, 3))
+    return normalize(mean[..., :3], dim=-1), mean[..., 3]
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """Run on one thread: for many small operations a second one gains little."""

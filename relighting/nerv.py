@@ -89,8 +89,8 @@ class NeRV(MipNeRF360):
         self.appearance.reach.copy_((box[1] - box[0]).norm())
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
-                ray_occupancy: RayOccupancy | None = None,
-                shading: Shading | None = None) -> list[RenderOutput]:
+                ray_occupancy: RayOccupancy | None = None, shading: Shading | None = None,
+                density_normals: bool = False) -> list[RenderOutput]:
         """Render as `RayModel.forward` does; rays have `lights [..., K]`, else surfaces are black.
 
         Radiance is tone-mapped before the background is added. The stage follows from `train_frac`
@@ -102,7 +102,8 @@ class NeRV(MipNeRF360):
         stage = self.stage_at(train_frac if self.training else self.progress)
         is_lit, is_shading = rays.lights is not None, stage == len(self.stages) - 1
         outputs = self.render_levels(
-            rays, train_frac, rng, ray_occupancy, with_rgb=is_lit and not is_shading)
+            rays, train_frac, rng, ray_occupancy, density_normals,
+            with_rgb=is_lit and not is_shading)
         if is_lit and is_shading:
             outputs[-1] = self.shade(outputs[-1], rays, rng, shading or self.shading)
         if self.training and stage > 0:

@@ -58,9 +58,11 @@ class BakedColours(ZipNeRF):
         self.colours = hash_field(config, torch.float32, head_config(config), has_density=False)
         self.colours.box.copy_(geometry.box)
 
-    def query_field(self, field, tdist, rays, rng, density_noise=None, with_rgb=True):
+    def query_field(self, field, tdist, rays, rng, density_noise=None, with_rgb=True,
+                    density_normals=False):
         """The geometry's density with the baked colours."""
-        samples = super().query_field(field, tdist, rays, rng, density_noise, with_rgb=False)
+        samples = super().query_field(field, tdist, rays, rng, density_noise, False,
+                                      density_normals)
         if not with_rgb:
             return samples
         return samples._replace(rgb=super().query_field(self.colours, tdist, rays, rng).rgb)

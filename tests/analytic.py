@@ -27,7 +27,7 @@ class AnalyticModel:
         distance = self.signed_distance(self._world(means))
         return self.peak * torch.sigmoid(-distance / self.softness)
 
-    def __call__(self, rays, shading=None):
+    def __call__(self, rays, shading=None, density_normals=False):
         tdist = sample_along_rays(rays.near, rays.far, NUM_SAMPLES)
         means, covs = cast_rays(tdist, rays.origins, rays.directions, rays.radii, self.ray_shape)
         weights = compute_weights(self.density(means, covs), tdist, rays.directions)

@@ -115,7 +115,7 @@ class ExactModel:
     def __init__(self, dataset):
         self.colours = [dataset.image(i).rgb.reshape(-1, 3) for i in range(len(dataset))]
 
-    def __call__(self, rays, shading=None):
+    def __call__(self, rays, shading=None, density_normals=False):
         rgb = self.colours[int(rays.cam_idx[0])] + 0.0009  # Rounding to 8 bits removes it.
         shape = rgb.shape[:-1]
         fenceposts = torch.linspace(2, 6, 3).expand(*shape, 3)

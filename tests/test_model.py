@@ -9,6 +9,7 @@ import torch
 import coord
 from config import default_config
 from coord import Gaussians
+from fields.base import FieldOutput
 from model import MODELS, build_model
 from relighting.lights import point_lights
 from rendering import render_image
@@ -189,7 +190,7 @@ def test_fine_samples_follow_the_coarse_weights():
     def wall(gaussians, viewdirs=None, noise=None, with_rgb=True, appearance=None):
         distance = gaussians.means.norm(dim=-1)
         density = 100.0 * ((distance > 4) & (distance < 4.2))
-        return type("Out", (), {"density": density, "rgb": torch.zeros(*density.shape, 3)})
+        return FieldOutput(density, torch.zeros(*density.shape, 3))
 
     model.train()
     model.field.forward = wall

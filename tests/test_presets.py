@@ -9,7 +9,8 @@ from contradictions import contradictions
 from presets import DEFAULTS, NERV_GEOMETRY, PRESETS
 
 DATASETS, MODELS = BY_NAME["dataset_name"].kind, BY_NAME["model"].kind
-CHOOSING = {"preset", "dataset_name", "model", "nerv_field", "spherify", "geometry"}
+CHOOSING = {"preset", "dataset_name", "model", "nerv_field", "spherify", "geometry",
+            "predicted_normals"}
 
 
 def given(*words):
@@ -42,6 +43,7 @@ def test_every_row_applies_to_some_configuration():
     axes = [(None, *PRESETS), DATASETS, MODELS, NERV_GEOMETRY, (False, True)]
     configs = [default_config(preset=p, dataset_name=d, model=m, nerv_field=f, spherify=s)
                for p, d, m, f, s in itertools.product(*axes)]
+    configs.append(default_config(model="mipnerf360", predicted_normals=True))
     for condition, values in DEFAULTS:
         changed = [c for c in configs
                    if all(getattr(c, name) == value for name, value in values.items())]

@@ -137,7 +137,7 @@ def test_render_outputs_accept_any_batch_shape(batch):
     ("rgb", (4, 1)), ("acc", (4, 1)), ("acc", (1,)), ("distance_mean", (4, 1)),
     ("distance_median", (4, 5)), ("tdist", (4, 5)), ("sdist", (4, 5)), ("sdist", (1, 6)),
     ("weights", (4, 6)), ("weights", (4, 4)), ("weights", (9, 5)), ("weights", (1, 5)),
-    ("visibility_error", (4, 1)),
+    ("visibility_error", (4, 1)), ("normals", (4, 1)),
 ])
 def test_render_outputs_of_wrong_shape_raise(field, shape):
     with pytest.raises(AssertionError):

@@ -209,8 +209,8 @@ def test_the_grid_replaces_a_coarse_level_of_similar_resolution(num_samples, coa
     model.num_samples = num_samples
     occupancy = build_occupancy(model, BOX, 10**9)
     calls, query = [], model.query_occupied
-    model.query_occupied = lambda *args, with_rgb: calls.append(with_rgb) or query(
-        *args, with_rgb=with_rgb)
+    model.query_occupied = lambda *args, with_rgb, **options: calls.append(with_rgb) or query(
+        *args, with_rgb=with_rgb, **options)
     render_image(model, rays, occupancy=occupancy)
     assert calls == coarse * [False] + [True]
 
