@@ -126,7 +126,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         content, path = newest_valid(path)
     else:
         content = read_checkpoint(path)
-    config = loaded_config(content["config"]).replace(device=str(device))
+    config = config_of(content, path).replace(device=str(device))
     scene = {split: scene_from_dict(values) for split, values in content["scene"].items()}
     num_images = len(scene["train"].names) if "train" in scene else None
     model = build_model(config, select_device(config), num_images=num_images)
@@ -193,15 +193,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a complete checkpoint ({first_line(error)}).") from None
     if not isinstance(content, dict) or not KEYS <= set(content):
         raise UserError(f"{path} is not a checkpoint of this project.")
-    if content["format"] == 1:
-        content["config"] = config_of_format_1(content["config"], path)
-    elif content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']}; this version reads {FORMAT}. "
-                        "Update the project.")
     return content
 
 
-def config_of_format_1(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+def config_of(content: dict[str, Any], path: Path) -> Config:
+    """The config of a checkpoint's content. Raises UserError if its model renders otherwise now."""
+    saved = content["config"]
+    if content["format"] == 1:
+        saved = flags_of_format_1(saved, path)
+    elif content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']}; this version reads {FORMAT}. "
+                        "Update the project.")
+    return loaded_config(saved)
+
+
+def flags_of_format_1(saved: dict[str, Any], path: Path) -> dict[str, Any]:
     """The flags of a checkpoint of format 1 under their present names.
 
     Raises UserError if its model renders otherwise in this version.
