@@ -25,7 +25,6 @@ if __name__ == "__main__":
     early_config("train")
 
 import signal
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import NamedTuple
 
 import torch
 
-from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras, num_refined_rays
+from cameras.alignment import TrainingCameras, align_cameras, num_refined_rays
 from cameras.refinement import CameraRefinement
 from checkpoint import (
     clean_run_folder,
@@ -49,16 +48,16 @@ from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
 from rendering import render_image, render_view
 from runtime import distributed
-from runtime.devices import select_device, synchronize
+from runtime.devices import select_device, time_second_call
 from runtime.errors import UserError
 from runtime.files import sole_writer
 from runtime.flags import RESUMABLE
 from runtime.memory import smaller_until_it_fits
 from runtime.randomness import BatchRandom, step_seeds
 from runtime.run_folder import run_folder
-from runtime.run_log import open_log
+from runtime.run_log import format_duration, open_log
 from runtime.signals import StopSignals
-from scheduler import make_scheduler, scheduled_rate
+from scheduler import make_optimizer, make_scheduler, scheduled_rate
 
 # Fewest rays of the trial that estimates how long the training will take.
 TIMING_RAYS = 256
@@ -334,18 +333,6 @@ def make_refinement(config, cameras, resumed):
     return refinement
 
 
-def make_optimizer(model, config, refinement=None):
-    """Adam, whose rates the schedule sets; hash grids have a multiple of the networks' rate."""
-    grids = [p for name, p in model.named_parameters() if name.endswith("table")]
-    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
-    groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
-    if refinement is not None:
-        groups.append({"params": list(refinement.parameters()), "lr": 1.0, "betas": ADAM_BETAS,
-                       "eps": 1e-8, "cameras": True})
-    return torch.optim.Adam([group for group in groups if group["params"]],
-                            betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
-
-
 def default_micro_batch(config, device):
     """Default number of rays per micro-batch.
 
@@ -408,33 +395,16 @@ def times_per_ray(training):
                           BatchRandom(0, count, device), training.refinement,
                           training.data.train.cameras)
 
-    per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
-                      for start, length in model.stages)
+    per_trained = sum(length * time_second_call(device, lambda start=start: train_at(start))
+                      for start, length in model.stages) / count
     model.zero_grad(set_to_none=True)
     model.eval()
     model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
-    per_rendered = time_per_ray(
-        count, device, lambda: render_image(model, batch.rays, config.chunk))
+    per_rendered = time_second_call(
+        device, lambda: render_image(model, batch.rays, config.chunk)) / count
     model.set_train_frac(training.first_step / config.max_steps)
     model.train()
     return per_trained, per_rendered
-
-
-def time_per_ray(count, device, call):
-    """Seconds of the second of two calls: the first also allocates the memory that both use."""
-    call()
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return (time.perf_counter() - begin) / count
-
-
-def format_duration(seconds):
-    """A duration in seconds, minutes or hours, as text."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
 
 
 def print_summary(training):
