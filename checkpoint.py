@@ -43,9 +43,9 @@ class Checkpoint:
 
     model: in eval mode; config: as saved, with the flags that a command line changed; saved_config:
     as saved; step: steps done; scene: a `dict` of split to `Scene` without pixels, with the refined
-    training cameras if there are any; original_scene: the same as in the scene's files;
-    refinement: of the training cameras, None without --refine_cameras; optimizer: its state dict;
-    path: of the file.
+    training cameras if there are any; optimizer: its state dict; path: of the file.
+    With --refine_cameras also refinement: of the training cameras; original_cameras: those of the
+    scene's files.
     """
 
     model: RayModel
@@ -53,10 +53,18 @@ class Checkpoint:
     saved_config: Config
     step: int
     scene: dict[str, Scene]
-    original_scene: dict[str, Scene]
-    refinement: CameraRefinement | None
     optimizer: dict[str, Any]
     path: Path
+    refinement: CameraRefinement | None = None
+    original_cameras: Cameras | None = None
+
+    @property
+    def original_scene(self) -> dict[str, Scene]:
+        """The scenes of all splits with the training cameras of the scene's files."""
+        if self.original_cameras is None:
+            return self.scene
+        train = replace(self.scene["train"], cameras=self.original_cameras)
+        return self.scene | {"train": train}
 
     def with_config(self, config: Config) -> "Checkpoint":
         """The same run under another config."""
@@ -135,31 +143,20 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this version's {config.model}: "
                         f"{first_line(error)}") from None
-    refinement = loaded_refinement(content.get("refinement"))
-    return Checkpoint(
+    run = Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
-        scene=refined_scene(scene, refinement), original_scene=scene, refinement=refinement,
-        optimizer=content["optimizer"],
-    )
-
-
-def loaded_refinement(state: dict[str, Tensor] | None) -> CameraRefinement | None:
-    """The camera refinement of a saved state on the CPU; None if the run has none."""
-    if state is None:
-        return None
-    refinement = CameraRefinement(len(state["latent"]))
-    refinement.load_state_dict(state)
-    return refinement
+        scene=scene, optimizer=content["optimizer"])
+    return with_refinement(run, content["refinement"]) if "refinement" in content else run
 
 
 @torch.no_grad()
-def refined_scene(scene: dict[str, Scene], refinement: CameraRefinement | None
-                  ) -> dict[str, Scene]:
-    """The scenes of all splits with the refined training cameras."""
-    if refinement is None:
-        return scene
-    train = scene["train"]
-    return scene | {"train": replace(train, cameras=refinement(train.cameras))}
+def with_refinement(run: Checkpoint, state: dict[str, Tensor]) -> Checkpoint:
+    """A run with the training cameras that a saved `CameraRefinement` refines, on the CPU."""
+    refinement = CameraRefinement(len(state["latent"]))
+    refinement.load_state_dict(state)
+    train = run.scene["train"]
+    scene = run.scene | {"train": replace(train, cameras=refinement(train.cameras))}
+    return replace(run, scene=scene, refinement=refinement, original_cameras=train.cameras)
 
 
 def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:

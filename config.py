@@ -189,7 +189,7 @@ FLAGS = {
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
-             "cameras (CamP)"),
+             "cameras (CamP)", shown={"model": ("mipnerf", *UNLIT["model"])}),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
              only=REFINED, shown=REFINED[0]),
         Flag("camera_lr_final", positive, 1e-5, "final learning rate of the cameras",

@@ -249,8 +249,8 @@ def format_table(scores: dict) -> str:
     lines += [row(f"1/{2**scale}", values) for scale, values in scores["scales"].items()]
     lines.append(row("mean", scores))
     if scores.get("aligned_cameras"):
-        lines.append("Test cameras were aligned to the refined training cameras, and each was then "
-                     f"refined on its image for {scores['camera_test_steps']} steps.")
+        lines.append("Test cameras were aligned to the refined training cameras; then each was "
+                     f"refined on its own image for {scores['camera_test_steps']} steps.")
     return "\n".join(lines)
 
 

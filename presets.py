@@ -117,7 +117,7 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "lr_delay_mult": 0.01, "log_every": 100, "eval_every": 950, "save_every": 475}),
     ({"preset": "laptop", "model": "zipnerf"}, {
         "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0}),
-    ({"preset": ("laptop", "debug"), "refine_cameras": True}, {
+    ({"preset": ("laptop", "debug")}, {
         "camera_lr_init": 1e-3, "camera_lr_final": 1e-4, "camera_lr_delay_steps": 50}),
     ({"preset": "laptop", "model": "nerv"}, {
         "visibility_features": 16, "visibility_hidden": 64, "visibility_depth": 3,

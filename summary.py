@@ -1,15 +1,14 @@
 """What a training prints before its first step: the expected time, the model, the data."""
 
-import time
-
 import torch
 
 from cameras.alignment import num_refined_rays
 from config import steps_before
 from rendering import render_image
 from runtime import distributed
-from runtime.devices import synchronize
+from runtime.devices import time_second_call
 from runtime.randomness import BatchRandom
+from runtime.run_log import format_duration
 
 # Fewest rays of the trial that estimates how long the training will take.
 TIMING_RAYS = 256
@@ -59,33 +58,16 @@ def times_per_ray(training, compute_gradients):
                           BatchRandom(0, count, device), training.refinement,
                           training.data.train.cameras)
 
-    per_trained = sum(length * time_per_ray(count, device, lambda start=start: train_at(start))
-                      for start, length in model.stages)
+    per_trained = sum(length * time_second_call(device, lambda start=start: train_at(start))
+                      for start, length in model.stages) / count
     model.zero_grad(set_to_none=True)
     model.eval()
     model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
-    per_rendered = time_per_ray(
-        count, device, lambda: render_image(model, batch.rays, config.chunk))
+    per_rendered = time_second_call(
+        device, lambda: render_image(model, batch.rays, config.chunk)) / count
     model.set_train_frac(training.first_step / config.max_steps)
     model.train()
     return per_trained, per_rendered
-
-
-def time_per_ray(count, device, call):
-    """Seconds of the second of two calls: the first also allocates the memory that both use."""
-    call()
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return (time.perf_counter() - begin) / count
-
-
-def format_duration(seconds):
-    """A duration in seconds, minutes or hours, as text."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
 
 
 def print_summary(training):

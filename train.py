@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import torch
 
-from cameras.alignment import ADAM_BETAS, TrainingCameras, align_cameras
+from cameras.alignment import TrainingCameras, align_cameras
 from cameras.refinement import CameraRefinement
 from checkpoint import (
     clean_run_folder,
@@ -56,7 +56,7 @@ from runtime.randomness import BatchRandom, step_seeds
 from runtime.run_folder import run_folder
 from runtime.run_log import open_log
 from runtime.signals import StopSignals
-from scheduler import make_scheduler, scheduled_rate
+from scheduler import make_optimizer, make_scheduler, scheduled_rate
 from summary import print_summary, print_time_estimate
 
 # Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
@@ -331,18 +331,6 @@ def make_refinement(config, cameras, resumed):
     refinement = CameraRefinement.for_cameras(cameras)
     distributed.copy_from_main(refinement.state_dict().values())
     return refinement
-
-
-def make_optimizer(model, config, refinement=None):
-    """Adam, whose rates the schedule sets; hash grids have a multiple of the networks' rate."""
-    grids = [p for name, p in model.named_parameters() if name.endswith("table")]
-    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
-    groups = [{"params": others, "lr": 1.0}, {"params": grids, "lr": config.grid_lr_mult}]
-    if refinement is not None:
-        groups.append({"params": list(refinement.parameters()), "lr": 1.0, "betas": ADAM_BETAS,
-                       "eps": 1e-8, "cameras": True})
-    return torch.optim.Adam([group for group in groups if group["params"]],
-                            betas=(0.9, config.adam_beta2), eps=config.adam_eps, fused=True)
 
 
 def default_micro_batch(config, device):

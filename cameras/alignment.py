@@ -20,11 +20,8 @@ from loss import colour_error
 from models.base import RayModel
 from runtime import distributed
 from runtime.memory import smaller_until_it_fits
-from scheduler import learning_rate
+from scheduler import CAMERA_BETAS, learning_rate
 from structures import Batch, Cameras
-
-# Adam's betas for cameras (CamP's released configuration).
-ADAM_BETAS = (0.9, 0.99)
 
 # Learning rate of a test camera, from the first step to the last; most rays of a step, and those of
 # a micro-batch.
@@ -74,7 +71,7 @@ def refined_pose(model: RayModel, dataset, index: int, config: Any) -> Tensor:
     """The pose `[3, 4]` of one view of a dataset, refined on random pixels of its image."""
     camera, image = dataset.cameras[index : index + 1], dataset.image(index)
     refinement = CameraRefinement.for_cameras(camera, pose_only=True)
-    optimizer = torch.optim.Adam(refinement.parameters(), betas=ADAM_BETAS)
+    optimizer = torch.optim.Adam(refinement.parameters(), betas=CAMERA_BETAS)
     generator = torch.Generator().manual_seed(config.seed)
     count, micro_batch = min(config.batch_size, MOST_RAYS), config.micro_batch or MICRO_BATCH
     for step in range(config.camera_test_steps):

@@ -1,5 +1,6 @@
 """Device and precision of a run."""
 
+import time
 from typing import Any
 
 import torch
@@ -50,3 +51,13 @@ def synchronize(device):
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def time_second_call(device, call):
+    """Seconds of the second of two calls: the first also allocates the memory that both use."""
+    call()
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin

@@ -160,3 +160,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             continue
     return lines
+
+
+def format_duration(seconds):
+    """A duration in seconds, minutes or hours, as text."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"

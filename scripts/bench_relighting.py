@@ -29,7 +29,7 @@ from models.zipnerf import ZipNeRF  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.randomness import BatchRandom, step_seeds  # noqa: E402
-from scheduler import make_scheduler  # noqa: E402
+from scheduler import make_optimizer, make_scheduler  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
     add_run_flags,
     environment_line,
@@ -38,7 +38,7 @@ from scripts.benchmark import (  # noqa: E402
     table_row,
     training_seconds,
 )
-from train import compute_gradients, default_micro_batch, make_optimizer  # noqa: E402
+from train import compute_gradients, default_micro_batch  # noqa: E402
 
 # Errors of components, by their keys in `scores.json`, and their formats.
 COMPONENTS = {"albedo_rmse": ".3f", "normals_degrees": ".1f", "visibility_mae": ".3f",

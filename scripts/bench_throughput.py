@@ -33,6 +33,7 @@ from rendering import render_image  # noqa: E402
 from runtime.devices import has_fast_bf16, select_device  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 from runtime.memory import peak_memory  # noqa: E402
+from scheduler import make_optimizer  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
     add_device_flag,
     environment_line,
@@ -42,7 +43,7 @@ from scripts.benchmark import (  # noqa: E402
     table_row,
 )
 from structures import Batch, Rays  # noqa: E402
-from train import compute_gradients, default_micro_batch, make_optimizer  # noqa: E402
+from train import compute_gradients, default_micro_batch  # noqa: E402
 
 # NeRV's rays need lights, and its steps change from stage to stage.
 NAMES = sorted(set(MODELS) - {"nerv"})

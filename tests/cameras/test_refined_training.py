@@ -1,6 +1,7 @@
 """Training, checkpoints and scores with refined cameras."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,8 @@ from scheduler import make_scheduler
 from tests.scenes import write_blender, write_colmap, write_llff
 
 TINY = ["--preset", "debug", "--device", "cpu", "--precision", "fp32", "--eval_every", "0",
-        "--no-save_images", "--camera_test_steps", "2", "--refine_cameras"]
+        "--no-save_images"]
+REFINED = ["--refine_cameras", "--camera_test_steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def scene(tmp_path_factory):
 
 
 def flags(scene, log_dir, *more):
-    return [*TINY, "--scene", str(scene), "--log_dir", str(log_dir), "--exp_name", "run", *more]
+    return [*TINY, *REFINED, "--scene", str(scene), "--log_dir", str(log_dir), "--exp_name", "run",
+            *more]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +86,8 @@ def test_scores_say_how_test_cameras_were_found(run, capsys):
 
 
 def test_without_refinement_nothing_of_it_is_saved_or_shown(scene, tmp_path, capsys):
-    words = [word for word in flags(scene, tmp_path, "--max_steps", "2")
-             if word not in ("--refine_cameras", "--camera_test_steps", "2")] + ["--max_steps", "2"]
-    words.remove("--max_steps")
-    train.main(words)
+    train.main([*TINY, "--scene", str(scene), "--log_dir", str(tmp_path), "--exp_name", "run",
+                "--max_steps", "2"])
     content = read_checkpoint(tmp_path / "run" / "checkpoint_00000002.pt")
     assert "refinement" not in content
     loaded = load_checkpoint(tmp_path / "run")
@@ -143,8 +144,8 @@ def test_colours_of_every_model_are_differentiable_in_the_cameras(model, tmp_pat
             refinement.latent.copy_(sign * step * direction)
             ends.append(float(loss()))
     slope = (ends[0] - ends[1]) / (2 * step)
-    # Samples move with the camera, and grids have kinks: no gradient flows through their places.
-    assert slope > 0.3 * float(gradient.abs().sum())
+    # No gradient flows through the places of samples along a ray, which move a little.
+    assert slope == pytest.approx(float(gradient.abs().sum()), rel=0.25)
 
 
 def test_forward_facing_captures_in_ndc_are_refined(tmp_path):
@@ -179,11 +180,11 @@ def test_scenes_without_a_camera_per_image_are_refused(dataset, capsys):
     model = ["--model", "nerv"] if dataset == "nerv" else []
     with pytest.raises(SystemExit):
         get_config([*model, "--dataset_name", dataset, "--refine_cameras"])
-    assert f"--refine_cameras needs .* --dataset_name {dataset}".replace(".*", "images") in (
-        capsys.readouterr().err.replace(" with a camera of their own and unknown light, which", ""))
+    assert re.search(f"--refine_cameras needs .* --dataset_name {dataset} does not have",
+                     capsys.readouterr().err)
 
 
 def test_flags_of_refinement_need_it(scene, tmp_path):
-    words = [word for word in flags(scene, tmp_path) if word != "--refine_cameras"]
-    with pytest.raises(UserError, match="--camera_test_steps is for --refine_cameras"):
-        train.main(words)
+    with pytest.raises(UserError, match="--camera_lr_init is for --refine_cameras"):
+        train.main([*TINY, "--scene", str(scene), "--log_dir", str(tmp_path),
+                    "--camera_lr_init", "0.1"])

@@ -132,8 +132,7 @@ def test_points_fill_the_image_and_the_range_of_distances():
     index = torch.arange(2)[:, None].expand(2, 2000)
     pixels, _ = points_to_pixels(cameras, index, points)
     assert (pixels >= 0).all() and (pixels <= cameras.sizes[:, None]).all()
-    torch.testing.assert_close(pixels.mean(dim=1), cameras.sizes / 2.0, check_dtype=False,
-                               rtol=0.05, atol=0)
+    torch.testing.assert_close(pixels.mean(dim=1), cameras.sizes.double() / 2, rtol=0.05, atol=0)
     distances = (points - cameras.camtoworlds[:, None, :, 3]).norm(dim=-1)
     assert 0.4 <= distances.min() < 0.5 and 100 < distances.max() <= 1000
 
@@ -228,7 +227,7 @@ def test_disturbed_cameras_are_recovered_from_colours():
 
 
 class Images:
-    """The images of `cameras` seen by `known` ones: what refining test cameras needs."""
+    """Images taken by `true` cameras, of which a dataset has the poses `cameras`."""
 
     split = "test"
 
@@ -261,8 +260,7 @@ def test_test_cameras_are_aligned_and_then_refined_on_their_images():
     found = with_refined_cameras(scene, images, config, unmoved)
     assert mean_angle(true, found.cameras) < 0.3 * mean_angle(true, images.cameras)
     assert scene.weight.requires_grad and scene.weight.grad is None
-    # Without steps they are only aligned; one camera changes in its own axes, so all of them do not
-    # move as one: the similarity fits them in the least-squares sense.
+    # Without steps they are only aligned.
     config = config.replace(camera_test_steps=0)
     aligned = with_refined_cameras(scene, images, config, TrainingCameras(training, drift))
     torch.testing.assert_close(
