@@ -246,6 +246,21 @@ def test_image_is_upright(views):
     np.testing.assert_allclose(surface.distance.numpy()[hit], depth[hit])  # t is depth
 
 
+def test_rendered_normals_of_a_ball_are_those_of_its_formula():
+    ball = (Part(Sphere(0.5), (0.1, 0.0, 0.0), plain((0.5, 0.5, 0.5))),)
+    camtoworld = demo_scene.look_at((0.1, -3.0, 0.0), (0.1, 0.0, 0.0))
+    pixtocam = demo_scene.pinhole(31, 21, 80.0)
+    normals, opacity = tracing.render_normals(camtoworld, pixtocam, 31, 21, parts=ball)
+    assert normals.shape == (21, 31, 3) and opacity.shape == (21, 31)
+    assert set(opacity.unique().tolist()) > {0.0, 1.0} and (normals[opacity == 0] == 0).all()
+    # The ray of a pixel x from the centre: 3 - t = 0.5 cos, t x / 80 = 0.5 sin.
+    for x in (-8, 0, 5):
+        slope = x / 80
+        t = (3 - math.sqrt(9 - (1 + slope**2) * 8.75)) / (1 + slope**2)
+        wanted = vector(2 * t * slope, 2 * (t - 3), 0.0)
+        assert (normals[10, 15 + x] - wanted).abs().max() < 2e-3
+
+
 def test_render_averages_premultiplied_colour_and_gives_coverage(monkeypatch):
     camtoworlds, pixtocam = demo_scene.blender_cameras("test", 100)
     image = tracing.render(camtoworlds[14], pixtocam, 100, 100)
