@@ -160,3 +160,11 @@ def test_a_similarity_between_noisy_poses_is_as_exact_as_their_number_allows():
     found = pose_utils.fit_similarity(poses, moved)
     np.testing.assert_allclose(found / scale, transform / scale, atol=0.004)
     assert np.linalg.det(found[:3, :3]) > 0
+
+
+def test_no_similarity_mirrors_the_world():
+    """Also not for positions whose best orthogonal map is a mirror."""
+    source = random_poses(8, seed=6)
+    target = random_poses(8, seed=7)
+    target[:, :, 3] = source[:, :, 3] * [1.0, 1.0, -1.0]
+    assert np.linalg.det(pose_utils.fit_similarity(source, target)[:3, :3]) > 0
