@@ -181,7 +181,7 @@ def test_a_training_without_preset_may_fit_either_size():
     (["--model", "mipnerf360", "--grid_lr_mult", "2"], "--grid_lr_mult is for hash grids"),
     (["--geometry_share", "0.3"], "--geometry_share is for --model nerv and has no"),
     (["--lights", "env"], "--lights is for --dataset_name nerv"),
-    (["--llffhold", "4"], "--llffhold is for formats"),
+    (["--llffhold", "4"], "--llffhold is for captures"),
     (["--path", "spiral", "--zoom", "3"], "--zoom is for --path zoom"),
     (["--model", "nerv", "--nerv_field", "mlp", "--visibility_finest", "32"], "with hash grids"),
     (["--dataset_name", "nerv", "--lights", "env", "--light_intensity", "2"], "--lights point"),

@@ -84,8 +84,8 @@ def test_normals_of_hash_grids_equal_finite_differences(contraction):
     """Without down-weighting: its weights depend on the contracted width, without gradient."""
     torch.manual_seed(0)
     field = HashField(Trunk(8, 1), None, levels=hash_grid.make_levels(4, 16, 9), features=2,
-                      num_multisamples=6, downweight=not contraction, density_bias=0.0,
-                      contraction=contraction)
+                      num_multisamples=6, downweight=not contraction,
+                      append_scale=False, density_bias=0.0, contraction=contraction)
     torch.nn.init.normal_(field.table)
     means = make_gaussians(spread=0.7).means
     means = means[..., None, :] + 0.02 * torch.randn(40, 2, 6, 3, dtype=torch.float64)

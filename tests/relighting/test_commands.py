@@ -12,6 +12,7 @@ import torch
 
 import evaluate
 import extract_mesh
+import summary
 import train
 import visualize
 from checkpoint import load_checkpoint
@@ -78,7 +79,7 @@ def test_the_time_estimate_renders_as_the_last_stage_does(scene, tmp_path, monke
         is_shading.append(model.is_shading())
         return render_image(model, *args)
 
-    monkeypatch.setattr(train, "render_image", render)
+    monkeypatch.setattr(summary, "render_image", render)
     trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
     assert is_shading == [True, True]
 
