@@ -32,6 +32,7 @@ CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not sy
 ZOOM = {"path": "zoom"}, "--path zoom"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
+WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
@@ -75,7 +76,7 @@ FLAGS = {
         Flag("light_intensity", positive, None, "scale of the point lights", only=POINT_LIGHTS,
              unset="the value in the files, or that of the released scenes", shown=False),
         Flag("bg_range", fraction, (1.0, 1.0), "background: drawn from this range in training, "
-             "its middle in images", nargs=2, metavar=("LOW", "HIGH")),
+             "its middle in images", nargs=2, metavar=("LOW", "HIGH"), shown=WITHOUT_LIGHT),
         Flag("near", not_negative, None, "t at which rays begin", unset="the dataset's"),
         Flag("far", positive, None, "t at which rays end", unset="the dataset's"),
         Flag("ndc", bool, False, "normalized device coordinates, for forward-facing captures",
@@ -189,7 +190,7 @@ FLAGS = {
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
-             "cameras (CamP)", shown={"model": ("mipnerf", *UNLIT["model"])}),
+             "cameras (CamP)", shown=WITHOUT_LIGHT),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
              only=REFINED, shown=REFINED[0]),
         Flag("camera_lr_final", positive, 1e-5, "final learning rate of the cameras",
