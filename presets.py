@@ -117,6 +117,9 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "lr_delay_mult": 0.01, "log_every": 100, "eval_every": 950, "save_every": 475}),
     ({"preset": "laptop", "model": "zipnerf"}, {
         "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0}),
+    # A small grid has no cells to spare for the space around a synthetic scene (demo: 25.8 dB
+    # without contraction, 25.3 dB with it).
+    ({"preset": "laptop", "model": "zipnerf", "dataset_name": SYNTHETIC}, {"contraction": False}),
     ({"preset": ("laptop", "debug")}, {
         "camera_lr_init": 1e-3, "camera_lr_final": 1e-4, "camera_lr_delay_steps": 50}),
     ({"preset": "laptop", "model": "nerv"}, {
