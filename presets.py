@@ -112,7 +112,7 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "prop_rounds": 1, "prop_samples": 48, "prop_finest": (128,), "prop_features": 2,
         "prop_hidden": 32, "pulse_width": (0.01,), "num_multisamples": 1, "grid_finest": 256,
         "grid_log2_size": 17, "hidden": 32, "bottleneck": 16, "view_hidden": 32, "view_depth": 2,
-        "grid_decay_loss_mult": 0.0, "grid_lr_mult": 3.0, "batch_size": 1024, "micro_batch": 1024,
+        "grid_decay_loss_mult": 0.0, "batch_size": 1024, "micro_batch": 1024,
         "max_steps": 1900, "lr_init": 1e-2, "lr_final": 5e-4, "lr_delay_steps": 50,
         "lr_delay_mult": 0.01, "log_every": 100, "eval_every": 950, "save_every": 475}),
     ({"preset": "laptop", "model": "zipnerf"}, {
