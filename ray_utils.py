@@ -85,17 +85,19 @@ def _camera_directions(cameras, cam_idx, pixels):
     distorted = _flip_y(directions[..., :2])
     coefficients = (directions.new_zeros(*cam_idx.shape, 6) if cameras.distortion is None
                     else cameras.distortion[cam_idx])[..., None, :]
-    pinhole = torch.cat(
-        [_flip_y(undistort(distorted, coefficients)), -torch.ones_like(distorted[..., :1])], dim=-1
-    )
+    is_fisheye = (torch.zeros_like(cam_idx, dtype=torch.bool) if cameras.fisheye is None
+                  else cameras.fisheye[cam_idx])[..., None, None]
+    # Newton's method may diverge for the other lens model, whose gradient would then be NaN.
+    undistorted = undistort(distorted.where(~is_fisheye, 0.0), coefficients)
+    pinhole = torch.cat([_flip_y(undistorted), -torch.ones_like(distorted[..., :1])], dim=-1)
     if cameras.fisheye is None:
         return pinhole
-    angles = undistort_fisheye(distorted, coefficients)
+    angles = undistort_fisheye(distorted.where(is_fisheye, 0.0), coefficients)
     angle = angles.norm(dim=-1, keepdim=True)
     # sinc avoids a division by zero on the optical axis.
     sine_over_angle = torch.sinc(angle / math.pi)
     fisheye = torch.cat([sine_over_angle * _flip_y(angles), -angle.cos()], dim=-1)
-    return torch.where(cameras.fisheye[cam_idx][..., None, None], fisheye, pinhole)
+    return torch.where(is_fisheye, fisheye, pinhole)
 
 
 def _flip_y(xy):

@@ -37,7 +37,7 @@ def build_occupancy(model: RayModel, box: Tensor, num_rays: int) -> OccupancyGri
     """The model's `OccupancyGrid` in a box `[2, 3]` that contains the rays, or None.
 
     None if building it costs more than skipping saves over `num_rays` rays, if most of the box is
-    occupied, or if the model is unbounded.
+    occupied, or if the model's samples are not evenly spaced along rays.
     """
     num_samples = num_rays * model.max_samples_per_level
     if not model.samples_evenly or num_samples <= MIN_SAMPLES_FOR_OCCUPANCY:

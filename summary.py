@@ -37,11 +37,12 @@ def print_time_estimate(training, compute_gradients):
 
 
 def describe_preset(training):
-    """The preset, and why it was chosen if none was given."""
+    """The preset, and why it was chosen if none was given to a new run."""
     config = training.config
     if config.preset is None:
         return "Expected: "
-    reason = "" if "preset" in config.typed else f" (the default on {training.device.type})"
+    chosen = "preset" in config.typed or training.first_step > 0
+    reason = "" if chosen else f" (the default on {training.device.type})"
     return f"--preset {config.preset}{reason}: "
 
 

@@ -174,11 +174,11 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None, r
     totals, micro_batch = smaller_until_it_fits(micro_batch, accumulate)
     totals = {name: distributed.sum_over_ranks(value) for name, value in totals.items()}
     distributed.sum_gradients(modules.parameters())
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in modules.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     # Jointly, the large gradient of one network would stop the others from learning.
-    for field in model.fields() if config.grad_max_norm > 0 else ():
-        torch.nn.utils.clip_grad_norm_(field.parameters(), config.grad_max_norm)
+    for part in model.clipped_parts() if config.grad_max_norm > 0 else ():
+        torch.nn.utils.clip_grad_norm_(part.parameters(), config.grad_max_norm)
     return totals | {"gradient_norm": norm}, micro_batch
 
 

@@ -5,8 +5,6 @@ that moves the original training cameras to the refined ones. Then the pose of e
 its own image, while the model stays as it is.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from cameras.refinement import CameraRefinement
 from loss import colour_error
 from models.base import RayModel
 from runtime import distributed
+from runtime.gradients import frozen
 from runtime.memory import smaller_until_it_fits
 from scheduler import CAMERA_BETAS, learning_rate
 from structures import Batch, Cameras
@@ -97,16 +96,3 @@ def sample_image(image: Batch, count: int, generator: torch.Generator) -> Batch:
     batch = image.map(lambda x: x.reshape(-1, x.shape[-1])[index])
     rays = replace(batch.rays, cam_idx=torch.zeros_like(batch.rays.cam_idx))
     return replace(batch, rays=rays, pixels=torch.stack([index % width, index // width], dim=-1))
-
-
-@contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No parameter of the model needs a gradient inside the block."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)

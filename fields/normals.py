@@ -1,10 +1,13 @@
 """Normals of a field's density, by differentiation."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from coord import Gaussians, IsotropicGaussians
 from fields.base import Field, FieldOutput, normals_from_gradients
+from runtime.gradients import frozen
 
 
 def query_with_normals(field: Field, gaussians: Gaussians | IsotropicGaussians,
@@ -18,7 +21,8 @@ def query_with_normals(field: Field, gaussians: Gaussians | IsotropicGaussians,
     """
     create_graph = torch.is_grad_enabled()
     isotropic = isinstance(gaussians, IsotropicGaussians)
-    with torch.enable_grad():
+    # The kernels of hash grids would also compute the gradient of the table.
+    with torch.enable_grad(), nullcontext() if create_graph else frozen(field):
         shift = torch.zeros_like(gaussians.means[..., 0, :] if isotropic else gaussians.means)
         shift.requires_grad_()
         moved = gaussians.means + (shift[..., None, :] if isotropic else shift)

@@ -118,6 +118,11 @@ class RayModel(nn.Module, ABC):
         """All networks of the model."""
         return [part for part in self.modules() if isinstance(part, Field)]
 
+    def clipped_parts(self) -> list[nn.Module]:
+        """The parts whose gradients are clipped each by itself: networks and embeddings."""
+        embeddings = [] if self.embeddings is None else [self.embeddings]
+        return [*self.fields(), *embeddings]
+
     def grids(self) -> list[HashField]:
         """The fields that are hash grids."""
         return [field for field in self.fields() if isinstance(field, HashField)]

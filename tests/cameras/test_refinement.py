@@ -54,6 +54,17 @@ def all_pixels(cameras, step=7):
 # Changes.
 
 
+def test_gradients_are_finite_where_a_fisheye_is_no_pinhole_lens():
+    cameras = make_cameras(1, "fisheye", torch.float32, size=(60, 60))
+    matrix = torch.tensor([[1 / 16, 0, -30 / 16], [0, -1 / 16, 30 / 16], [0, 0, -1]])
+    coefficients = torch.tensor([-0.03, -0.01, 0.005, -0.001, 0.0, 0.0])
+    cameras = replace(cameras, pixtocams=matrix[None], distortion=coefficients[None])
+    refinement = CameraRefinement.for_cameras(cameras)
+    rays = pixels_to_rays(refinement(cameras), *all_pixels(cameras, step=1))
+    (rays.directions.sum() + rays.radii.sum()).backward()
+    assert refinement.latent.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("lens", LENSES)
 @pytest.mark.parametrize("pose_only", [False, True])
 def test_cameras_that_are_not_refined_yet_give_the_same_rays_to_the_bit(lens, pose_only):
