@@ -212,7 +212,7 @@ def flags_of_format_1(saved: dict[str, Any], path: Path) -> dict[str, Any]:
     config = loaded_config(saved)
     background = float(saved["white_bkgd"])
     if config.geometry == "zipnerf":
-        fault = "hash grids whose features lie elsewhere"
+        fault = "hash grids with features at the corners of cells"
     elif config.basis == "icosahedron":
         fault = "another order of the directions of --basis icosahedron"
     elif saved["random_bkgd"]:

@@ -157,6 +157,11 @@ class NeRFDataset:
         loader, masks = self.loader, None
         pixels = self._read_or_map(scene.files, loader.num_channels * loader.pixel_type.itemsize,
                                    loader.read).view(loader.pixel_type)
+        low, high = self.config.bg_range
+        if low < high and pixels.shape[-1] == 4 and bool((pixels[:, 3] < 255).any()):
+            raise UserError(f"the images in {loader.root} have transparent pixels, for which "
+                            f"--bg_range {low:g} {high:g} draws no background; give the same "
+                            "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
         return replace(scene, pixels=pixels, masks=masks)

@@ -31,7 +31,6 @@ class TensorRecord:
                    for a, b in pairs if isinstance(a, Tensor))
 
 
-
 def _map(fn, value):
     if isinstance(value, Tensor):
         return fn(value)

@@ -70,7 +70,7 @@ class AffineAppearance(nn.Module):
                 ) -> tuple[Tensor, Tensor]:
         """As `AppendedAppearance.forward`."""
         scale, shift = self.scale_and_shift(embedding)
-        # Computed once per ray in float32, and applied to each sample in the precision of layers.
+        # Computed once per ray, and applied to each sample in the precision of the layers.
         changed = scale.to(bottleneck.dtype) * bottleneck + shift.to(bottleneck.dtype)
         return changed, encoded
 

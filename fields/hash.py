@@ -48,6 +48,7 @@ class HashField(Field):
         self.levels, self.num_multisamples = levels, num_multisamples
         self.downweight, self.append_scale = downweight, append_scale
         self.contraction = contraction
+        self._kept_mean_squares: tuple = (None, None)
         self.table = nn.Parameter(torch.empty(levels.table_size, features))
         nn.init.uniform_(self.table, -TABLE_INIT_RANGE, TABLE_INIT_RANGE)
         self.register_buffer("box", CONTRACTED_RADIUS * torch.tensor([[-1.0] * 3, [1.0] * 3]))
@@ -86,10 +87,22 @@ class HashField(Field):
 
         features: `[..., L F]`; weights: `[..., L]`, the mean w of the multisamples.
         """
-        mean_squares = torch.stack([(level.detach()**2).mean() for level in self.table_levels()])
-        scale = (2 * weights - 1) * (TABLE_INIT_RANGE**2 + mean_squares).sqrt()
+        scale = (2 * weights - 1) * (TABLE_INIT_RANGE**2 + self._mean_squares()).sqrt()
         levels = features.unflatten(-1, (weights.shape[-1], -1))
         return torch.cat([levels, scale[..., None]], dim=-1).flatten(-2)
+
+    @torch.no_grad()
+    def _mean_squares(self):
+        """The mean square of each level's entries, `[L]`; kept between the chunks of an image."""
+        def mean_squares():
+            return torch.stack([(level**2).mean() for level in self.table_levels()])
+
+        if self.training:
+            return mean_squares()
+        version = self.table.data_ptr(), self.table._version
+        if self._kept_mean_squares[0] != version:
+            self._kept_mean_squares = version, mean_squares()
+        return self._kept_mean_squares[1]
 
     def forward(self, gaussians, viewdirs: Tensor | None = None,
                 density_noise: Tensor | None = None, with_rgb: bool = True,

@@ -143,6 +143,9 @@ class RayModel(nn.Module, ABC):
         arrays: by the names of `reference_params`, of equal shapes. Raises ValueError for a missing
         or extra name or a shape that does not fit.
         """
+        if self.embeddings is not None:
+            raise ValueError("the arrays hold no appearance embeddings; --glo_features 0 is "
+                             "expected")
         parameters = self.reference_params()
         if set(arrays) != set(parameters):
             raise ValueError(f"missing or extra arrays: {sorted(set(arrays) ^ set(parameters))}")
@@ -155,7 +158,7 @@ class RayModel(nn.Module, ABC):
             parameter.copy_(values[name])
 
     def reference_params(self) -> dict[str, Tensor]:
-        """All parameters, with the shapes and names of the official JAX code.
+        """All parameters but those of embeddings, by the shapes and names of the official code.
 
         Kernels of linear layers are (in, out). Raises NotImplementedError if there is no such code.
         """

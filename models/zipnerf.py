@@ -13,7 +13,7 @@ from models.mipnerf360 import MipNeRF360
 from structures import RenderOutput
 
 # The distortion loss of contracted scenes is measured in P(premult t, lambda), as in the released
-# code: at ten times the distance the same spread costs an 18th.
+# code, where far spreads cost little: ten times as far away, the same spread costs 1/18.
 DISTORTION_PREMULT = 10_000
 DISTORTION_LAMBDA = -0.25
 

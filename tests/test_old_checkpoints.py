@@ -33,7 +33,7 @@ def test_mlps_of_format_1_are_rendered_as_they_were(tmp_path, model, background)
 
 
 @pytest.mark.parametrize("flags,fault", [
-    ({"model": "zipnerf"}, "hash grids whose features lie elsewhere"),
+    ({"model": "zipnerf"}, "hash grids with features at the corners of cells"),
     ({"basis": "icosahedron"}, "another order of the directions of --basis icosahedron"),
     ({"random_bkgd": True}, "--random_bkgd, whose images have the background 1"),
 ])

@@ -415,6 +415,15 @@ def test_splits_are_listed_in_the_file_or_every_nth(lists, expected, tmp_path):
 # Alpha and masks.
 
 
+def test_transparent_pixels_need_one_background(tmp_path):
+    write_nerfstudio(tmp_path / "scene", channels=4)
+    with pytest.raises(UserError, match="transparent pixels.*--bg_range 0 1 draws no background"):
+        open_scene(tmp_path / "scene", "nerfstudio", "train", "--bg_range", "0", "1")
+    for path in (tmp_path / "scene" / "images").iterdir():
+        imwrite(path, np.full((8, 12, 4), 255, np.uint8))
+    open_scene(tmp_path / "scene", "nerfstudio", "train", "--bg_range", "0", "1")
+
+
 def test_images_are_composited_if_all_have_alpha(tmp_path):
     write_nerfstudio(tmp_path / "scene", channels=4)
     image = random_images(9, (12, 8), 4)[1] / 255

@@ -334,6 +334,9 @@ def test_each_level_has_a_feature_of_its_attenuation():
     w = downweights(0.02 / 4 * field.resolutions)
     torch.testing.assert_close(levels[:, 3], 10 * (2 * w - 1) * 0.3)
     torch.testing.assert_close(levels[:, 0], 10 * w * 0.3)
+    with torch.no_grad():
+        field.eval().table.mul_(2)  # Also between images, whose mean squares are kept.
+    torch.testing.assert_close(field._encode(gaussians).reshape(4, 4), 2 * levels)
     plain = make_model(append_scale=False).field
     assert field.trunk[0].in_features == 16 and plain.trunk[0].in_features == 12
 
