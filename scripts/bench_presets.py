@@ -59,7 +59,7 @@ def main(argv=None):
 
 def measure(name, flags, args):
     """The row of one configuration."""
-    config = get_config(["--preset", "paper", *flags.split(), "--scene", "demo", "--factor", "1",
+    config = get_config(["--preset", "paper", *flags.split(), "--scene", "demo",
                          "--data_dir", args.data_dir, "--device", args.device,
                          "--eval_every", "0", "--no-final_eval"])
     device = select_device(config)
