@@ -91,6 +91,11 @@ class HashField(Field):
         levels = features.unflatten(-1, (weights.shape[-1], -1))
         return torch.cat([levels, scale[..., None]], dim=-1).flatten(-2)
 
+    def train(self, mode: bool = True):
+        # Fused optimizers do not raise the version of a tensor.
+        self._kept_mean_squares = None, None
+        return super().train(mode)
+
     @torch.no_grad()
     def _mean_squares(self):
         """The mean square of each level's entries, `[L]`; kept between the chunks of an image."""

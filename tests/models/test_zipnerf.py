@@ -315,6 +315,20 @@ def test_nothing_lies_outside_a_bounded_grid():
     assert density[0] > 0 and (density[1:] == 0).all()
 
 
+def test_images_after_a_training_step_have_the_scale_of_the_new_entries():
+    model, rays = make_model(append_scale=True), make_rays(4)
+    optimizer = train.make_optimizer(model, default_config(**SMALL))
+    model.eval()(rays)
+    model.train()(rays)[-1].rgb.sum().backward()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    optimizer.step()
+    after = model.eval()(rays)[-1].rgb
+    fresh = make_model(append_scale=True).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(after, fresh(rays)[-1].rgb) and after.std() > 0
+
+
 def test_a_clamped_density_still_has_a_gradient():
     field = make_model().field
     raw = torch.tensor([-3.0, 0.5, 300.0], requires_grad=True)
