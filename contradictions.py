@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from presets import SYNTHETIC
 from runtime.flags import Config
 
 
@@ -78,7 +79,7 @@ def _data_conflicts(c: Config) -> Iterator[str]:
     low, high = c.bg_range
     if low > high:
         yield f"--bg_range {low:g} {high:g} must name the lower number first"
-    if low < high and c.dataset_name in ("blender", "multicam", "nerv"):
+    if low < high and c.dataset_name in SYNTHETIC:
         yield (f"--bg_range {low:g} {high:g} draws the background at random, and the images of "
                f"--dataset_name {c.dataset_name} are composited on one; give the same number twice")
     if c.scales != tuple(sorted({1, *c.scales})):

@@ -123,7 +123,7 @@ class Scene(TensorRecord):
         finest), or None.
     masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: path of each image's
         mask, or None; empty if no image has one, and in a checkpoint.
-    background: 1.0 (white) or 0.0 (black), under transparent pixels.
+    background: from 0 (black) to 1 (white), under transparent pixels.
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` bounding box of the scene, in the coordinates of rays (NDC for NDC scenes).
     lights: the lights of each image, a record of tensors `[N, K, C]`; None if unknown.

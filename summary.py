@@ -1,4 +1,4 @@
-"""What a training prints before its first step: the expected time, the model, the data."""
+"""Summary of a training before its first step: expected time, model, data."""
 
 import torch
 

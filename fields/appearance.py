@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fields.safe_exp import SafeExp
+
 # Widths of the layers between an embedding and the affine map, as released.
 AFFINE_HIDDEN = (128, 128)
-
-# Clamp the exponent of a scale to keep it finite in float32.
-MAX_LOG_SCALE = 88.0
 
 # Standard deviation of a standard normal distribution truncated to [-2, 2].
 TRUNCATED_STD = 0.87962566
@@ -82,4 +81,4 @@ class AffineAppearance(nn.Module):
             x = F.silu(layer(x))
         pairs = last(x).to(embedding.dtype)
         log_scale, shift = pairs[..., 0::2], pairs[..., 1::2]
-        return log_scale.clamp(max=MAX_LOG_SCALE).exp(), shift
+        return SafeExp.apply(log_scale), shift

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import coord
 from fields import hash_grid
 from fields.base import Field, FieldOutput, Head, Trunk
+from fields.safe_exp import SafeExp
 
 # Features are multiplied by this after the lookup, so that the small steps of Adam move them far
 # enough (Zip-NeRF's code).
@@ -18,9 +19,6 @@ TABLE_INIT_RANGE = 1e-4 / PRECONDITIONING
 
 # Radius of the ball that contains contracted space.
 CONTRACTED_RADIUS = 2.0
-
-# The exponent of density is clamped to the logarithm of the largest float32.
-MAX_LOG_DENSITY = 88.0
 
 
 class HashField(Field):
@@ -48,7 +46,7 @@ class HashField(Field):
         self.levels, self.num_multisamples = levels, num_multisamples
         self.downweight, self.append_scale = downweight, append_scale
         self.contraction = contraction
-        self._kept_mean_squares: tuple = (None, None)
+        self._kept_scales: tuple = (None, None)
         self.table = nn.Parameter(torch.empty(levels.table_size, features))
         nn.init.uniform_(self.table, -TABLE_INIT_RANGE, TABLE_INIT_RANGE)
         self.register_buffer("box", CONTRACTED_RADIUS * torch.tensor([[-1.0] * 3, [1.0] * 3]))
@@ -87,27 +85,25 @@ class HashField(Field):
 
         features: `[..., L F]`; weights: `[..., L]`, the mean w of the multisamples.
         """
-        scale = (2 * weights - 1) * (TABLE_INIT_RANGE**2 + self._mean_squares()).sqrt()
+        scale = (2 * weights - 1) * self._scales_of_entries()
         levels = features.unflatten(-1, (weights.shape[-1], -1))
         return torch.cat([levels, scale[..., None]], dim=-1).flatten(-2)
 
     def train(self, mode: bool = True):
         # Fused optimizers do not raise the version of a tensor.
-        self._kept_mean_squares = None, None
+        self._kept_scales = None, None
         return super().train(mode)
 
     @torch.no_grad()
-    def _mean_squares(self):
-        """The mean square of each level's entries, `[L]`; kept between the chunks of an image."""
-        def mean_squares():
-            return torch.stack([(level**2).mean() for level in self.table_levels()])
+    def _scales_of_entries(self):
+        """The root mean square of each level's entries, `[L]`, at least their initial range.
 
-        if self.training:
-            return mean_squares()
-        version = self.table.data_ptr(), self.table._version
-        if self._kept_mean_squares[0] != version:
-            self._kept_mean_squares = version, mean_squares()
-        return self._kept_mean_squares[1]
+        Kept between the chunks of an image.
+        """
+        version = None if self.training else (self.table.data_ptr(), self.table._version)
+        if version is None or self._kept_scales[0] != version:
+            self._kept_scales = version, (TABLE_INIT_RANGE**2 + self.mean_squares()).sqrt()
+        return self._kept_scales[1]
 
     def forward(self, gaussians, viewdirs: Tensor | None = None,
                 density_noise: Tensor | None = None, with_rgb: bool = True,
@@ -133,6 +129,10 @@ class HashField(Field):
         """The entries of each level, `[entries, F]`."""
         return self.table.split(self.levels.num_entries)
 
+    def mean_squares(self) -> Tensor:
+        """The mean square of each level's entries, `[L]`."""
+        return torch.stack([(level**2).mean() for level in self.table_levels()])
+
     def reference_grids(self, name: str) -> dict[str, Tensor]:
         """The entries of each level as views, named `name/grid_<n>` (dense) or `name/hash_<n>`.
 
@@ -148,22 +148,7 @@ class HashField(Field):
 
     def grid_decay(self) -> Tensor:
         """Half the mean square of each level's entries, summed (Zip-NeRF, section 4)."""
-        return 0.5 * torch.stack([(level**2).mean() for level in self.table_levels()]).sum()
-
-
-class SafeExp(torch.autograd.Function):
-    """Exponential with a clamped exponent, whose gradient passes where it is clamped."""
-
-    @staticmethod
-    def forward(ctx, x):
-        value = x.clamp(max=MAX_LOG_DENSITY).exp()
-        ctx.save_for_backward(value)
-        return value
-
-    @staticmethod
-    def backward(ctx, gradient):
-        value, = ctx.saved_tensors
-        return gradient * value
+        return 0.5 * self.mean_squares().sum()
 
 
 def downweights(stds_in_cells: Tensor) -> Tensor:

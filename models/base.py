@@ -36,8 +36,9 @@ class RayModel(nn.Module, ABC):
     """Base class: field queries, training randomness, compositing.
 
     `model(rays)` samples jitter and noise if and only if `model.training`. A subclass defines
-    `render_levels` and sets `field`, the finest level's network; `max_samples_per_level`; and
-    `first_rgb_level`, the first level with colours (those before are black).
+    `render_levels` and `reference_params`, and sets `field`, the finest level's network;
+    `max_samples_per_level`; and `first_rgb_level`, the first level with colours (those before are
+    black).
     stages: (start, length) of each stage, as fractions of training; log_distance: whether the mean
     distance of a ray is that of logarithms; trains_normals: whether losses compare the normals of
     the finest level's density.
@@ -157,12 +158,12 @@ class RayModel(nn.Module, ABC):
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
+    @abstractmethod
     def reference_params(self) -> dict[str, Tensor]:
         """All parameters but those of embeddings, by the shapes and names of the official code.
 
-        Kernels of linear layers are (in, out). Raises NotImplementedError if there is no such code.
+        Kernels of linear layers are (in, out). Raises ValueError if there is no such code.
         """
-        raise NotImplementedError(f"there is no released code of {type(self).__name__}")
 
     def set_box(self, box: Tensor):
         """Fit the hash grids to a scene's bounding box `[2, 3]`, unless they contract space."""

@@ -127,6 +127,9 @@ class NeRV(MipNeRF360):
         return [field for field in super().compilable_fields(device)
                 if field is not self.field or field.num_multisamples]
 
+    def reference_params(self) -> dict[str, Tensor]:
+        raise ValueError("the authors of NeRV released no code whose weights could be loaded")
+
     def proposal_field(self, level: int) -> Field:
         return self.proposals[level % len(self.proposals)]
 

@@ -1,4 +1,4 @@
-"""What the released configurations cost on this machine: a Markdown table.
+"""Time of the released configurations on this machine: a Markdown table.
 
     python scripts/bench_presets.py
 

@@ -97,7 +97,7 @@ def test_without_refinement_nothing_of_it_is_saved_or_shown(scene, tmp_path, cap
 
 
 def test_micro_batches_and_slices_of_ranks_add_up_to_the_whole_gradient(scene):
-    """Of the cameras, their regulariser included, with some pixels masked."""
+    """The gradient of the cameras and their regulariser, with some pixels masked."""
     config = default_config(preset="debug", scene=str(scene), precision="fp32",
                             refine_cameras=True)
     dataset = load_dataset(config, "train")

@@ -65,7 +65,7 @@ def test_normals_of_a_ball_point_outward(num_multisamples):
 @pytest.mark.parametrize("options", [
     {}, {"contraction": True}, {"contraction": True, "basis": "icosahedron"}])
 def test_normals_of_an_mlp_equal_finite_differences(options):
-    """Of the density, not of raw density, and with respect to means before contraction."""
+    """The truth differentiates density, not raw density, by means before contraction."""
     field, (means, covs) = mlp_field(**options).double(), make_gaussians()
     assert (means.norm(dim=-1) > 1).any() and (means.norm(dim=-1) < 1).any()
     directions = torch.nn.functional.normalize(torch.randn(40, 3, dtype=torch.float64), dim=-1)
