@@ -19,14 +19,18 @@ from structures import Batch, Rays
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRAIN_FRAC = 0.3
+SMALL_ZIPNERF = [
+    "--model", "zipnerf", "--prop_samples", "24", "--num_samples", "16", "--grid_log2_size", "12",
+    "--prop_finest", "32", "64", "--grid_finest", "128", "--bottleneck", "32", "--view_hidden",
+    "40", "--bg_range", "0", "0"]
 CAPTURE = ["--dataset_name", "colmap", "--scene", "any", "--preset", "paper", "--precision", "fp32"]
 MODELS = {
     "mipnerf360": ("multinerf_mipnerf360.npz", (2e-3, 0.2, 1e6), [
-        "--prop_hidden", "32", "--hidden", "64", "--bottleneck", "48"]),
-    "zipnerf": ("camp_zipnerf.npz", (5e-3, 0.0, 1e3), [
-        "--prop_samples", "24", "--num_samples", "16", "--grid_log2_size", "12", "--prop_finest",
-        "32", "64", "--grid_finest", "128", "--bottleneck", "32", "--view_hidden", "40",
-        "--bg_range", "0", "0"]),
+        "--model", "mipnerf360", "--prop_hidden", "32", "--hidden", "64", "--bottleneck", "48"]),
+    "zipnerf": ("camp_zipnerf.npz", (5e-3, 0.0, 1e3), SMALL_ZIPNERF),
+    # Cones so wide that fine levels are attenuated.
+    "zipnerf of wide cones": (
+        "camp_zipnerf_wide.npz", (8e-2, 0.0, 1e3), [*SMALL_ZIPNERF, "--no-append_scale"]),
 }
 
 
@@ -37,7 +41,7 @@ class Released:
         file, (radius, near, far), flags = MODELS[name]
         self.arrays = dict(np.load(GOLDEN / file))
         self.weights = {key[2:]: value for key, value in self.arrays.items() if key[:2] == "p/"}
-        self.config = get_config(["--model", name, *CAPTURE, *flags])
+        self.config = get_config([*CAPTURE, *flags])
         self.model = build_model(self.config).eval()
         self.model.load_reference_params(self.weights)
         one = torch.ones(len(self.arrays["o"]), 1)
