@@ -183,6 +183,23 @@ class Field(nn.Module, ABC):
         """
         with_rgb = with_rgb and self.head is not None
         encoding = self._encode(gaussians)
+        raw_density, raw_rgb, raw_normals = self._raw_outputs(
+            encoding, viewdirs, with_rgb, appearance)
+        density = rgb = normals = None
+        if self.has_density:
+            raw_density = raw_density.to(encoding.dtype)
+            if density_noise is not None:
+                raw_density = raw_density + density_noise
+            density = self.activate_density(raw_density + self.density_bias)
+        if with_rgb:
+            raw_rgb, padding = raw_rgb.to(encoding.dtype), self.head.rgb_padding
+            rgb = torch.sigmoid(raw_rgb) * (1 + 2 * padding) - padding
+        if raw_normals is not None:
+            normals = normals_from_gradients(raw_normals.to(encoding.dtype))
+        return FieldOutput(density, rgb, raw_density, normals)
+
+    def _raw_outputs(self, encoding, viewdirs, with_rgb, appearance):
+        """Raw density `[..., S]`, colours `[..., S, C]` and normals `[..., S, 3]`, or None."""
         shape = encoding.shape[:-1]
         if self.use_viewdirs and with_rgb and viewdirs.dim() == len(shape):
             viewdirs = viewdirs[..., None, :]
@@ -191,22 +208,12 @@ class Field(nn.Module, ABC):
             # Flatten to rows: an in-place activation on a reshaped view would make autograd copy
             # the gradient.
             features = self.trunk_features(encoding.flatten(0, -2))
-            raw_density = self.density(features) if self.has_density else None
-            raw_normals = self.normal(features) if with_rgb and self.predicts_normals else None
+            raw_density = self.density(features).reshape(shape) if self.has_density else None
+            raw_normals = (self.normal(features).reshape(*shape, 3)
+                           if with_rgb and self.predicts_normals else None)
             raw_rgb = (self._raw_rgb(features, viewdirs, shape, appearance)
                        if with_rgb else None)
-        density = rgb = normals = None
-        if self.has_density:
-            raw_density = raw_density.to(encoding.dtype).reshape(shape)
-            if density_noise is not None:
-                raw_density = raw_density + density_noise
-            density = self.activate_density(raw_density + self.density_bias)
-        if with_rgb:
-            raw_rgb, padding = raw_rgb.to(encoding.dtype), self.head.rgb_padding
-            rgb = torch.sigmoid(raw_rgb) * (1 + 2 * padding) - padding
-        if raw_normals is not None:
-            normals = normals_from_gradients(raw_normals.to(encoding.dtype).reshape(*shape, 3))
-        return FieldOutput(density, rgb, raw_density, normals)
+        return raw_density, raw_rgb, raw_normals
 
     def trunk_features(self, encoding: Tensor) -> Tensor:
         """The trunk's output `[N, size]` for encodings `[N, F]`."""

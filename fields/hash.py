@@ -1,13 +1,14 @@
 """Zip-NeRF's field: an anti-aliased multiresolution hash grid and small MLPs."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import coord
-from fields import hash_grid
-from fields.base import Field, FieldOutput, Head, Trunk
+from fields import fused_mlp, hash_grid
+from fields.base import Field, FieldOutput, Head, Trunk, is_skip_layer
 from fields.safe_exp import SafeExp
 
 # Features are multiplied by this after the lookup, so that the small steps of Adam move them far
@@ -19,6 +20,18 @@ TABLE_INIT_RANGE = 1e-4 / PRECONDITIONING
 
 # Radius of the ball that contains contracted space.
 CONTRACTED_RADIUS = 2.0
+
+
+class CubeSamples(NamedTuple):
+    """Gaussians `[..., S, J]` in a grid's unit cube.
+
+    points: means, `[..., S, J, 3]`; weights: of each level, `[..., S, J, L]`; inside: whether the
+    mean of a sample's J points is in the cube, `[..., S]`.
+    """
+
+    points: Tensor
+    weights: Tensor
+    inside: Tensor
 
 
 class HashField(Field):
@@ -64,21 +77,48 @@ class HashField(Field):
         stds = variance.mean(dim=-1).sqrt()
         return coord.IsotropicGaussians(means[..., None, :], stds[..., None])
 
-    def _encode(self, gaussians):
-        """Features `[..., S, L F]` of `IsotropicGaussians`, or `[..., S, L (F + 1)]` with scale."""
+    def cube_samples(self, gaussians: coord.IsotropicGaussians) -> "CubeSamples":
+        """Gaussians `[..., S, J]` in the grid's unit cube.
+
+        On a CPU by a kernel, unless the means have a gradient.
+        """
+        means, stds = gaussians
+        differentiable = torch.is_grad_enabled() and means.requires_grad
+        if (means.device.type != "cpu" or means.dtype != torch.float32 or differentiable
+                or not hash_grid.has_numba()):
+            return self.cube_samples_torch(gaussians)
+        from fields import kernels_cube
+
+        points, stds, inside = kernels_cube.cube_samples(
+            means.detach().flatten(0, -3), stds.detach().flatten(0, -2), self.contraction,
+            *self._cube())
+        weights = (kernels_cube.level_weights(stds, self.resolutions) if self.downweight
+                   else stds.new_ones(*stds.shape, len(self.resolutions)))
+        shape = means.shape[:-2]
+        return CubeSamples(points.reshape(means.shape), weights.reshape(*shape, *weights.shape[1:]),
+                           inside.reshape(shape))
+
+    def cube_samples_torch(self, gaussians: coord.IsotropicGaussians) -> "CubeSamples":
+        """`cube_samples` in PyTorch operations, for any device."""
         if self.contraction:
             gaussians = coord.contract_isotropic(*gaussians)
         means, stds = gaussians
-        points, side = self.to_cube(means)
+        low, side = self._cube()
+        points = (means - low) / side
         stds_in_cells = (stds.detach() / side)[..., None] * self.resolutions
         weights = downweights(stds_in_cells) if self.downweight else torch.ones_like(stds_in_cells)
-        features = hash_grid.encode(
-            points.reshape(-1, *means.shape[-2:]),
-            weights.reshape(-1, *stds_in_cells.shape[-2:]), self.table, self.levels)
-        features = features.reshape(*stds.shape[:-1], features.shape[-1])
+        mean = points.mean(dim=-2)
+        return CubeSamples(points, weights, ((mean >= 0) & (mean <= 1)).all(dim=-1))
+
+    def _encode(self, samples: "CubeSamples"):
+        """Features `[..., S, L F]`, or `[..., S, L (F + 1)]` with scale."""
+        points, weights, _ = samples
+        features = hash_grid.encode(points.flatten(0, -3), weights.flatten(0, -3), self.table,
+                                    self.levels)
+        features = features.reshape(*points.shape[:-2], features.shape[-1])
         if self.append_scale:
             features = self._with_scale(features, weights.mean(dim=-2))
-        return PRECONDITIONING * features
+        return features
 
     def _with_scale(self, features, weights):
         """The features of each level followed by 2 w - 1, in the units of its entries.
@@ -108,18 +148,41 @@ class HashField(Field):
     def forward(self, gaussians, viewdirs: Tensor | None = None,
                 density_noise: Tensor | None = None, with_rgb: bool = True,
                 appearance: Tensor | None = None) -> FieldOutput:
-        output = super().forward(gaussians, viewdirs, density_noise, with_rgb, appearance)
+        samples = self.cube_samples(gaussians)
+        output = super().forward(samples, viewdirs, density_noise, with_rgb, appearance)
         if self.contraction or output.density is None:
             return output
-        points, _ = self.to_cube(gaussians.means.mean(dim=-2))
-        inside = ((points >= 0) & (points <= 1)).all(dim=-1)
-        return output._replace(density=output.density.where(inside, 0.0))
+        return output._replace(density=output.density.where(samples.inside, 0.0))
 
-    def to_cube(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points `[..., 3]` in the coordinates of the grid's unit cube, and its side before."""
+    def _raw_outputs(self, encoding, viewdirs, with_rgb, appearance):
+        shape = encoding.shape[:-1]
+        if not self._is_fusable(encoding, viewdirs if with_rgb else None):
+            return super()._raw_outputs(
+                PRECONDITIONING * encoding, viewdirs, with_rgb, appearance)
+        directions = None
+        if with_rgb and self.use_viewdirs:
+            directions = coord.pos_enc(viewdirs.flatten(0, -2), 0, self.head.view_deg)
+        outputs = fused_mlp.query(self, encoding.flatten(0, -2), directions, with_rgb, shape[-1],
+                                  PRECONDITIONING)
+        density, rgb = outputs.split([1, outputs.shape[-1] - 1], dim=-1)
+        return density.reshape(shape), rgb.reshape(*shape, -1) if with_rgb else None, None
+
+    def _is_fusable(self, encoding, viewdirs):
+        """Whether the kernel of the small networks serves; viewdirs: None without colours."""
+        if (encoding.device.type != "cpu" or encoding.dtype != torch.float32
+                or self.is_low_precision() or not self.has_density or not hash_grid.has_numba()):
+            return False
+        if viewdirs is None or not self.use_viewdirs:
+            return True
+        # Other inputs differ between samples, or between directions of one sample.
+        skips = any(is_skip_layer(i, self.head.view_skip) for i in range(self.head.view_depth))
+        return not (skips or self.head.glo_features) and viewdirs.dim() == encoding.dim() - 1
+
+    def _cube(self) -> tuple[Tensor, Tensor]:
+        """The corner `[3]` of the grid's cube and its side."""
         low, high = self.box
         side = (high - low).max()
-        return (points - 0.5 * (low + high)) / side + 0.5, side
+        return 0.5 * (low + high) - 0.5 * side, side
 
     def activate_density(self, raw_density: Tensor) -> Tensor:
         """Exponential, with a clamped exponent."""
