@@ -2,16 +2,22 @@
 
 They compute what `hash_grid.encode_torch` computes; tests compare the two. Tensors go in and come
 out; inside they are NumPy arrays that share memory with them.
-"""
 
-import math
+Each kernel treats a block of points level by level: a loop without memory access to the table finds
+entries and weights of all corners, which the compiler vectorises, and a second loop reads the table.
+"""
 
 import numba
 import numpy as np
 import torch
 
-# Points that one thread processes at once, level by level: their features stay in its cache.
-BLOCK = 512
+# Points that one thread processes at once: what is known of their corners stays in its cache.
+BLOCK = 256
+
+# Rows of a block's scratch memory, an array `[SCRATCH_ROWS, BLOCK]` of float32. It is a single array
+# because the compiler cannot tell several apart, and then does not vectorise. First are 8 rows of
+# table indices (uint32), then 8 of corner weights.
+POINT, WEIGHT, SLOPE, SCRATCH_ROWS = 16, 19, 20, 23
 
 # The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's
 # number of threads, even against OMP_NUM_THREADS (which torchrun sets), so read that first.
@@ -19,11 +25,12 @@ _PYTORCH_THREADS = torch.get_num_threads()
 MAX_THREADS = numba.get_num_threads()
 torch.set_num_threads(_PYTORCH_THREADS)
 
-# Constants of float32: with Python integers numba would continue in 64 bits.
+# Constants of 32 bits: with Python integers numba would continue in 64 bits.
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+INT_ZERO, INT_ONE = np.int32(0), np.int32(1)
 
 # The hash's factors, as in `hash_grid.PRIMES`.
-PRIME_Y, PRIME_Z = 19349663, 83492791
+PRIME_Y, PRIME_Z = np.uint32(19349663), np.uint32(83492791)
 
 
 def _compiled(**options):
@@ -42,7 +49,7 @@ def forward(points, weights, table, levels):
     features = torch.empty(len(points), len(levels.num_entries) * table.shape[1])
     shape = *_levels(levels), _unrolled(table)
     _set_threads()
-    _forward(*_arrays(points, weights, table), *shape, features.numpy())
+    _forward(*_arrays(points.flatten(0, 1), weights.flatten(0, 1), table), *shape, features.numpy())
     return features
 
 
@@ -50,8 +57,11 @@ def table_gradient(gradient, points, weights, table, levels):
     """Gradient of the loss by the table, `[entries, F]`; arguments as in `points_gradient`."""
     grad_table = torch.zeros_like(table)
     shape = *_levels(levels), _unrolled(table)
-    _set_threads()
-    _table_gradient(*_arrays(gradient, points, weights), *shape, grad_table.numpy())
+    # A level of a single entry has no halves.
+    num_threads = _set_threads() if min(levels.num_entries) > 1 else 1
+    _, gradient, points, weights = _without_zeros(gradient, points, weights)
+    _table_gradient(*_arrays(gradient, points.flatten(0, 1), weights.flatten(0, 1)), *shape,
+                    num_threads, grad_table.numpy())
     return grad_table
 
 
@@ -60,11 +70,28 @@ def points_gradient(gradient, points, weights, table, levels):
 
     gradient: gradient by the features, `[M, L * F]`; other arguments: as in `forward`.
     """
-    grad_points = torch.empty_like(points)
+    grad_points = torch.zeros_like(points, memory_format=torch.contiguous_format)
     shape = *_levels(levels), _unrolled(table)
     _set_threads()
-    _points_gradient(*_arrays(gradient, points, weights, table), *shape, grad_points.numpy())
+    rows, gradient, points, weights = _without_zeros(gradient, points, weights)
+    found = torch.empty(points.shape)
+    _points_gradient(*_arrays(gradient, points.flatten(0, 1), weights.flatten(0, 1), table), *shape,
+                     found.flatten(0, 1).numpy())
+    if rows is None:
+        return found
+    grad_points[rows] = found
     return grad_points
+
+
+def _without_zeros(gradient, *others):
+    """Numbers of the rows where the gradient is not all zero, and these rows of all arguments.
+
+    The numbers are None, and the arguments unchanged, if there are no zeros.
+    """
+    rows = torch.from_numpy(_find_rows(*_arrays(gradient)))
+    if len(rows) == len(gradient):
+        return None, gradient, *others
+    return rows, *(values[rows] for values in (gradient, *others))
 
 
 def _arrays(*tensors):
@@ -81,10 +108,11 @@ def _unrolled(table):
 
 
 def _set_threads():
-    """Use as many threads as PyTorch does."""
+    """Use as many threads as PyTorch does; returns their number."""
     num_threads = min(torch.get_num_threads(), MAX_THREADS)
     if numba.get_num_threads() != num_threads:
         numba.set_num_threads(num_threads)
+    return num_threads
 
 
 @_compiled(inline="always")
@@ -96,135 +124,254 @@ def _clamp(x):
 
 @_compiled(inline="always")
 def _axis(coordinate, resolution, is_dense):
-    """The two nearest cell centres along an axis, and their weights.
+    """The two nearest cell centres along an axis as uint32, and their weights.
 
-    Beyond the outermost centres of a dense level there is nothing: such weights are 0.
+    Beyond the outermost centres of a dense level there is nothing: such a weight is 0, and its
+    centre is mirrored at the outermost one, which keeps its parity.
     """
     position = _clamp(coordinate) * np.float32(resolution) - HALF
-    low = np.int64(math.floor(position))
-    high, weight_high = low + 1, position - np.float32(low)
+    low = np.int32(np.int32(position) - (INT_ONE if position < ZERO else INT_ZERO))
+    high = np.int32(low + INT_ONE)
+    weight_high = position - np.float32(low)
     weight_low = ONE - weight_high
-    if is_dense and low < 0:
-        low, weight_low = 0, ZERO
-    if is_dense and high == resolution:
-        high, weight_high = resolution - 1, ZERO
-    return low, high, weight_low, weight_high
-
-
-@_compiled(inline="always")
-def _cell(points, m, j, resolution, is_dense):
-    """Centres and weights of a point along x, y and z: 12 numbers, as of `_axis`."""
-    x0, x1, u0, u1 = _axis(points[m, j, 0], resolution, is_dense)
-    y0, y1, v0, v1 = _axis(points[m, j, 1], resolution, is_dense)
-    z0, z1, w0, w1 = _axis(points[m, j, 2], resolution, is_dense)
-    return x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1
-
-
-@_compiled(inline="always")
-def _slopes(low, high):
-    """Derivatives of the two weights of `_axis`; 0 where there is no centre (low equals high)."""
-    is_border = low == high
-    return (ZERO if is_border and low == 0 else -ONE), (ZERO if is_border and low > 0 else ONE)
-
-
-@_compiled(inline="always")
-def _table_indices(x0, x1, y0, y1, z0, z1, resolution, is_dense, offset, size):
-    """Table indices of a cell's 8 corners, as in `hash_grid.table_index`; x varies fastest."""
     if is_dense:
-        x0, x1 = offset + x0 * resolution * resolution, offset + x1 * resolution * resolution
-        y0, y1 = y0 * resolution, y1 * resolution
-        return (x0 + y0 + z0, x1 + y0 + z0, x0 + y1 + z0, x1 + y1 + z0,
-                x0 + y0 + z1, x1 + y0 + z1, x0 + y1 + z1, x1 + y1 + z1)
-    mask = size - 1
-    y0, y1 = y0 * PRIME_Y, y1 * PRIME_Y
-    z0, z1 = z0 * PRIME_Z, z1 * PRIME_Z
-    return (offset + ((x0 ^ y0 ^ z0) & mask), offset + ((x1 ^ y0 ^ z0) & mask),
-            offset + ((x0 ^ y1 ^ z0) & mask), offset + ((x1 ^ y1 ^ z0) & mask),
-            offset + ((x0 ^ y0 ^ z1) & mask), offset + ((x1 ^ y0 ^ z1) & mask),
-            offset + ((x0 ^ y1 ^ z1) & mask), offset + ((x1 ^ y1 ^ z1) & mask))
+        last = np.int32(resolution - 1)
+        weight_low = ZERO if low < INT_ZERO else weight_low
+        weight_high = ZERO if high > last else weight_high
+        low = min(INT_ONE, last) if low < INT_ZERO else low
+        high = max(np.int32(last - INT_ONE), INT_ZERO) if high > last else high
+    return np.uint32(low), np.uint32(high), weight_low, weight_high
 
 
 @_compiled(inline="always")
-def _corner_weights(u0, u1, v0, v1, w0, w1, weight):
-    """Trilinear weights of the 8 corners of a cell, times `weight`."""
-    near, far = w0 * weight, w1 * weight
-    a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
-    return a * near, b * near, c * near, d * near, a * far, b * far, c * far, d * far
+def _dense_corners(x0, x1, y0, y1, z0, z1, resolution, offset):
+    """Table indices of a cell's 8 corners on a dense level; x varies fastest."""
+    side, first = np.uint32(resolution), np.uint32(offset)
+    x0 = np.uint32(np.uint32(np.uint32(x0 * side) * side) + first)
+    x1 = np.uint32(np.uint32(np.uint32(x1 * side) * side) + first)
+    y0, y1 = np.uint32(y0 * side), np.uint32(y1 * side)
+    a, b, c, d = np.uint32(y0 + z0), np.uint32(y1 + z0), np.uint32(y0 + z1), np.uint32(y1 + z1)
+    return (np.uint32(x0 + a), np.uint32(x1 + a), np.uint32(x0 + b), np.uint32(x1 + b),
+            np.uint32(x0 + c), np.uint32(x1 + c), np.uint32(x0 + d), np.uint32(x1 + d))
+
+
+@_compiled(inline="always")
+def _hashed_corners(x0, x1, y0, y1, z0, z1, offset, size):
+    """Table indices of a cell's 8 corners on a hashed level, as in `hash_grid.table_index`."""
+    mask, first = np.uint32(size - 1), np.uint32(offset)
+    y0, y1 = np.uint32(y0 * PRIME_Y), np.uint32(y1 * PRIME_Y)
+    z0, z1 = np.uint32(z0 * PRIME_Z), np.uint32(z1 * PRIME_Z)
+    a, b, c, d = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+    return (np.uint32(first + ((x0 ^ a) & mask)), np.uint32(first + ((x1 ^ a) & mask)),
+            np.uint32(first + ((x0 ^ b) & mask)), np.uint32(first + ((x1 ^ b) & mask)),
+            np.uint32(first + ((x0 ^ c) & mask)), np.uint32(first + ((x1 ^ c) & mask)),
+            np.uint32(first + ((x0 ^ d) & mask)), np.uint32(first + ((x1 ^ d) & mask)))
+
+
+@_compiled()
+def _find_rows(values):
+    """Numbers of the rows of `[M, N]` that are not all zero."""
+    rows, count = np.empty(len(values), np.int64), 0
+    for m in range(len(values)):
+        rows[count] = m
+        for i in range(values.shape[1]):
+            if values[m, i] != ZERO:  # NaN is not zero.
+                count += 1
+                break
+    return rows[:count]
+
+
+@_compiled(inline="always")
+def load_points(points, first, count, scratch):
+    """Copy `count` points of `[N, 3]`, the first of which is `first`, to the scratch memory."""
+    for q in range(count):
+        m, k = np.uintp(first + q), np.uintp(q)
+        scratch[POINT, k] = points[m, 0]
+        scratch[POINT + 1, k] = points[m, 1]
+        scratch[POINT + 2, k] = points[m, 2]
+
+
+@_compiled(inline="always")
+def load_weights(weights, first, count, level, members, scratch):
+    """Copy a level's weights of `[N, L]`, divided by the number of multisamples, likewise."""
+    for q in range(count):
+        scratch[WEIGHT, np.uintp(q)] = (
+            weights[np.uintp(first + q), np.uintp(level)] / np.float32(members))
+
+
+@_compiled(inline="always")
+def find_corners(scratch, entries, count, resolution, offset, size):
+    """Table indices and trilinear weights of the 8 corners about each loaded point, on one level.
+
+    scratch: float32 `[SCRATCH_ROWS, BLOCK]`, after `load_points` and `load_weights`; entries: the
+    same memory as uint32. Row c of `entries` becomes the table indices of corner c, row 8 + c of
+    `scratch` its weights; x varies fastest. resolution, offset, size: as in `Levels`.
+    """
+    is_dense = size == resolution * resolution * resolution
+    for q in range(count):
+        k = np.uintp(q)
+        x0, x1, u0, u1 = _axis(scratch[POINT, k], resolution, is_dense)
+        y0, y1, v0, v1 = _axis(scratch[POINT + 1, k], resolution, is_dense)
+        z0, z1, w0, w1 = _axis(scratch[POINT + 2, k], resolution, is_dense)
+        if is_dense:
+            e = _dense_corners(x0, x1, y0, y1, z0, z1, resolution, offset)
+        else:
+            e = _hashed_corners(x0, x1, y0, y1, z0, z1, offset, size)
+        entries[0, k], entries[1, k], entries[2, k], entries[3, k] = e[0], e[1], e[2], e[3]
+        entries[4, k], entries[5, k], entries[6, k], entries[7, k] = e[4], e[5], e[6], e[7]
+        near, far = w0 * scratch[WEIGHT, k], w1 * scratch[WEIGHT, k]
+        a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
+        scratch[8, k], scratch[9, k] = a * near, b * near
+        scratch[10, k], scratch[11, k] = c * near, d * near
+        scratch[12, k], scratch[13, k] = a * far, b * far
+        scratch[14, k], scratch[15, k] = c * far, d * far
+
+
+@_compiled(inline="always")
+def _corner_entries(entries, k):
+    """The 8 table indices of the k-th point of a block; unsigned, so that none counts from behind."""
+    return (np.uintp(entries[0, k]), np.uintp(entries[1, k]), np.uintp(entries[2, k]),
+            np.uintp(entries[3, k]), np.uintp(entries[4, k]), np.uintp(entries[5, k]),
+            np.uintp(entries[6, k]), np.uintp(entries[7, k]))
 
 
 @_compiled(parallel=True, fastmath={"contract"})
 def _forward(points, weights, table, resolutions, offsets, sizes, unrolled, features):
-    groups, members, width = points.shape[0], points.shape[1], len(unrolled)
-    for block in numba.prange((groups + BLOCK - 1) // BLOCK):
-        for level in range(len(sizes)):
-            resolution, size = resolutions[level], sizes[level]
-            is_dense = size == resolution * resolution * resolution
-            for m in range(block * BLOCK, min((block + 1) * BLOCK, groups)):
-                for j in range(members):
-                    x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
-                        points, m, j, resolution, is_dense)
-                    e = _table_indices(
-                        x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
-                    s = _corner_weights(
-                        u0, u1, v0, v1, w0, w1, weights[m, j, level] / np.float32(members))
+    groups, width = len(features), len(unrolled)
+    members = len(points) // max(groups, 1)
+    rows = max(BLOCK // max(members, 1), 1)
+    for block in numba.prange((groups + rows - 1) // rows):
+        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+        entries = scratch.view(np.uint32)
+        end = min((block + 1) * rows, groups) * members
+        for first in range(block * rows * members, end, BLOCK):
+            count = min(BLOCK, end - first)
+            load_points(points, first, count, scratch)
+            for level in range(len(sizes)):
+                load_weights(weights, first, count, level, members, scratch)
+                find_corners(scratch, entries, count, resolutions[level], offsets[level],
+                             sizes[level])
+                for q in range(count):
+                    k = np.uintp(q)
+                    m = first + q if members == 1 else (first + q) // members
+                    e0, e1, e2, e3, e4, e5, e6, e7 = _corner_entries(entries, k)
+                    is_first = m * members == first + q
                     for f in range(width):
                         # One expression: a sum in memory would be eight dependent loads and stores.
-                        total = (s[0] * table[e[0], f] + s[1] * table[e[1], f]
-                                 + s[2] * table[e[2], f] + s[3] * table[e[3], f]
-                                 + s[4] * table[e[4], f] + s[5] * table[e[5], f]
-                                 + s[6] * table[e[6], f] + s[7] * table[e[7], f])
-                        before = ZERO if j == 0 else features[m, level * width + f]
+                        total = (scratch[8, k] * table[e0, f] + scratch[9, k] * table[e1, f]
+                                 + scratch[10, k] * table[e2, f] + scratch[11, k] * table[e3, f]
+                                 + scratch[12, k] * table[e4, f] + scratch[13, k] * table[e5, f]
+                                 + scratch[14, k] * table[e6, f] + scratch[15, k] * table[e7, f])
+                        before = ZERO if is_first else features[m, level * width + f]
                         features[m, level * width + f] = before + total
 
 
 @_compiled(parallel=True, fastmath={"contract"})
-def _table_gradient(gradient, points, weights, resolutions, offsets, sizes, unrolled, grad):
-    groups, members, width = points.shape[0], points.shape[1], len(unrolled)
-    # Each level belongs to one thread, so that no two threads add to one entry and the order of
-    # additions is fixed.
-    for level in numba.prange(len(sizes)):
-        resolution, size = resolutions[level], sizes[level]
-        is_dense = size == resolution * resolution * resolution
-        for m in range(groups):
-            for j in range(members):
-                x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
-                    points, m, j, resolution, is_dense)
-                e = _table_indices(
-                    x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
-                s = _corner_weights(
-                    u0, u1, v0, v1, w0, w1, weights[m, j, level] / np.float32(members))
-                for corner in range(8):
-                    for f in range(width):
-                        grad[e[corner], f] += s[corner] * gradient[m, level * width + f]
+def _table_gradient(gradient, points, weights, resolutions, offsets, sizes, unrolled, num_threads,
+                    grad):
+    groups, width, num_levels = len(gradient), len(unrolled), len(sizes)
+    members = len(points) // max(groups, 1)
+    # A work item is a level, or its entries of one parity: no two threads add to one entry, and
+    # additions have one order whatever the number of threads. Levels that would leave threads idle
+    # are split.
+    whole = num_levels - num_levels % num_threads
+    num_items = whole + 2 * (num_levels - whole)
+    for thread in numba.prange(num_threads):
+        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+        entries = scratch.view(np.uint32)
+        for turn in range((num_items - thread + num_threads - 1) // num_threads):
+            # Odd threads go backwards, so that two halves of a level are not added to at once.
+            last = (num_items - thread - 1) // num_threads
+            item = thread + num_threads * (turn if thread % 2 == 0 else last - turn)
+            level = item if item < whole else whole + (item - whole) // 2
+            half = -1 if item < whole else (item - whole) % 2
+            resolution, size = resolutions[level], sizes[level]
+            # Along z, indices of an even dense level alternate; elsewhere those along any axis do.
+            by_z = size == resolution * resolution * resolution and resolution % 2 == 0
+            for first in range(0, len(points), BLOCK):
+                count = min(BLOCK, len(points) - first)
+                load_points(points, first, count, scratch)
+                load_weights(weights, first, count, level, members, scratch)
+                find_corners(scratch, entries, count, resolution, offsets[level], size)
+                for q in range(count):
+                    k = np.uintp(q)
+                    m = first + q if members == 1 else (first + q) // members
+                    if half < 0:
+                        for corner in range(8):
+                            e = np.uintp(entries[corner, k])
+                            for f in range(width):
+                                grad[e, f] += scratch[8 + corner, k] * gradient[m, level * width + f]
+                    else:
+                        odd = (np.int64(entries[0, k]) + half) % 2
+                        for i in range(4):
+                            corner = np.uintp(i + 4 * odd if by_z else (2 * i + (i + 1) // 2 % 2) ^ odd)
+                            e = np.uintp(entries[corner, k])
+                            for f in range(width):
+                                grad[e, f] += (scratch[np.uintp(8) + corner, k]
+                                               * gradient[m, level * width + f])
+
+
+@_compiled(inline="always")
+def _slopes(coordinate, resolution, is_dense):
+    """The two weights of `_axis` and their derivatives; 0 where there is no centre."""
+    _, _, weight_low, weight_high = _axis(coordinate, resolution, is_dense)
+    position = _clamp(coordinate) * np.float32(resolution) - HALF
+    slope_low = ZERO if is_dense and position < ZERO else -ONE
+    slope_high = ZERO if is_dense and position >= np.float32(resolution - 1) else ONE
+    return weight_low, weight_high, slope_low, slope_high
+
+
+@_compiled(inline="always")
+def _add_slopes(scratch, count, resolution, size):
+    """Add a level's derivatives by the points to the scratch memory.
+
+    Rows 8 to 15 hold the products of the features' gradient and the corners' entries.
+    """
+    is_dense = size == resolution * resolution * resolution
+    for q in range(count):
+        k = np.uintp(q)
+        u0, u1, du0, du1 = _slopes(scratch[POINT, k], resolution, is_dense)
+        v0, v1, dv0, dv1 = _slopes(scratch[POINT + 1, k], resolution, is_dense)
+        w0, w1, dw0, dw1 = _slopes(scratch[POINT + 2, k], resolution, is_dense)
+        weight = scratch[WEIGHT, k] * np.float32(resolution)
+        p0, p1, p2, p3 = scratch[8, k], scratch[9, k], scratch[10, k], scratch[11, k]
+        p4, p5, p6, p7 = scratch[12, k], scratch[13, k], scratch[14, k], scratch[15, k]
+        # Interpolate along x and y, then along the remaining axes.
+        near_low, near_high = u0 * p0 + u1 * p1, u0 * p2 + u1 * p3
+        far_low, far_high = u0 * p4 + u1 * p5, u0 * p6 + u1 * p7
+        scratch[SLOPE, k] += weight * (
+            w0 * (v0 * (du0 * p0 + du1 * p1) + v1 * (du0 * p2 + du1 * p3))
+            + w1 * (v0 * (du0 * p4 + du1 * p5) + v1 * (du0 * p6 + du1 * p7)))
+        scratch[SLOPE + 1, k] += weight * (w0 * (dv0 * near_low + dv1 * near_high)
+                                           + w1 * (dv0 * far_low + dv1 * far_high))
+        scratch[SLOPE + 2, k] += weight * (dw0 * (v0 * near_low + v1 * near_high)
+                                           + dw1 * (v0 * far_low + v1 * far_high))
 
 
 @_compiled(parallel=True, fastmath={"contract"})
 def _points_gradient(gradient, points, weights, table, resolutions, offsets, sizes, unrolled, grad):
-    groups, members, width = points.shape[0], points.shape[1], len(unrolled)
-    for m in numba.prange(groups):
-        for j in range(members):
-            du, dv, dw = ZERO, ZERO, ZERO
-            for level in range(len(sizes)):
-                resolution, size = resolutions[level], sizes[level]
-                is_dense = size == resolution * resolution * resolution
-                weight = weights[m, j, level] * np.float32(resolution) / np.float32(members)
-                x0, x1, y0, y1, z0, z1, u0, u1, v0, v1, w0, w1 = _cell(
-                    points, m, j, resolution, is_dense)
-                du0, du1 = _slopes(x0, x1)
-                dv0, dv1 = _slopes(y0, y1)
-                dw0, dw1 = _slopes(z0, z1)
-                entries = _table_indices(
-                    x0, x1, y0, y1, z0, z1, resolution, is_dense, offsets[level], size)
+    width, members = len(unrolled), len(points) // max(len(gradient), 1)
+    for block in numba.prange((len(points) + BLOCK - 1) // BLOCK):
+        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+        entries = scratch.view(np.uint32)
+        first = block * BLOCK
+        count = min(BLOCK, len(points) - first)
+        load_points(points, first, count, scratch)
+        scratch[SLOPE:SLOPE + 3] = ZERO
+        for level in range(len(sizes)):
+            load_weights(weights, first, count, level, members, scratch)
+            find_corners(scratch, entries, count, resolutions[level], offsets[level], sizes[level])
+            for q in range(count):
+                k = np.uintp(q)
+                m = first + q if members == 1 else (first + q) // members
                 for corner in range(8):
-                    a, b, c = corner & 1, corner >> 1 & 1, corner >> 2
-                    product = ZERO
+                    e, product = np.uintp(entries[corner, k]), ZERO
                     for f in range(width):
-                        product += table[entries[corner], f] * gradient[m, level * width + f]
-                    product *= weight
-                    su, sv, sw = (u1 if a else u0), (v1 if b else v0), (w1 if c else w0)
-                    du += product * (du1 if a else du0) * sv * sw
-                    dv += product * (dv1 if b else dv0) * su * sw
-                    dw += product * (dw1 if c else dw0) * su * sv
-            grad[m, j, 0] = du if 0 <= points[m, j, 0] <= 1 else 0
-            grad[m, j, 1] = dv if 0 <= points[m, j, 1] <= 1 else 0
-            grad[m, j, 2] = dw if 0 <= points[m, j, 2] <= 1 else 0
+                        product += table[e, f] * gradient[m, level * width + f]
+                    scratch[8 + corner, k] = product
+            _add_slopes(scratch, count, resolutions[level], sizes[level])
+        for q in range(count):
+            m, k = np.uintp(first + q), np.uintp(q)
+            for axis in range(3):
+                is_inside = ZERO <= scratch[POINT + axis, k] <= ONE
+                grad[m, axis] = scratch[SLOPE + axis, k] if is_inside else ZERO
