@@ -45,7 +45,7 @@ def level_weights(stds, resolutions):
     return weights
 
 
-@compiled(inline="always")
+@compiled()
 def _contract(x, y, z, std):
     """`coord.contract_isotropic` of a Gaussian."""
     squared = x * x + y * y + z * z
@@ -57,31 +57,42 @@ def _contract(x, y, z, std):
     return scale * x, scale * y, scale * z, std * np.float32((ratio * ratio) ** THIRD)
 
 
+@compiled()
+def _cube_block(first, last, means, stds, contraction, low, scale, points, scaled, inside):
+    members = stds.shape[1]
+    end = np.float32(members)
+    for m in range(first, last):
+        sum_x, sum_y, sum_z = ZERO, ZERO, ZERO
+        for j in range(members):
+            x, y, z, std = means[m, j, 0], means[m, j, 1], means[m, j, 2], stds[m, j]
+            if contraction:
+                x, y, z, std = _contract(x, y, z, std)
+            x, y, z = (x - low[0]) * scale, (y - low[1]) * scale, (z - low[2]) * scale
+            points[m, j, 0], points[m, j, 1], points[m, j, 2] = x, y, z
+            scaled[m, j] = std * scale
+            sum_x, sum_y, sum_z = sum_x + x, sum_y + y, sum_z + z
+        inside[m] = ZERO <= sum_x <= end and ZERO <= sum_y <= end and ZERO <= sum_z <= end
+
+
+@compiled()
+def _level_block(first, last, m, weights):
+    for level in range(weights.shape[1] - 1, -1, -1):
+        for index in range(first, last):
+            value = m[index]
+            weights[index, level] = math.sqrt(-value)
+            m[index] = value * (FOUR + value * (SIX + value * (FOUR + value)))
+
+
 @compiled(parallel=True)
 def _cube_samples(means, stds, contraction, low, scale, points, scaled, inside):
-    count, members = stds.shape
-    last = np.float32(members)
-    for block in numba.prange((count + BLOCK - 1) // BLOCK):
-        for m in range(block * BLOCK, min((block + 1) * BLOCK, count)):
-            sum_x, sum_y, sum_z = ZERO, ZERO, ZERO
-            for j in range(members):
-                x, y, z, std = means[m, j, 0], means[m, j, 1], means[m, j, 2], stds[m, j]
-                if contraction:
-                    x, y, z, std = _contract(x, y, z, std)
-                x, y, z = (x - low[0]) * scale, (y - low[1]) * scale, (z - low[2]) * scale
-                points[m, j, 0], points[m, j, 1], points[m, j, 2] = x, y, z
-                scaled[m, j] = std * scale
-                sum_x, sum_y, sum_z = sum_x + x, sum_y + y, sum_z + z
-            inside[m] = (ZERO <= sum_x <= last and ZERO <= sum_y <= last and ZERO <= sum_z <= last)
+    for block in numba.prange((len(stds) + BLOCK - 1) // BLOCK):
+        first = np.int64(block) * BLOCK
+        _cube_block(first, min(first + BLOCK, len(stds)), means, stds, contraction, low, scale,
+                    points, scaled, inside)
 
 
 @compiled(parallel=True)
 def _level_weights(m, weights):
-    count, levels = weights.shape
-    for block in numba.prange((count + BLOCK - 1) // BLOCK):
-        first, last = block * BLOCK, min((block + 1) * BLOCK, count)
-        for level in range(levels - 1, -1, -1):
-            for index in range(first, last):
-                value = m[index]
-                weights[index, level] = math.sqrt(-value)
-                m[index] = value * (FOUR + value * (SIX + value * (FOUR + value)))
+    for block in numba.prange((len(m) + BLOCK - 1) // BLOCK):
+        first = np.int64(block) * BLOCK
+        _level_block(first, min(first + BLOCK, len(m)), m, weights)

@@ -77,7 +77,7 @@ def _packed(weights, biases):
     return torch.cat(parts).numpy(), np.array(sizes)
 
 
-@compiled(inline="always")
+@compiled()
 def _offsets(sizes):
     """Where each layer's parameters start, and its inputs in the buffer of activations."""
     parameters, rows = np.zeros(len(sizes) + 1, np.int64), np.zeros(len(sizes) + 2, np.int64)
@@ -264,14 +264,14 @@ def _run_backward(gradient, parameters, sizes, samples, starts, columns, density
 
 
 @compiled()
-def _has_gradient(gradient):
-    for value in gradient:
-        if value != ZERO:
+def _has_gradient(gradient, sample):
+    for channel in range(gradient.shape[1]):
+        if gradient[sample, channel] != ZERO:
             return True
     return False
 
 
-@compiled(inline="always")
+@compiled()
 def _group(group, num_samples, samples_per_ray):
     """The first and last sample of a group of whole rays."""
     rays = (num_samples + samples_per_ray - 1) // samples_per_ray
@@ -279,53 +279,77 @@ def _group(group, num_samples, samples_per_ray):
     return first * samples_per_ray, min(last * samples_per_ray, num_samples)
 
 
+@compiled()
+def _forward_group(group, features, per_ray, parameters, sizes, density_layer, density_row,
+                   samples_per_ray, outputs):
+    """The outputs of a group's samples."""
+    first, last = _group(group, len(features), samples_per_ray)
+    row_offsets = _offsets(sizes)[1]
+    activations = np.empty((row_offsets[-1], BLOCK), np.float32)
+    density, starts = np.empty(BLOCK, np.float32), np.empty((BLOCK + 1, 2), np.uintp)
+    samples = np.empty(BLOCK, np.uintp)
+    for block in range(first, last, BLOCK):
+        count = min(BLOCK, last - block)
+        for column in range(count):
+            samples[column] = block + column
+        ray_starts = _ray_starts(samples[:count], samples_per_ray, starts)
+        columns = _load(features, samples[:count], 0, activations[: row_offsets[1]])
+        _run_layers(parameters, sizes, per_ray, ray_starts, columns, density_layer, density_row,
+                    activations, density)
+        for column in range(count):
+            outputs[block + column, 0] = density[column]
+            for channel in range(1, outputs.shape[1]):
+                outputs[block + column, channel] = activations[
+                    row_offsets[-2] + channel - 1, column]
+
+
+@compiled()
+def _backward_group(group, gradient, features, per_ray, parameters, sizes, density_layer,
+                    density_row, samples_per_ray, grad_features, grad_rays, sums):
+    """The gradients of a group's samples; sums: of the parameters, `[GROUPS, P]`."""
+    first, last = _group(group, len(features), samples_per_ray)
+    row_offsets = _offsets(sizes)[1]
+    activations = np.empty((row_offsets[-1], BLOCK), np.float32)
+    grads = np.empty((row_offsets[-1], BLOCK), np.float32)
+    density, starts = np.empty(BLOCK, np.float32), np.empty((BLOCK + 1, 2), np.uintp)
+    vectors = np.zeros((len(parameters), LANES), np.float32)
+    samples, count = np.empty(BLOCK, np.uintp), 0
+    for sample in range(first, last):
+        if _has_gradient(gradient, sample):
+            samples[count] = sample
+            count += 1
+        if count == BLOCK or (sample == last - 1 and count):
+            found = samples[:count]
+            ray_starts = _ray_starts(found, samples_per_ray, starts)
+            columns = _load(features, found, 0, activations[: row_offsets[1]])
+            _run_layers(parameters, sizes, per_ray, ray_starts, columns, density_layer,
+                        density_row, activations, density)
+            _run_backward(gradient, parameters, sizes, found, ray_starts, columns,
+                          density_layer, density_row, activations, grads, vectors, grad_rays)
+            for column in range(count):
+                for feature in range(grad_features.shape[1]):
+                    grad_features[found[column], feature] = grads[feature, column]
+            count = 0
+    for index in range(len(parameters)):
+        for lane in range(LANES):
+            sums[group, index] += vectors[index, lane]
+
+
+# The parallel loops only call compiled functions, with an index of the type that they were compiled
+# for: numba takes long to compile more.
+
+
 @compiled(parallel=True)
 def _forward(features, per_ray, parameters, sizes, density_layer, density_row, samples_per_ray,
              outputs):
     for group in numba.prange(GROUPS):
-        first, last = _group(group, len(features), samples_per_ray)
-        row_offsets = _offsets(sizes)[1]
-        activations = np.empty((row_offsets[-1], BLOCK), np.float32)
-        density, starts = np.empty(BLOCK, np.float32), np.empty((BLOCK + 1, 2), np.uintp)
-        for block in range(first, last, BLOCK):
-            samples = np.arange(block, min(block + BLOCK, last)).astype(np.uintp)
-            ray_starts = _ray_starts(samples, samples_per_ray, starts)
-            columns = _load(features, samples, 0, activations[: row_offsets[1]])
-            _run_layers(parameters, sizes, per_ray, ray_starts, columns, density_layer,
-                        density_row, activations, density)
-            for column in range(len(samples)):
-                outputs[block + column, 0] = density[column]
-                for channel in range(1, outputs.shape[1]):
-                    outputs[block + column, channel] = activations[
-                        row_offsets[-2] + channel - 1, column]
+        _forward_group(np.int64(group), features, per_ray, parameters, sizes, density_layer,
+                       density_row, samples_per_ray, outputs)
 
 
 @compiled(parallel=True)
 def _backward(gradient, features, per_ray, parameters, sizes, density_layer, density_row,
               samples_per_ray, grad_features, grad_rays, sums):
     for group in numba.prange(GROUPS):
-        first, last = _group(group, len(features), samples_per_ray)
-        row_offsets = _offsets(sizes)[1]
-        activations = np.empty((row_offsets[-1], BLOCK), np.float32)
-        grads = np.empty((row_offsets[-1], BLOCK), np.float32)
-        density, starts = np.empty(BLOCK, np.float32), np.empty((BLOCK + 1, 2), np.uintp)
-        vectors = np.zeros((len(parameters), LANES), np.float32)
-        samples, count = np.empty(BLOCK, np.uintp), 0
-        for sample in range(first, last):
-            if _has_gradient(gradient[sample]):
-                samples[count] = sample
-                count += 1
-            if count == BLOCK or (sample == last - 1 and count):
-                found = samples[:count]
-                ray_starts = _ray_starts(found, samples_per_ray, starts)
-                columns = _load(features, found, 0, activations[: row_offsets[1]])
-                _run_layers(parameters, sizes, per_ray, ray_starts, columns, density_layer,
-                            density_row, activations, density)
-                _run_backward(gradient, parameters, sizes, found, ray_starts, columns,
-                              density_layer, density_row, activations, grads, vectors, grad_rays)
-                for column in range(count):
-                    for feature in range(grad_features.shape[1]):
-                        grad_features[found[column], feature] = grads[feature, column]
-                count = 0
-        for index in range(len(parameters)):
-            sums[group, index] = vectors[index].sum()
+        _backward_group(np.int64(group), gradient, features, per_ray, parameters, sizes,
+                        density_layer, density_row, samples_per_ray, grad_features, grad_rays, sums)
