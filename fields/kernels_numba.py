@@ -3,20 +3,20 @@
 They compute what `hash_grid.encode_torch` computes; tests compare the two. Tensors go in and come
 out; inside they are NumPy arrays that share memory with them.
 
-Each kernel treats a block of points level by level: a loop without memory access to the table finds
-entries and weights of all corners, which the compiler vectorises, and a second loop reads the table.
+Each kernel treats a block of points level by level: one loop, which the compiler vectorises, finds
+table indices and weights of all corners, and a second one reads the table.
 """
 
 import numba
 import numpy as np
 import torch
 
-# Points that one thread processes at once: what is known of their corners stays in its cache.
+# Points that one thread processes at once: indices and weights of their corners stay in its cache.
 BLOCK = 256
 
-# Rows of a block's scratch memory, an array `[SCRATCH_ROWS, BLOCK]` of float32. It is a single array
-# because the compiler cannot tell several apart, and then does not vectorise. First are 8 rows of
-# table indices (uint32), then 8 of corner weights.
+# Rows of a block's scratch memory, an array `[SCRATCH_ROWS, BLOCK]` of float32. It is one array
+# because several would need checks for overlap, which keep the compiler from vectorising. First are
+# 8 rows of table indices (uint32), then 8 of corner weights.
 POINT, WEIGHT, SLOPE, SCRATCH_ROWS = 16, 19, 20, 23
 
 # The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's
@@ -57,8 +57,7 @@ def table_gradient(gradient, points, weights, table, levels):
     """Gradient of the loss by the table, `[entries, F]`; arguments as in `points_gradient`."""
     grad_table = torch.zeros_like(table)
     shape = *_levels(levels), _unrolled(table)
-    # A level of a single entry has no halves.
-    num_threads = _set_threads() if min(levels.num_entries) > 1 else 1
+    num_threads = _set_threads()
     _, gradient, points, weights = _without_zeros(gradient, points, weights)
     _table_gradient(*_arrays(gradient, points.flatten(0, 1), weights.flatten(0, 1)), *shape,
                     num_threads, grad_table.numpy())
@@ -126,8 +125,7 @@ def _clamp(x):
 def _axis(coordinate, resolution, is_dense):
     """The two nearest cell centres along an axis as uint32, and their weights.
 
-    Beyond the outermost centres of a dense level there is nothing: such a weight is 0, and its
-    centre is mirrored at the outermost one, which keeps its parity.
+    Beyond the outermost centres of a dense level there is nothing: such weights are 0.
     """
     position = _clamp(coordinate) * np.float32(resolution) - HALF
     low = np.int32(np.int32(position) - (INT_ONE if position < ZERO else INT_ZERO))
@@ -138,8 +136,8 @@ def _axis(coordinate, resolution, is_dense):
         last = np.int32(resolution - 1)
         weight_low = ZERO if low < INT_ZERO else weight_low
         weight_high = ZERO if high > last else weight_high
-        low = min(INT_ONE, last) if low < INT_ZERO else low
-        high = max(np.int32(last - INT_ONE), INT_ZERO) if high > last else high
+        low = INT_ZERO if low < INT_ZERO else low
+        high = last if high > last else high
     return np.uint32(low), np.uint32(high), weight_low, weight_high
 
 
@@ -229,7 +227,7 @@ def find_corners(scratch, entries, count, resolution, offset, size):
 
 @_compiled(inline="always")
 def _corner_entries(entries, k):
-    """The 8 table indices of the k-th point of a block; unsigned, so that none counts from behind."""
+    """The 8 table indices of a block's k-th point; unsigned, so that none is taken as negative."""
     return (np.uintp(entries[0, k]), np.uintp(entries[1, k]), np.uintp(entries[2, k]),
             np.uintp(entries[3, k]), np.uintp(entries[4, k]), np.uintp(entries[5, k]),
             np.uintp(entries[6, k]), np.uintp(entries[7, k]))
@@ -266,49 +264,38 @@ def _forward(points, weights, table, resolutions, offsets, sizes, unrolled, feat
                         features[m, level * width + f] = before + total
 
 
-@_compiled(parallel=True, fastmath={"contract"})
+@_compiled(fastmath={"contract"})
+def _add_level(gradient, points, weights, level, resolution, offset, size, unrolled, grad):
+    """Add the gradient by the entries of one level to `grad`."""
+    width, members = len(unrolled), len(points) // max(len(gradient), 1)
+    scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+    entries = scratch.view(np.uint32)
+    for first in range(0, len(points), BLOCK):
+        count = min(BLOCK, len(points) - first)
+        load_points(points, first, count, scratch)
+        load_weights(weights, first, count, level, members, scratch)
+        find_corners(scratch, entries, count, resolution, offset, size)
+        for q in range(count):
+            k = np.uintp(q)
+            m = first + q if members == 1 else (first + q) // members
+            for corner in range(8):
+                e, weight = np.uintp(entries[corner, k]), scratch[8 + corner, k]
+                for f in range(width):
+                    grad[e, f] += weight * gradient[m, level * width + f]
+
+
+@_compiled(parallel=True)
 def _table_gradient(gradient, points, weights, resolutions, offsets, sizes, unrolled, num_threads,
                     grad):
-    groups, width, num_levels = len(gradient), len(unrolled), len(sizes)
-    members = len(points) // max(groups, 1)
-    # A work item is a level, or its entries of one parity: no two threads add to one entry, and
-    # additions have one order whatever the number of threads. Levels that would leave threads idle
-    # are split.
-    whole = num_levels - num_levels % num_threads
-    num_items = whole + 2 * (num_levels - whole)
+    # Each level belongs to one thread, so that no two threads add to one entry and the order of
+    # additions is fixed. Fine levels take longer; levels are dealt out from them, back and forth.
     for thread in numba.prange(num_threads):
-        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
-        entries = scratch.view(np.uint32)
-        for turn in range((num_items - thread + num_threads - 1) // num_threads):
-            # Odd threads go backwards, so that two halves of a level are not added to at once.
-            last = (num_items - thread - 1) // num_threads
-            item = thread + num_threads * (turn if thread % 2 == 0 else last - turn)
-            level = item if item < whole else whole + (item - whole) // 2
-            half = -1 if item < whole else (item - whole) % 2
-            resolution, size = resolutions[level], sizes[level]
-            # Along z, indices of an even dense level alternate; elsewhere those along any axis do.
-            by_z = size == resolution * resolution * resolution and resolution % 2 == 0
-            for first in range(0, len(points), BLOCK):
-                count = min(BLOCK, len(points) - first)
-                load_points(points, first, count, scratch)
-                load_weights(weights, first, count, level, members, scratch)
-                find_corners(scratch, entries, count, resolution, offsets[level], size)
-                for q in range(count):
-                    k = np.uintp(q)
-                    m = first + q if members == 1 else (first + q) // members
-                    if half < 0:
-                        for corner in range(8):
-                            e = np.uintp(entries[corner, k])
-                            for f in range(width):
-                                grad[e, f] += scratch[8 + corner, k] * gradient[m, level * width + f]
-                    else:
-                        odd = (np.int64(entries[0, k]) + half) % 2
-                        for i in range(4):
-                            corner = np.uintp(i + 4 * odd if by_z else (2 * i + (i + 1) // 2 % 2) ^ odd)
-                            e = np.uintp(entries[corner, k])
-                            for f in range(width):
-                                grad[e, f] += (scratch[np.uintp(8) + corner, k]
-                                               * gradient[m, level * width + f])
+        for turn in range((len(sizes) + num_threads - 1) // num_threads):
+            place = np.int64(thread if turn % 2 == 0 else num_threads - 1 - thread)
+            level = len(sizes) - 1 - turn * num_threads - place
+            if level >= 0:
+                _add_level(gradient, points, weights, level, resolutions[level], offsets[level],
+                           sizes[level], unrolled, grad)
 
 
 @_compiled(inline="always")
