@@ -5,13 +5,12 @@ It computes what `HashField.cube_samples_torch` computes; tests compare the two.
 
 import math
 
-import numba
 import numpy as np
 import torch
 
-from fields.kernels_numba import _compiled as compiled
-from fields.kernels_numba import _set_threads as set_threads
+from fields.threads import compiled, run
 
+# Samples whose weights are computed level by level.
 BLOCK = 512
 
 ZERO, ONE, TWO, FOUR, SIX = (np.float32(x) for x in (0, 1, 2, 4, 6))
@@ -25,9 +24,9 @@ def cube_samples(means, stds, contraction, low, side):
     """
     points, scaled = torch.empty_like(means), torch.empty_like(stds)
     inside = torch.empty(len(means), dtype=torch.bool)
-    set_threads()
-    _cube_samples(means.contiguous().numpy(), stds.contiguous().numpy(), contraction, low.numpy(),
-                  np.float32(1 / side), points.numpy(), scaled.numpy(), inside.numpy())
+    run(_cube_samples, len(means), means.contiguous().numpy(), stds.contiguous().numpy(),
+        contraction, low.numpy(), np.float32(1 / side), points.numpy(), scaled.numpy(),
+        inside.numpy())
     return points, scaled, inside
 
 
@@ -40,8 +39,7 @@ def level_weights(stds, resolutions):
     in_cells = stds.clamp(min=float(TINY)) * resolutions[-1]
     m = torch.expm1(-1 / (2 * math.pi) / in_cells**2)
     weights = m.new_empty(*m.shape, len(resolutions))
-    set_threads()
-    _level_weights(m.flatten().numpy(), weights.flatten(0, -2).numpy())
+    run(_level_weights, m.numel(), m.flatten().numpy(), weights.flatten(0, -2).numpy())
     return weights
 
 
@@ -58,7 +56,7 @@ def _contract(x, y, z, std):
 
 
 @compiled()
-def _cube_block(first, last, means, stds, contraction, low, scale, points, scaled, inside):
+def _cube_samples(first, last, means, stds, contraction, low, scale, points, scaled, inside):
     members = stds.shape[1]
     end = np.float32(members)
     for m in range(first, last):
@@ -75,24 +73,10 @@ def _cube_block(first, last, means, stds, contraction, low, scale, points, scale
 
 
 @compiled()
-def _level_block(first, last, m, weights):
-    for level in range(weights.shape[1] - 1, -1, -1):
-        for index in range(first, last):
-            value = m[index]
-            weights[index, level] = math.sqrt(-value)
-            m[index] = value * (FOUR + value * (SIX + value * (FOUR + value)))
-
-
-@compiled(parallel=True)
-def _cube_samples(means, stds, contraction, low, scale, points, scaled, inside):
-    for block in numba.prange((len(stds) + BLOCK - 1) // BLOCK):
-        first = np.int64(block) * BLOCK
-        _cube_block(first, min(first + BLOCK, len(stds)), means, stds, contraction, low, scale,
-                    points, scaled, inside)
-
-
-@compiled(parallel=True)
-def _level_weights(m, weights):
-    for block in numba.prange((len(m) + BLOCK - 1) // BLOCK):
-        first = np.int64(block) * BLOCK
-        _level_block(first, min(first + BLOCK, len(m)), m, weights)
+def _level_weights(first, last, m, weights):
+    for block in range(first, last, BLOCK):
+        for level in range(weights.shape[1] - 1, -1, -1):
+            for index in range(block, min(block + BLOCK, last)):
+                value = m[index]
+                weights[index, level] = math.sqrt(-value)
+                m[index] = value * (FOUR + value * (SIX + value * (FOUR + value)))

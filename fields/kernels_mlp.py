@@ -6,14 +6,12 @@ and inner sizes of weights are padded with zeros to multiples of `simd.ROWS`. Te
 out; `fused_mlp.py` says what is computed, and tests compare it with the layers in PyTorch.
 """
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fields.kernels_numba import _compiled as compiled
-from fields.kernels_numba import _set_threads as set_threads
 from fields.simd import COLUMNS, LANES, OUTER_ROWS, ROWS, add_outer, add_product
+from fields.threads import compiled, run
 
 # Samples of a block, and groups of rays with sums of their own: so many threads can work, and the
 # order of sums does not depend on how many do.
@@ -26,9 +24,8 @@ def forward(features, per_ray, weights, biases, shape):
     """Raw density and raw colours `[M, 1 + C]`; arguments as of `fused_mlp.FusedMLP`."""
     channels = len(weights[-1]) - (shape.density_layer == len(weights) - 1)
     outputs = features.new_empty(len(features), 1 + channels)
-    set_threads()
-    _forward(_array(features), _rays(per_ray, features), *_packed(weights, biases), *shape,
-             outputs.numpy())
+    run(_forward, GROUPS, _array(features), _rays(per_ray, features), *_packed(weights, biases),
+        *shape, outputs.numpy())
     return outputs
 
 
@@ -42,9 +39,8 @@ def backward(gradient, features, per_ray, weights, biases, shape):
     grad_rays = np.zeros_like(rays)
     parameters, sizes = _packed(weights, biases)
     sums = np.zeros((GROUPS, len(parameters)), np.float32)
-    set_threads()
-    _backward(_array(gradient), _array(features), rays, parameters, sizes, *shape,
-              grad_features.numpy(), grad_rays, sums)
+    run(_backward, GROUPS, _array(gradient), _array(features), rays, parameters, sizes, *shape,
+        grad_features.numpy(), grad_rays, sums)
     layers = torch.from_numpy(sums.sum(axis=0)).split([rows * (inner + 1) for rows, inner in sizes])
     grad_weights, grad_biases = [], []
     for layer, (rows, inner), weight in zip(layers, sizes, weights, strict=True):
@@ -335,21 +331,13 @@ def _backward_group(group, gradient, features, per_ray, parameters, sizes, densi
             sums[group, index] += vectors[index, lane]
 
 
-# The parallel loops only call compiled functions, with an index of the type that they were compiled
-# for: numba takes long to compile more.
+@compiled()
+def _forward(first_group, last_group, *arguments):
+    for group in range(first_group, last_group):
+        _forward_group(group, *arguments)
 
 
-@compiled(parallel=True)
-def _forward(features, per_ray, parameters, sizes, density_layer, density_row, samples_per_ray,
-             outputs):
-    for group in numba.prange(GROUPS):
-        _forward_group(np.int64(group), features, per_ray, parameters, sizes, density_layer,
-                       density_row, samples_per_ray, outputs)
-
-
-@compiled(parallel=True)
-def _backward(gradient, features, per_ray, parameters, sizes, density_layer, density_row,
-              samples_per_ray, grad_features, grad_rays, sums):
-    for group in numba.prange(GROUPS):
-        _backward_group(np.int64(group), gradient, features, per_ray, parameters, sizes,
-                        density_layer, density_row, samples_per_ray, grad_features, grad_rays, sums)
+@compiled()
+def _backward(first_group, last_group, *arguments):
+    for group in range(first_group, last_group):
+        _backward_group(group, *arguments)
