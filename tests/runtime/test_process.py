@@ -28,6 +28,7 @@ def output_of(code):
 def test_a_users_own_setting_of_waiting_threads_wins(variable, monkeypatch):
     for name in process.SPIN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(process, "other_processes", lambda: 1)
     monkeypatch.setenv(variable, "7")
     process.share_cores()
     assert [os.environ.get(name) for name in process.SPIN_VARIABLES if name != variable] == [None]
@@ -36,11 +37,26 @@ def test_a_users_own_setting_of_waiting_threads_wins(variable, monkeypatch):
     process.share_cores()
     assert os.environ["GOMP_SPINCOUNT"] == process.SPIN_COUNT
     monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr(process, "other_processes", lambda: 0)
+    process.share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_running_processes_are_those_of_linux_but_this_one(monkeypatch):
+    monkeypatch.setattr(process, "PAUSE", 0)
+    counts = iter([3, 9, 1, 3, 4])
+    monkeypatch.setattr(process.Path, "read_text",
+                        lambda path: f"cpu 1 2\nprocs_running {next(counts)}\nprocs_blocked 0\n")
+    assert process.other_processes() == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(process.Path, "read_text", lambda path: open("/no/such/file"))
+    assert process.other_processes() == 0
 
 
 def test_a_script_makes_the_settings_before_it_imports_pytorch():
     assert output_of(
-        "import sys, os, config; sys.argv = ['x']; config.early_config('train');"
+        "import sys, os, config; sys.argv = ['x']; config.process.other_processes = lambda: 1;"
+        "config.early_config('train');"
         "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     ).splitlines()[-1] == f"False {process.SPIN_COUNT}"
 
