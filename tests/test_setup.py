@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 # Rooms and root files, lowest first: each imports only from those before it.
 ORDER = [
     "runtime", "structures", "stepfun_numba", "stepfun", "coord", "pose_utils", "presets",
-    "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models", "cameras",
-    "procedural", "relighting", "model", "rendering", "loaders", "datasets", "checkpoint",
-    "capture", "exporters", "evaluate", "summary", "train", "visualize", "extract_mesh",
+    "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
+    "cameras", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
+    "checkpoint", "capture", "exporters", "evaluate", "summary", "train", "visualize",
+    "extract_mesh",
 ]
 COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
 # Longer than 450 lines, and why.
