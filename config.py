@@ -5,12 +5,13 @@ condition holds, the `--config` file, the command line. All scripts read the sam
 """
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from contradictions import contradictions
 from presets import DEFAULTS, NERV_GEOMETRY, PRESETS
-from runtime import flags
+from runtime import flags, process
 from runtime.errors import UserError, exit_on_user_error, run_script  # noqa: F401  (re-exported)
 from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, freeze, integer, number
 from runtime.help_page import Script, print_help
@@ -360,9 +361,16 @@ def with_preset(config: Config, preset: str) -> Config:
 
 
 def early_config(script: str) -> Config:
-    """`get_config` before a script's heavy imports, so `--help` and errors are instant."""
+    """`get_config` before a script's heavy imports, so `--help` and errors are instant.
+
+    Also makes the settings of the process that must precede them, and says what takes so long.
+    """
     with exit_on_user_error():
-        return get_config(None, script)
+        config = get_config(None, script)
+    process.prepare()
+    if os.environ.get("RANK", "0") == "0":
+        print("Starting PyTorch ...", flush=True)
+    return config
 
 
 def default_config(**changes: Any) -> Config:

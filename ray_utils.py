@@ -299,12 +299,24 @@ def conical_frustum_to_gaussian(directions: Tensor, t0: Tensor, t1: Tensor, radi
     Returns `Gaussians` with diagonal (`diag`) or full covariances.
     """
     t_mid, t_half = (t0 + t1) / 2, (t1 - t0) / 2
-    # The ratio is 0/0 for an empty frustum at t = 0, whose moments are all 0.
-    ratio = t_half**2 / (3 * t_mid**2 + t_half**2).clamp(min=torch.finfo(t0.dtype).tiny)
+    ratio = _frustum_ratio(t_mid, t_half)
     t_mean = t_mid + 2 * t_mid * ratio
     t_var = t_half**2 / 3 - 4 / 15 * ratio**2 * (12 * t_mid**2 - t_half**2)
     r_var = radii**2 * (t_mid**2 / 4 + t_half**2 * (5 / 12 - 4 / 15 * ratio))
     return _lift_gaussian(directions, t_mean, t_var, r_var, diag)
+
+
+def _frustum_ratio(t_mid, t_half):
+    # It is 0/0 for an empty frustum at t = 0, whose moments are all 0.
+    return t_half**2 / (3 * t_mid**2 + t_half**2).clamp(min=torch.finfo(t_mid.dtype).tiny)
+
+
+def _mean_distance(t0, t1, ray_shape):
+    """Mean t `[..., S]` of each interval's volume, as of the Gaussians of `cast_rays`."""
+    t_mid, t_half = (t0 + t1) / 2, (t1 - t0) / 2
+    if ray_shape == "cylinder":
+        return t_mid
+    return t_mid + 2 * t_mid * _frustum_ratio(t_mid, t_half)
 
 
 def cylinder_to_gaussian(directions: Tensor, t0: Tensor, t1: Tensor, radii: Tensor,
@@ -366,7 +378,8 @@ def multisample_rays(
                          "expected")
     t0, t1 = tdist[..., :-1], tdist[..., 1:]
     if num_multisamples == 1:
-        means, covs = cast_rays(tdist, origins, directions, radii, ray_shape)
+        t_mean = _mean_distance(t0, t1, ray_shape)[..., None]
+        means = origins[..., None, :] + t_mean * directions[..., None, :]
         stds = 0.5 * footprint_radius(radii, 0.5 * (t0 + t1), ray_shape)
         return IsotropicGaussians(means[..., None, :], stds[..., None])
     along = _helix_distances(t0, t1, ray_shape)

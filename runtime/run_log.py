@@ -5,8 +5,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.memory import peak_memory
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def open_log(folder: Path, first_step: int, last_step: int,
@@ -49,8 +53,6 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, device: torch.device):
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder, self.last_step, self.device = folder, last_step, device
         self.pending: list[dict[str, Tensor]] = []
         self.written_step = first_step
@@ -59,7 +61,15 @@ class RunLog:
         self.start = self.last_write - seconds_before
         self.bar = tqdm(total=last_step, initial=first_step, disable=None, unit="step")
         self.metrics = open(folder / "metrics.jsonl", "a")
-        self.tensorboard = SummaryWriter(folder, purge_step=first_step + 1)
+        self.purge_step = first_step + 1
+
+    @cached_property
+    def tensorboard(self) -> "SummaryWriter":
+        """The writer of events, whose import takes seconds: made for the first scalar or image."""
+        with self.paused():
+            from torch.utils.tensorboard import SummaryWriter
+
+            return SummaryWriter(self.folder, purge_step=self.purge_step)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -67,7 +77,8 @@ class RunLog:
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
         self.metrics.close()
-        self.tensorboard.close()
+        if "tensorboard" in vars(self):
+            self.tensorboard.close()
 
     def step(self, scalars: dict[str, Tensor]) -> None:
         """Collect the scalars of a step."""
@@ -103,10 +114,10 @@ class RunLog:
         scalars["learning_rate"] = learning_rate
         scalars["rays_per_second"] = count * batch_size / (now - self.last_write)
         scalars["memory_gb"] = peak_memory(self.device) / 1e9
-        self.write_scalars(step, scalars)
         seconds_left = (self.last_step - step) * (now - self.last_write) / count
         self._show(step, psnrs[-1], scalars["rays_per_second"], seconds_left)
         self.pending, self.written_step, self.last_write = [], step, now
+        self.write_scalars(step, scalars)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write named numbers to TensorBoard and, as a line, to `metrics.jsonl`."""
