@@ -1,0 +1,478 @@
+"""The kernel of `march.march`, compiled by numba when it is first called.
+
+It computes what `march.march_torch` computes; tests compare the two. Samples of a tile of rays are
+the lanes of vector instructions: arrays of samples are `[rows, LANES]`, one row per feature.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fields.kernels_numba import _compiled, _unrolled
+
+# Rays marched together, and the most samples that each adds in a round, before its transmittance is
+# known: more would be wasted behind surfaces, fewer leave lanes idle.
+TILE, PER_ROUND = 128, 4
+LANES = TILE * PER_ROUND
+
+# Lanes and inputs that `_dense` handles at once: 4 x 4 weights and 8 rows fit the registers.
+BLOCK = 128
+
+# Constants of float32: with Python numbers numba would continue in 64 bits.
+ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
+NEVER = np.float32(-1)
+
+# -4 / pi * x^2 of `hash.downweights` for x = 1 / (sqrt(8) std).
+FOOTPRINT = np.float32(-1 / (2 * math.pi))
+
+# The hash's factors, as in `hash_grid.PRIMES`.
+PRIME_Y, PRIME_Z = np.uint32(19349663), np.uint32(83492791)
+
+# A NaN must stay a NaN; sums may be reordered to fill vectors, always in the same way.
+FAST = {"contract", "nsz", "reassoc", "arcp"}
+
+
+class Scratch(NamedTuple):
+    """What one thread writes while it marches: per sample of a round, and per ray of a tile.
+
+    points: in the unit cube; stds: of the footprint, in its units; lengths: of the interval, in the
+    coordinates of rays, below 0 for the opaque end; starts, steps: of the interval, in t.
+    """
+
+    points: np.ndarray
+    stds: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray
+    steps: np.ndarray
+    owners: np.ndarray
+    weights: np.ndarray
+    shaded: np.ndarray
+    corners: np.ndarray
+    corner_weights: np.ndarray
+    level_weights: np.ndarray
+    features: np.ndarray
+    hidden: np.ndarray
+    spare: np.ndarray
+    selected: np.ndarray
+    live: np.ndarray
+    now: np.ndarray
+    is_ended: np.ndarray
+    transmittance: np.ndarray
+    shaded_weight: np.ndarray
+    log_distance: np.ndarray
+    median: np.ndarray
+    colour: np.ndarray
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _exp(x):
+    """The exponential to 3e-7, in operations that fill vectors; its argument is clamped."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    k = np.int32(math.floor(x * np.float32(1.44269504) + HALF))
+    r = x - np.float32(k) * np.float32(0.693359375) + np.float32(k) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + ONE
+    return p * np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _cube_root(x):
+    """The cube root of a normal float above 0, by Newton's method from a guess of its exponent."""
+    y = np.int32(np.float32(x).view(np.int32) // np.int32(3) + np.int32(709921077)).view(np.float32)
+    for _ in range(3):
+        y = y - (y - x / (y * y)) * np.float32(1 / 3)
+    return y
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _dense(params, offset, rows, inputs, x, y, count):
+    """Add a matrix, `rows x inputs` from `offset` on (multiples of 4), times x to y."""
+    for first in range(0, count, BLOCK):
+        for o in range(0, rows, 4):
+            y0, y1 = y[o, first:first + BLOCK], y[o + 1, first:first + BLOCK]
+            y2, y3 = y[o + 2, first:first + BLOCK], y[o + 3, first:first + BLOCK]
+            for i in range(0, inputs, 4):
+                p = offset + o * inputs + i
+                a0, a1, a2, a3 = params[p], params[p + 1], params[p + 2], params[p + 3]
+                p += inputs
+                b0, b1, b2, b3 = params[p], params[p + 1], params[p + 2], params[p + 3]
+                p += inputs
+                c0, c1, c2, c3 = params[p], params[p + 1], params[p + 2], params[p + 3]
+                p += inputs
+                d0, d1, d2, d3 = params[p], params[p + 1], params[p + 2], params[p + 3]
+                x0, x1 = x[i, first:first + BLOCK], x[i + 1, first:first + BLOCK]
+                x2, x3 = x[i + 2, first:first + BLOCK], x[i + 3, first:first + BLOCK]
+                for q in range(BLOCK):
+                    e0, e1, e2, e3 = x0[q], x1[q], x2[q], x3[q]
+                    s0 = y0[q] + a0 * e0 + a1 * e1 + a2 * e2 + a3 * e3
+                    s1 = y1[q] + b0 * e0 + b1 * e1 + b2 * e2 + b3 * e3
+                    s2 = y2[q] + c0 * e0 + c1 * e1 + c2 * e2 + c3 * e3
+                    s3 = y3[q] + d0 * e0 + d1 * e1 + d2 * e2 + d3 * e3
+                    y0[q], y1[q], y2[q], y3[q] = s0, s1, s2, s3
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _fill(params, offset, rows, y, count):
+    """Set the rows of y to biases."""
+    for o in range(rows):
+        for q in range(count):
+            y[o, q] = params[offset + o]
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _relu(rows, y, count):
+    for o in range(rows):
+        for q in range(count):
+            y[o, q] = max(y[o, q], ZERO)
+
+
+# The grid.
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _axis(coordinate, resolution, is_dense):
+    """The two nearest cell centres along an axis, and their weights; see `hash_grid`."""
+    position = min(max(coordinate, ZERO), ONE) * np.float32(resolution) - HALF
+    low = np.int32(math.floor(position))
+    high = np.int32(low + np.int32(1))
+    upper = position - np.float32(low)
+    lower = ONE - upper
+    if is_dense:
+        lower = lower if low >= 0 else ZERO
+        upper = upper if high < resolution else ZERO
+        low, high = max(low, np.int32(0)), min(high, np.int32(resolution - np.int32(1)))
+    return np.uint32(low), np.uint32(high), lower, upper
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _corners(points, level_weights, resolution, offset, size, is_dense, corners, weights, count):
+    """Table indices and weights `[8, LANES]` of the corners around points; x varies fastest."""
+    n, first, mask = np.int32(resolution), np.uint32(offset), np.uint32(size - 1)
+    m, mm = np.uint32(resolution), np.uint32(resolution * resolution)
+    for q in range(count):
+        x0, x1, u0, u1 = _axis(points[0, q], n, is_dense)
+        y0, y1, v0, v1 = _axis(points[1, q], n, is_dense)
+        z0, z1, w0, w1 = _axis(points[2, q], n, is_dense)
+        w0, w1 = w0 * level_weights[q], w1 * level_weights[q]
+        a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
+        weights[0, q], weights[1, q], weights[2, q], weights[3, q] = a * w0, b * w0, c * w0, d * w0
+        weights[4, q], weights[5, q], weights[6, q], weights[7, q] = a * w1, b * w1, c * w1, d * w1
+        if is_dense:
+            x0, x1 = first + x0 * mm, first + x1 * mm
+            y0, y1 = y0 * m, y1 * m
+            corners[0, q], corners[1, q] = x0 + y0 + z0, x1 + y0 + z0
+            corners[2, q], corners[3, q] = x0 + y1 + z0, x1 + y1 + z0
+            corners[4, q], corners[5, q] = x0 + y0 + z1, x1 + y0 + z1
+            corners[6, q], corners[7, q] = x0 + y1 + z1, x1 + y1 + z1
+        else:
+            y0, y1, z0, z1 = y0 * PRIME_Y, y1 * PRIME_Y, z0 * PRIME_Z, z1 * PRIME_Z
+            corners[0, q] = first + ((x0 ^ y0 ^ z0) & mask)
+            corners[1, q] = first + ((x1 ^ y0 ^ z0) & mask)
+            corners[2, q] = first + ((x0 ^ y1 ^ z0) & mask)
+            corners[3, q] = first + ((x1 ^ y1 ^ z0) & mask)
+            corners[4, q] = first + ((x0 ^ y0 ^ z1) & mask)
+            corners[5, q] = first + ((x1 ^ y0 ^ z1) & mask)
+            corners[6, q] = first + ((x0 ^ y1 ^ z1) & mask)
+            corners[7, q] = first + ((x1 ^ y1 ^ z1) & mask)
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _encode(field, unrolled, scratch, count):
+    """The features of the round's samples, and with `append_scale` the levels' weights."""
+    table, width = field.table, len(unrolled)
+    stride = width + (1 if field.append_scale else 0)
+    e, s, w = scratch.corners, scratch.corner_weights, scratch.level_weights
+    features = scratch.features
+    for level in range(len(field.sizes)):
+        resolution, size = field.resolutions[level], field.sizes[level]
+        if field.downweight:
+            for q in range(count):
+                cells = scratch.stds[q] * np.float32(resolution)
+                w[q] = math.sqrt(ONE - _exp(FOOTPRINT / max(cells * cells, np.float32(1e-30))))
+        else:
+            for q in range(count):
+                w[q] = ONE
+        is_dense = size == resolution * resolution * resolution
+        _corners(scratch.points, w, resolution, field.offsets[level], size, is_dense, e, s, count)
+        row = level * stride
+        for q in range(count):
+            for f in range(width):
+                features[row + f, q] = (
+                    s[0, q] * table[e[0, q], f] + s[1, q] * table[e[1, q], f]
+                    + s[2, q] * table[e[2, q], f] + s[3, q] * table[e[3, q], f]
+                    + s[4, q] * table[e[4, q], f] + s[5, q] * table[e[5, q], f]
+                    + s[6, q] * table[e[6, q], f] + s[7, q] * table[e[7, q], f])
+        if field.append_scale:
+            for q in range(count):
+                features[row + width, q] = w[q]
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _densities(field, unrolled, scratch, count):
+    """Densities of the round's samples into `weights`; returns the trunk's output and a buffer."""
+    _encode(field, unrolled, scratch, count)
+    x, y, spare = scratch.features, scratch.hidden, scratch.spare
+    for k in range(len(field.trunk)):
+        rows, inputs, offset, bias = field.trunk[k]
+        _fill(field.params, bias, rows, y, count)
+        _dense(field.params, offset, rows, inputs, x, y, count)
+        _relu(rows, y, count)
+        x, y, spare = y, spare, y
+    density = scratch.weights
+    rows, _, offset, bias = field.density
+    for q in range(count):
+        density[q] = field.params[bias]
+    for i in range(rows):
+        for q in range(count):
+            density[q] += field.params[offset + i] * x[i, q]
+    for q in range(count):
+        density[q] = _exp(density[q])
+    return x, y
+
+
+# Samples along rays.
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _contracted(x, y, z):
+    """Length of a vector, at least 1, and the factor by which contraction scales it."""
+    norm = math.sqrt(max(x * x + y * y + z * z, ONE))
+    return norm, (TWO * norm - ONE) / (norm * norm)
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _speed(norm, scale, along, squared):
+    """Length in contracted space per t; along: x . d; squared: |d|^2. See `march.contracted_speed`.
+    """
+    radial = along * along / (norm * norm)
+    inverse = ONE / (norm * norm)
+    outside = math.sqrt(scale * scale * max(squared - radial, ZERO) + inverse * inverse * radial)
+    return outside if norm > ONE else math.sqrt(squared)
+
+
+@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+def _cell(u, resolution):
+    return min(max(np.int64(u * np.float32(resolution)), 0), resolution - 1)
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _collect_ray(ray, r, n, rays, grid, options, scratch):
+    """Add the next samples of a ray to a round, of which there are n so far; returns their number.
+    """
+    ox, oy, oz = rays.origins[ray, 0], rays.origins[ray, 1], rays.origins[ray, 2]
+    dx, dy, dz = rays.directions[ray, 0], rays.directions[ray, 1], rays.directions[ray, 2]
+    squared = dx * dx + dy * dy + dz * dz
+    length, resolution = math.sqrt(squared), grid.skip.shape[0]
+    cell = grid.side / np.float32(resolution)
+    t, end, limit = scratch.now[r], rays.ends[ray], n + PER_ROUND
+    longest = options.longest * (end - rays.starts[ray])
+    speed, along, shrink = length, ZERO, ONE
+    largest = max(max(abs(dx), abs(dy)), abs(dz))
+    while n < limit and (t < end or options.is_opaque and scratch.is_ended[r] == 0):
+        is_end = not t < end
+        if grid.contraction:
+            x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+            norm, scale = _contracted(x, y, z)
+            speed = _speed(norm, scale, x * dx + y * dy + z * dz, squared)
+        step = min(options.step * grid.side / speed, longest)
+        if is_end:
+            step = min(step, end - rays.starts[ray])
+            t = end - step
+        step = min(max(step, np.float32(1e-6) * abs(t)), end - t)
+        middle = t + HALF * step
+        x, y, z = ox + middle * dx, oy + middle * dy, oz + middle * dz
+        if grid.contraction:
+            norm, scale = _contracted(x, y, z)
+            along = x * dx + y * dy + z * dz
+            shrink = _cube_root((scale / norm) * (scale / norm))
+            x, y, z = scale * x, scale * y, scale * z
+        u = (x - grid.centre[0]) / grid.side + HALF
+        v = (y - grid.centre[1]) / grid.side + HALF
+        w = (z - grid.centre[2]) / grid.side + HALF
+        distance = grid.skip[_cell(u, resolution), _cell(v, resolution), _cell(w, resolution)]
+        if distance == 0 or is_end:
+            scratch.points[0, n], scratch.points[1, n], scratch.points[2, n] = u, v, w
+            radius = HALF * rays.radii[ray] * (middle if options.is_cone else ONE)
+            scratch.stds[n] = radius * shrink / grid.side
+            scratch.lengths[n] = NEVER if is_end else step * length
+            scratch.starts[n], scratch.steps[n], scratch.owners[n] = t, step, r
+            n += 1
+        else:
+            empty = cell * np.float32(distance - 1)
+            if not grid.contraction:
+                step = max(step, empty / largest)
+            elif along >= ZERO or norm <= ONE:  # The speed never rises from here.
+                step = max(step, empty / _speed(norm, scale, along, squared))
+            else:
+                nearest = max(norm - empty / scale, ONE)
+                step = max(step, empty * nearest * nearest / ((TWO * nearest - ONE) * length))
+        t += step
+        if is_end:
+            scratch.is_ended[r], t = 1, end
+    scratch.now[r] = t
+    return n
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _composite(scratch, count, options):
+    """Densities to weights; updates rays, and returns the number of samples to be shaded."""
+    weights, lengths, transmittance = scratch.weights, scratch.lengths, scratch.transmittance
+    for q in range(count):
+        opacity = ONE - _exp(-weights[q] * lengths[q])
+        weights[q] = opacity if lengths[q] >= ZERO else ONE
+    found = 0
+    for q in range(count):
+        r = scratch.owners[q]
+        before = transmittance[r]
+        weight = before * weights[q]
+        transmittance[r] = before - weight
+        if before > HALF and before - weight <= HALF:
+            scratch.median[r] = scratch.starts[q] + scratch.steps[q] * (before - HALF) / weight
+        if weight > options.min_weight:
+            weights[found], scratch.shaded[found] = weight, q
+            middle = scratch.starts[q] + HALF * scratch.steps[q]
+            scratch.shaded_weight[r] += weight
+            scratch.log_distance[r] += weight * math.log(max(middle, np.float32(1e-30)))
+            found += 1
+    return found
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _shade(first, field, directional, scratch, hidden, spare, found, padding):
+    """Add the colours of the samples in `shaded` to their rays."""
+    chosen, owners = scratch.shaded, scratch.owners
+    for i in range(field.density[0]):
+        for q in range(found):
+            scratch.selected[i, q] = hidden[i, chosen[q]]
+    x, y = hidden, spare
+    for k in range(len(field.colour)):
+        rows, inputs, offset, hidden_inputs, hidden_offset, bias, row = field.colour[k]
+        if row < 0:
+            _fill(field.params, bias, rows, y, found)
+        else:
+            for o in range(rows):
+                for q in range(found):
+                    y[o, q] = directional[row + o, first + owners[chosen[q]]]
+        if inputs:
+            _dense(field.params, offset, rows, inputs, x, y, found)
+        if hidden_inputs:
+            _dense(field.params, hidden_offset, rows, hidden_inputs, scratch.selected, y, found)
+        if k + 1 < len(field.colour):
+            _relu(rows, y, found)
+        x, y = y, x
+    for c in range(3):
+        for q in range(found):
+            x[c, q] = (ONE + TWO * padding) / (ONE + _exp(-x[c, q])) - padding
+        for q in range(found):
+            scratch.colour[owners[chosen[q]], c] += scratch.weights[q] * x[c, q]
+
+
+@_compiled(fastmath=FAST, error_model="numpy")
+def _march_tile(first, rays, grid, field, unrolled, options, directional, scratch, out):
+    """March the rays of a tile until each is opaque or at its end."""
+    count = min(TILE, len(rays.starts) - first)
+    for r in range(count):
+        scratch.live[r], scratch.now[r] = r, rays.starts[first + r]
+        scratch.is_ended[r], scratch.transmittance[r] = 0, ONE
+        scratch.shaded_weight[r], scratch.log_distance[r], scratch.median[r] = ZERO, ZERO, NEVER
+        scratch.colour[r, 0], scratch.colour[r, 1], scratch.colour[r, 2] = ZERO, ZERO, ZERO
+    num_live = count
+    while num_live > 0:
+        n = 0
+        for i in range(num_live):
+            r = scratch.live[i]
+            n = _collect_ray(first + r, r, n, rays, grid, options, scratch)
+        if n > 0:
+            hidden, spare = _densities(field, unrolled, scratch, n)
+            found = _composite(scratch, n, options)
+            if found > 0:
+                _shade(first, field, directional, scratch, hidden, spare, found, options.padding)
+        still_live = 0
+        for i in range(num_live):
+            r = scratch.live[i]
+            may_end = options.is_opaque and scratch.is_ended[r] == 0
+            if scratch.transmittance[r] > options.min_transmittance and (
+                    scratch.now[r] < rays.ends[first + r] or may_end):
+                scratch.live[still_live] = r
+                still_live += 1
+        num_live = still_live
+    for r in range(count):
+        ray, shaded = first + r, scratch.shaded_weight[r]
+        is_opaque = scratch.transmittance[r] <= options.min_transmittance
+        acc = ZERO if shaded == ZERO else ONE if is_opaque else ONE - scratch.transmittance[r]
+        for c in range(3):
+            mean = scratch.colour[r, c] / shaded if shaded > ZERO else ZERO
+            out.rgb[ray, c] = acc * mean + (ONE - acc) * options.background
+        out.acc[ray] = acc
+        out.median[ray] = scratch.median[r]
+        out.log_mean[ray] = scratch.log_distance[r] / shaded if shaded > ZERO else NEVER
+
+
+@_compiled()
+def _make_scratch(num_features, width):
+    def samples(rows):
+        return np.zeros((rows, LANES), np.float32)
+
+    one = np.zeros
+    return Scratch(
+        samples(3), one(LANES, np.float32), one(LANES, np.float32), one(LANES, np.float32),
+        one(LANES, np.float32), one(LANES, np.int32), one(LANES, np.float32),
+        one(LANES, np.int32), one((8, LANES), np.uint32), samples(8), one(LANES, np.float32),
+        samples(num_features), samples(width), samples(width), samples(width),
+        one(TILE, np.int32), one(TILE, np.float32), one(TILE, np.uint8), one(TILE, np.float32),
+        one(TILE, np.float32), one(TILE, np.float32), one(TILE, np.float32),
+        one((TILE, 3), np.float32))
+
+
+@_compiled(fastmath=FAST, error_model="numpy", nogil=True)
+def _march(thread, num_threads, rays, grid, field, unrolled, options, directional, out):
+    scratch = _make_scratch(field.num_features, field.width)
+    num_tiles = (len(rays.starts) + TILE - 1) // TILE
+    # Neighbouring tiles, which take about as long, go to different threads.
+    for tile in range(thread, num_tiles, num_threads):
+        _march_tile(
+            tile * TILE, rays, grid, field, unrolled, options, directional, scratch, out)
+
+
+@_compiled(fastmath=FAST, error_model="numpy", nogil=True)
+def _density_at(thread, num_threads, points, stds, field, unrolled, density):
+    scratch = _make_scratch(field.num_features, field.width)
+    for first in range(thread * LANES, len(points), num_threads * LANES):
+        count = min(LANES, len(points) - first)
+        for q in range(count):
+            for axis in range(3):
+                scratch.points[axis, q] = points[first + q, axis]
+            scratch.stds[q] = stds[first + q]
+        _densities(field, unrolled, scratch, count)
+        for q in range(count):
+            density[first + q] = scratch.weights[q]
+
+
+def _on_threads(function, *args):
+    """Call a function of thread, number of threads and `args` on as many as PyTorch uses."""
+    count = torch.get_num_threads()
+    if count == 1:
+        function(0, 1, *args)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda thread: function(thread, count, *args), range(count)))
+
+
+def march(rays, grid, field, options, directional, out):
+    """Write the march of all rays to `out`; the arguments are the records of march.py."""
+    _on_threads(_march, rays, grid, field, _unrolled(field.table), options, directional, out)
+
+
+def density_at(points, stds, field):
+    """Densities `[M]` at points `[M, 3]` of the unit cube, for footprints of `stds [M]`."""
+    density = np.empty(len(points), np.float32)
+    _on_threads(_density_at, points, stds, field, _unrolled(field.table), density)
+    return density
