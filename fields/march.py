@@ -15,9 +15,19 @@ from torch import Tensor
 
 import coord
 from fields.base import is_skip_layer
-from fields.hash import PRECONDITIONING, HashField
-from fields.occupancy import MarchGrid
+from fields.hash import CONTRACTED_RADIUS, PRECONDITIONING, HashField
+from fields.occupancy import MarchGrid, find_occupied
 from structures import Rays
+
+# Cells per side of the grid, and intervals per cell and at least per ray. With half as many
+# intervals images are 0.3 to 0.7 dB worse against the photographs.
+RESOLUTION, STEPS_PER_CELL, MIN_STEPS = 128, 2, 16
+
+# A ray ends at this transmittance, and lighter samples are not shaded by themselves.
+MIN_TRANSMITTANCE, MIN_WEIGHT = 0.01, 0.003
+
+# Points whose density is queried at once for the grid.
+CHUNK_POINTS = 1 << 18
 
 # The kernel takes matrices whose sides are multiples of this.
 ALIGNMENT = 4
@@ -220,7 +230,7 @@ def march(packed: PackedField, directions: DirectionTerms, grid: MarchGrid, opti
         rays.origins, rays.directions, rays.radii[:, 0], start, end)))
     grid_arrays = _Grid(grid.skip.numpy(), grid.centre.numpy(), np.float32(grid.side),
                         grid.contraction)
-    out = MarchOutput(torch.empty(len(rays), 3), *(torch.empty(len(rays)) for _ in range(3)))
+    out = MarchOutput(torch.empty(len(rays), 3), *torch.empty(3, len(rays)))
     float_options = MarchOptions(*(
         value if isinstance(value, bool) else np.float32(value) for value in options))
     march_numba.march(ray_arrays, grid_arrays, packed, float_options,
@@ -241,6 +251,69 @@ def ray_range(grid: MarchGrid, rays: Rays) -> tuple[Tensor, Tensor]:
                         for sign in (-1, 1)]).nan_to_num(nan=0.0, posinf=3e38, neginf=-3e38)
     start = torch.maximum(near, ends.amin(dim=0).amax(dim=-1))
     return start, torch.maximum(start, torch.minimum(far, ends.amax(dim=0).amin(dim=-1)))
+
+
+@dataclass(frozen=True)
+class Footprints:
+    """How wide pixels are where the training cameras look, for the densities of the grid.
+
+    radius: of a ray at t = 1; positions: `[K, 3]` of cameras, or None for cylinders, which are
+    equally wide everywhere.
+    """
+
+    radius: float
+    positions: Tensor | None
+
+    def stds(self, points: Tensor) -> Tensor:
+        """Standard deviations `[M]` of the footprint at points `[M, 3]`, of the nearest camera."""
+        if self.positions is None:
+            return torch.full_like(points[:, 0], 0.5 * self.radius)
+        return 0.5 * self.radius * torch.cdist(points, self.positions).amin(dim=-1)
+
+
+class Marcher:
+    """Marches rays of one field; its weights and its grid are computed once, here."""
+
+    def __init__(self, field: HashField, footprints: Footprints, background: float,
+                 is_opaque: bool):
+        self.packed, self.directions = pack_field(field)
+        self.grid = build_grid(field, self.packed, footprints)
+        self.options = MarchOptions(
+            1 / (STEPS_PER_CELL * RESOLUTION), 1 / MIN_STEPS, MIN_TRANSMITTANCE, MIN_WEIGHT,
+            footprints.positions is not None, is_opaque, field.head.rgb_padding, background)
+
+    def __call__(self, rays: Rays, view_inputs: Tensor) -> MarchOutput:
+        """March flat rays; see `march`."""
+        return march(self.packed, self.directions, self.grid, self.options, rays, view_inputs)
+
+
+@torch.no_grad()
+def build_grid(field: HashField, packed: PackedField, footprints: Footprints) -> MarchGrid:
+    """The `MarchGrid` of a field."""
+    from fields import march_numba
+
+    low, high = field.box
+    side, centre = float((high - low).max()), 0.5 * (low + high)
+
+    def opacity(points: Tensor) -> Tensor:
+        positions = (points - 0.5) * side + centre
+        length, shrink = torch.full_like(points[:, 0], side / RESOLUTION), 1.0
+        outside = torch.zeros_like(length, dtype=torch.bool)
+        if field.contraction:
+            outside = positions.norm(dim=-1) >= CONTRACTED_RADIUS
+            positions = coord.inv_contract(positions)
+            norm = positions.norm(dim=-1).clamp(min=1)
+            # A cell is longest along the radius.
+            length, shrink = length * norm**2, ((2 * norm - 1) / norm**3) ** (2 / 3)
+        stds = footprints.stds(positions) * shrink / side
+        density = torch.from_numpy(march_numba.density_at(points.numpy(), stds.numpy(), packed))
+        return -torch.expm1(-density * length).where(outside.logical_not(), 0.0)
+
+    def in_chunks(points: Tensor) -> Tensor:
+        return torch.cat([opacity(part) for part in points.split(CHUNK_POINTS)])
+
+    return MarchGrid.from_cells(find_occupied(in_chunks, RESOLUTION), centre, side,
+                                field.contraction)
 
 
 # The plain twin.

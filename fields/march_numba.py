@@ -1,7 +1,7 @@
 """The kernel of `march.march`, compiled by numba when it is first called.
 
 It computes what `march.march_torch` computes; tests compare the two. Samples of a tile of rays are
-the lanes of vector instructions: arrays of samples are `[rows, LANES]`, one row per feature.
+the lanes of vector instructions.
 """
 
 import math
@@ -37,6 +37,9 @@ FAST = {"contract", "nsz", "reassoc", "arcp"}
 
 class Scratch(NamedTuple):
     """What one thread writes while it marches: per sample of a round, and per ray of a tile.
+
+    Arrays of samples are `[rows, LANES]`, or flat where constant offsets between rows let the
+    compiler see that they do not overlap.
 
     points: in the unit cube; stds: of the footprint, in its units; lengths: of the interval, in the
     coordinates of rays, below 0 for the opaque end; starts, steps: of the interval, in t.
@@ -154,34 +157,37 @@ def _axis(coordinate, resolution, is_dense):
 
 @_compiled(fastmath=FAST, error_model="numpy")
 def _corners(points, level_weights, resolution, offset, size, is_dense, corners, weights, count):
-    """Table indices and weights `[8, LANES]` of the corners around points; x varies fastest."""
+    """Table indices and weights of the 8 corners around points; x varies fastest."""
     n, first, mask = np.int32(resolution), np.uint32(offset), np.uint32(size - 1)
     m, mm = np.uint32(resolution), np.uint32(resolution * resolution)
     for q in range(count):
-        x0, x1, u0, u1 = _axis(points[0, q], n, is_dense)
-        y0, y1, v0, v1 = _axis(points[1, q], n, is_dense)
-        z0, z1, w0, w1 = _axis(points[2, q], n, is_dense)
+        x0, x1, u0, u1 = _axis(points[q], n, is_dense)
+        y0, y1, v0, v1 = _axis(points[LANES + q], n, is_dense)
+        z0, z1, w0, w1 = _axis(points[2 * LANES + q], n, is_dense)
         w0, w1 = w0 * level_weights[q], w1 * level_weights[q]
         a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
-        weights[0, q], weights[1, q], weights[2, q], weights[3, q] = a * w0, b * w0, c * w0, d * w0
-        weights[4, q], weights[5, q], weights[6, q], weights[7, q] = a * w1, b * w1, c * w1, d * w1
+        weights[q], weights[LANES + q] = a * w0, b * w0
+        weights[2 * LANES + q], weights[3 * LANES + q] = c * w0, d * w0
+        weights[4 * LANES + q], weights[5 * LANES + q] = a * w1, b * w1
+        weights[6 * LANES + q], weights[7 * LANES + q] = c * w1, d * w1
         if is_dense:
             x0, x1 = first + x0 * mm, first + x1 * mm
             y0, y1 = y0 * m, y1 * m
-            corners[0, q], corners[1, q] = x0 + y0 + z0, x1 + y0 + z0
-            corners[2, q], corners[3, q] = x0 + y1 + z0, x1 + y1 + z0
-            corners[4, q], corners[5, q] = x0 + y0 + z1, x1 + y0 + z1
-            corners[6, q], corners[7, q] = x0 + y1 + z1, x1 + y1 + z1
+            corners[q], corners[LANES + q] = x0 + y0 + z0, x1 + y0 + z0
+            corners[2 * LANES + q], corners[3 * LANES + q] = x0 + y1 + z0, x1 + y1 + z0
+            corners[4 * LANES + q], corners[5 * LANES + q] = x0 + y0 + z1, x1 + y0 + z1
+            corners[6 * LANES + q], corners[7 * LANES + q] = x0 + y1 + z1, x1 + y1 + z1
         else:
             y0, y1, z0, z1 = y0 * PRIME_Y, y1 * PRIME_Y, z0 * PRIME_Z, z1 * PRIME_Z
-            corners[0, q] = first + ((x0 ^ y0 ^ z0) & mask)
-            corners[1, q] = first + ((x1 ^ y0 ^ z0) & mask)
-            corners[2, q] = first + ((x0 ^ y1 ^ z0) & mask)
-            corners[3, q] = first + ((x1 ^ y1 ^ z0) & mask)
-            corners[4, q] = first + ((x0 ^ y0 ^ z1) & mask)
-            corners[5, q] = first + ((x1 ^ y0 ^ z1) & mask)
-            corners[6, q] = first + ((x0 ^ y1 ^ z1) & mask)
-            corners[7, q] = first + ((x1 ^ y1 ^ z1) & mask)
+            e, f, g, h = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+            corners[q] = first + ((x0 ^ e) & mask)
+            corners[LANES + q] = first + ((x1 ^ e) & mask)
+            corners[2 * LANES + q] = first + ((x0 ^ f) & mask)
+            corners[3 * LANES + q] = first + ((x1 ^ f) & mask)
+            corners[4 * LANES + q] = first + ((x0 ^ g) & mask)
+            corners[5 * LANES + q] = first + ((x1 ^ g) & mask)
+            corners[6 * LANES + q] = first + ((x0 ^ h) & mask)
+            corners[7 * LANES + q] = first + ((x1 ^ h) & mask)
 
 
 @_compiled(fastmath=FAST, error_model="numpy")
@@ -204,12 +210,17 @@ def _encode(field, unrolled, scratch, count):
         _corners(scratch.points, w, resolution, field.offsets[level], size, is_dense, e, s, count)
         row = level * stride
         for q in range(count):
+            e0, e1, e2, e3 = e[q], e[LANES + q], e[2 * LANES + q], e[3 * LANES + q]
+            e4, e5, e6, e7 = (
+                e[4 * LANES + q], e[5 * LANES + q], e[6 * LANES + q], e[7 * LANES + q])
+            s0, s1, s2, s3 = s[q], s[LANES + q], s[2 * LANES + q], s[3 * LANES + q]
+            s4, s5, s6, s7 = (
+                s[4 * LANES + q], s[5 * LANES + q], s[6 * LANES + q], s[7 * LANES + q])
             for f in range(width):
                 features[row + f, q] = (
-                    s[0, q] * table[e[0, q], f] + s[1, q] * table[e[1, q], f]
-                    + s[2, q] * table[e[2, q], f] + s[3, q] * table[e[3, q], f]
-                    + s[4, q] * table[e[4, q], f] + s[5, q] * table[e[5, q], f]
-                    + s[6, q] * table[e[6, q], f] + s[7, q] * table[e[7, q], f])
+                    s0 * table[e0, f] + s1 * table[e1, f] + s2 * table[e2, f] + s3 * table[e3, f]
+                    + s4 * table[e4, f] + s5 * table[e5, f] + s6 * table[e6, f]
+                    + s7 * table[e7, f])
         if field.append_scale:
             for q in range(count):
                 features[row + width, q] = w[q]
@@ -299,7 +310,7 @@ def _collect_ray(ray, r, n, rays, grid, options, scratch):
         w = (z - grid.centre[2]) / grid.side + HALF
         distance = grid.skip[_cell(u, resolution), _cell(v, resolution), _cell(w, resolution)]
         if distance == 0 or is_end:
-            scratch.points[0, n], scratch.points[1, n], scratch.points[2, n] = u, v, w
+            scratch.points[n], scratch.points[LANES + n], scratch.points[2 * LANES + n] = u, v, w
             radius = HALF * rays.radii[ray] * (middle if options.is_cone else ONE)
             scratch.stds[n] = radius * shrink / grid.side
             scratch.lengths[n] = NEVER if is_end else step * length
@@ -421,15 +432,20 @@ def _make_scratch(num_features, width):
     def samples(rows):
         return np.zeros((rows, LANES), np.float32)
 
-    one = np.zeros
+    def lanes(count):
+        return np.zeros(count * LANES, np.float32)
+
+    def rays():
+        return np.zeros(TILE, np.float32)
+
     return Scratch(
-        samples(3), one(LANES, np.float32), one(LANES, np.float32), one(LANES, np.float32),
-        one(LANES, np.float32), one(LANES, np.int32), one(LANES, np.float32),
-        one(LANES, np.int32), one((8, LANES), np.uint32), samples(8), one(LANES, np.float32),
-        samples(num_features), samples(width), samples(width), samples(width),
-        one(TILE, np.int32), one(TILE, np.float32), one(TILE, np.uint8), one(TILE, np.float32),
-        one(TILE, np.float32), one(TILE, np.float32), one(TILE, np.float32),
-        one((TILE, 3), np.float32))
+        points=lanes(3), stds=lanes(1), lengths=lanes(1), starts=lanes(1), steps=lanes(1),
+        owners=np.zeros(LANES, np.int32), weights=lanes(1), shaded=np.zeros(LANES, np.int32),
+        corners=np.zeros(8 * LANES, np.uint32), corner_weights=lanes(8), level_weights=lanes(1),
+        features=samples(num_features), hidden=samples(width), spare=samples(width),
+        selected=samples(width), live=np.zeros(TILE, np.int32), now=rays(),
+        is_ended=np.zeros(TILE, np.uint8), transmittance=rays(), shaded_weight=rays(),
+        log_distance=rays(), median=rays(), colour=np.zeros((TILE, 3), np.float32))
 
 
 @_compiled(fastmath=FAST, error_model="numpy", nogil=True)
@@ -449,7 +465,7 @@ def _density_at(thread, num_threads, points, stds, field, unrolled, density):
         count = min(LANES, len(points) - first)
         for q in range(count):
             for axis in range(3):
-                scratch.points[axis, q] = points[first + q, axis]
+                scratch.points[axis * LANES + q] = points[first + q, axis]
             scratch.stds[q] = stds[first + q]
         _densities(field, unrolled, scratch, count)
         for q in range(count):

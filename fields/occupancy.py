@@ -24,8 +24,8 @@ RESOLUTION = 128
 # Cells with less opacity are empty.
 MIN_OPACITY = 0.005
 
-# Cells of a `MarchGrid` and their neighbours are looked at closely, at 8 points each, if the
-# opacity at their centre is at least this.
+# Cells of a `MarchGrid` and their neighbours are looked at closely if the opacity at their centre
+# is at least this.
 CANDIDATE_OPACITY = 0.0005
 
 
@@ -187,16 +187,16 @@ def find_occupied(opacity: Callable[[Tensor], Tensor], resolution: int) -> Tenso
     """Which cells `[R, R, R]` of the unit cube hold something, by x, y and z.
 
     opacity: a function from points `[M, 3]` in the unit cube to the opacity `[M]` of a cell of the
-    density there; NaN counts as occupied. Thin surfaces are found at 8 points per cell, near all
-    centres with some opacity.
+    density there; NaN counts as occupied. Near centres with some opacity, thin surfaces are also
+    looked for at 4 points between a cell's centre and its corners.
     """
     axis = (torch.arange(resolution) + 0.5) / resolution
     centres = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-    near = ~(opacity(centres.reshape(-1, 3)) < CANDIDATE_OPACITY)
-    candidates = _dilate(near.reshape(3 * (resolution,))).nonzero()
-    corners = torch.tensor([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    at_centres = opacity(centres.reshape(-1, 3)).reshape(3 * (resolution,))
+    occupied = ~(at_centres < MIN_OPACITY)
+    candidates = (_dilate(~(at_centres < CANDIDATE_OPACITY)) & ~occupied).nonzero()
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     points = (candidates[:, None] + 0.5 + 0.25 * corners) / resolution
     found = ~(opacity(points.reshape(-1, 3)) < MIN_OPACITY)
-    occupied = torch.zeros(3 * (resolution,), dtype=torch.bool)
-    occupied[tuple(candidates.T)] = found.reshape(-1, 8).any(dim=-1)
+    occupied[tuple(candidates.T)] = found.reshape(-1, len(corners)).any(dim=-1)
     return occupied
