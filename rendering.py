@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn.functional import normalize
 import image_utils
 from coord import points_to_ndc
 from fields import hash_grid
+from fields.hash import HashField
 from fields.march import Footprints, Marcher
 from fields.occupancy import OccupancyGrid, build_occupancy_grid
 from models.base import RayModel
@@ -210,7 +212,8 @@ def make_marcher(model: RayModel, scene: Scene) -> Marcher:
     cameras = scene.cameras[:: -(-len(scene.cameras) // FOOTPRINT_CAMERAS)]
     positions = cameras.camtoworlds[:, :, 3] if model.ray_shape == "cone" else None
     footprints = Footprints(float(corner_rays(cameras).radii.median()), positions)
-    return Marcher(model.field, footprints, model.bg_rgb, model.opaque_background)
+    field = cast(HashField, model.field)
+    return Marcher(field, footprints, model.bg_rgb, model.opaque_background)
 
 
 def render_view(model: RayModel, dataset, index: int, chunk: int | None,

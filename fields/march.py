@@ -6,7 +6,7 @@ march_numba.py, on a CPU; `march_torch` is its plain twin.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from structures import Rays
 
 # Cells per side of the grid, and intervals per cell and at least per ray. With half as many
 # intervals images are 0.3 to 0.7 dB worse against the photographs.
-RESOLUTION, STEPS_PER_CELL, MIN_STEPS = 128, 2, 16
+RESOLUTION, STEPS_PER_CELL, MIN_STEPS = 128, 2.5, 16
 
 # A ray ends at this transmittance, and lighter samples are not shaded by themselves.
 MIN_TRANSMITTANCE, MIN_WEIGHT = 0.01, 0.003
@@ -95,7 +95,7 @@ class PackedField(NamedTuple):
 class _Packer:
     """Collects padded matrices and biases in one array."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.arrays: list[Tensor] = []
         self.size = 0
 
@@ -143,13 +143,14 @@ def pack_field(field: HashField) -> tuple[PackedField, DirectionTerms]:
                packer.add(field.density.bias + field.density_bias))
     colour, directions = _pack_colour(field, packer)
     widths = [row[0] for row in trunk] + [row[0] for row in colour]
-    levels = (np.array(values, dtype=np.int64) for values in field.levels)
-    return PackedField(
-        field.table.detach().float().contiguous().numpy(), *levels,
-        field.downweight, field.append_scale,
-        torch.cat(packer.arrays).float().numpy(), np.array(trunk, dtype=np.int64),
-        np.array(density, dtype=np.int64), np.array(colour, dtype=np.int64), num_features,
-        max(widths)), directions
+    resolutions, offsets, sizes = (np.array(values, dtype=np.int64) for values in field.levels)
+    packed = PackedField(
+        table=field.table.detach().float().contiguous().numpy(), resolutions=resolutions,
+        offsets=offsets, sizes=sizes, downweight=field.downweight,
+        append_scale=field.append_scale, params=torch.cat(packer.arrays).float().numpy(),
+        trunk=np.array(trunk, dtype=np.int64), density=np.array(density, dtype=np.int64),
+        colour=np.array(colour, dtype=np.int64), num_features=num_features, width=max(widths))
+    return packed, directions
 
 
 def _trunk_layers(field):
@@ -169,8 +170,8 @@ def _pack_colour(field, packer):
     """The layers after the trunk, of which the linear bottleneck is folded into the next."""
     if not field.use_viewdirs:
         none = field.rgb.weight.new_zeros(0)
-        row = (ALIGNMENT, 0, 0, field.rgb.in_features, packer.add(field.rgb.weight),
-               packer.add(field.rgb.bias), -1)
+        row = (_aligned(field.rgb.out_features), 0, 0, _aligned(field.rgb.in_features),
+               packer.add(field.rgb.weight), packer.add(field.rgb.bias), -1)
         return [row], DirectionTerms(none[:, None], none, 0)
     matrix, shift = field.bottleneck.weight, field.bottleneck.bias
     if field.head.glo_features:
@@ -231,9 +232,10 @@ def march(packed: PackedField, directions: DirectionTerms, grid: MarchGrid, opti
     grid_arrays = _Grid(grid.skip.numpy(), grid.centre.numpy(), np.float32(grid.side),
                         grid.contraction)
     out = MarchOutput(torch.empty(len(rays), 3), *torch.empty(3, len(rays)))
-    float_options = MarchOptions(*(
-        value if isinstance(value, bool) else np.float32(value) for value in options))
-    march_numba.march(ray_arrays, grid_arrays, packed, float_options,
+    in_float32: dict[str, Any] = {
+        name: np.float32(value) for name, value in options._asdict().items()
+        if not isinstance(value, bool)}
+    march_numba.march(ray_arrays, grid_arrays, packed, options._replace(**in_float32),
                       directions(view_inputs).contiguous().numpy(),
                       _Out(*(x.numpy() for x in out)))
     return out

@@ -11,28 +11,29 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fields.kernels_numba import _compiled, _unrolled
+from fields.kernels_numba import _unrolled
+from fields.lanes_numba import (
+    HALF,
+    LANES,
+    ONE,
+    PER_ROUND,
+    TILE,
+    TWO,
+    ZERO,
+    add_product,
+    compiled,
+    corners_and_weights,
+    cube_root,
+    exp,
+    fill,
+    relu,
+)
 
-# Rays marched together, and the most samples that each adds in a round, before its transmittance is
-# known: more would be wasted behind surfaces, fewer leave lanes idle.
-TILE, PER_ROUND = 128, 4
-LANES = TILE * PER_ROUND
-
-# Lanes and inputs that `_dense` handles at once: 4 x 4 weights and 8 rows fit the registers.
-BLOCK = 128
-
-# Constants of float32: with Python numbers numba would continue in 64 bits.
-ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
+# The length of the opaque end of a ray, and the distance of nothing.
 NEVER = np.float32(-1)
 
 # -4 / pi * x^2 of `hash.downweights` for x = 1 / (sqrt(8) std).
 FOOTPRINT = np.float32(-1 / (2 * math.pi))
-
-# The hash's factors, as in `hash_grid.PRIMES`.
-PRIME_Y, PRIME_Z = np.uint32(19349663), np.uint32(83492791)
-
-# A NaN must stay a NaN; sums may be reordered to fill vectors, always in the same way.
-FAST = {"contract", "nsz", "reassoc", "arcp"}
 
 
 class Scratch(NamedTuple):
@@ -70,127 +71,7 @@ class Scratch(NamedTuple):
     colour: np.ndarray
 
 
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
-def _exp(x):
-    """The exponential to 3e-7, in operations that fill vectors; its argument is clamped."""
-    x = min(max(x, np.float32(-87)), np.float32(88))
-    k = np.int32(math.floor(x * np.float32(1.44269504) + HALF))
-    r = x - np.float32(k) * np.float32(0.693359375) + np.float32(k) * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + ONE
-    return p * np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
-def _cube_root(x):
-    """The cube root of a normal float above 0, by Newton's method from a guess of its exponent."""
-    y = np.int32(np.float32(x).view(np.int32) // np.int32(3) + np.int32(709921077)).view(np.float32)
-    for _ in range(3):
-        y = y - (y - x / (y * y)) * np.float32(1 / 3)
-    return y
-
-
-@_compiled(fastmath=FAST, error_model="numpy")
-def _dense(params, offset, rows, inputs, x, y, count):
-    """Add a matrix, `rows x inputs` from `offset` on (multiples of 4), times x to y."""
-    for first in range(0, count, BLOCK):
-        for o in range(0, rows, 4):
-            y0, y1 = y[o, first:first + BLOCK], y[o + 1, first:first + BLOCK]
-            y2, y3 = y[o + 2, first:first + BLOCK], y[o + 3, first:first + BLOCK]
-            for i in range(0, inputs, 4):
-                p = offset + o * inputs + i
-                a0, a1, a2, a3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                b0, b1, b2, b3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                c0, c1, c2, c3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                d0, d1, d2, d3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                x0, x1 = x[i, first:first + BLOCK], x[i + 1, first:first + BLOCK]
-                x2, x3 = x[i + 2, first:first + BLOCK], x[i + 3, first:first + BLOCK]
-                for q in range(BLOCK):
-                    e0, e1, e2, e3 = x0[q], x1[q], x2[q], x3[q]
-                    s0 = y0[q] + a0 * e0 + a1 * e1 + a2 * e2 + a3 * e3
-                    s1 = y1[q] + b0 * e0 + b1 * e1 + b2 * e2 + b3 * e3
-                    s2 = y2[q] + c0 * e0 + c1 * e1 + c2 * e2 + c3 * e3
-                    s3 = y3[q] + d0 * e0 + d1 * e1 + d2 * e2 + d3 * e3
-                    y0[q], y1[q], y2[q], y3[q] = s0, s1, s2, s3
-
-
-@_compiled(fastmath=FAST, error_model="numpy")
-def _fill(params, offset, rows, y, count):
-    """Set the rows of y to biases."""
-    for o in range(rows):
-        for q in range(count):
-            y[o, q] = params[offset + o]
-
-
-@_compiled(fastmath=FAST, error_model="numpy")
-def _relu(rows, y, count):
-    for o in range(rows):
-        for q in range(count):
-            y[o, q] = max(y[o, q], ZERO)
-
-
-# The grid.
-
-
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
-def _axis(coordinate, resolution, is_dense):
-    """The two nearest cell centres along an axis, and their weights; see `hash_grid`."""
-    position = min(max(coordinate, ZERO), ONE) * np.float32(resolution) - HALF
-    low = np.int32(math.floor(position))
-    high = np.int32(low + np.int32(1))
-    upper = position - np.float32(low)
-    lower = ONE - upper
-    if is_dense:
-        lower = lower if low >= 0 else ZERO
-        upper = upper if high < resolution else ZERO
-        low, high = max(low, np.int32(0)), min(high, np.int32(resolution - np.int32(1)))
-    return np.uint32(low), np.uint32(high), lower, upper
-
-
-@_compiled(fastmath=FAST, error_model="numpy")
-def _corners(points, level_weights, resolution, offset, size, is_dense, corners, weights, count):
-    """Table indices and weights of the 8 corners around points; x varies fastest."""
-    n, first, mask = np.int32(resolution), np.uint32(offset), np.uint32(size - 1)
-    m, mm = np.uint32(resolution), np.uint32(resolution * resolution)
-    for q in range(count):
-        x0, x1, u0, u1 = _axis(points[q], n, is_dense)
-        y0, y1, v0, v1 = _axis(points[LANES + q], n, is_dense)
-        z0, z1, w0, w1 = _axis(points[2 * LANES + q], n, is_dense)
-        w0, w1 = w0 * level_weights[q], w1 * level_weights[q]
-        a, b, c, d = u0 * v0, u1 * v0, u0 * v1, u1 * v1
-        weights[q], weights[LANES + q] = a * w0, b * w0
-        weights[2 * LANES + q], weights[3 * LANES + q] = c * w0, d * w0
-        weights[4 * LANES + q], weights[5 * LANES + q] = a * w1, b * w1
-        weights[6 * LANES + q], weights[7 * LANES + q] = c * w1, d * w1
-        if is_dense:
-            x0, x1 = first + x0 * mm, first + x1 * mm
-            y0, y1 = y0 * m, y1 * m
-            corners[q], corners[LANES + q] = x0 + y0 + z0, x1 + y0 + z0
-            corners[2 * LANES + q], corners[3 * LANES + q] = x0 + y1 + z0, x1 + y1 + z0
-            corners[4 * LANES + q], corners[5 * LANES + q] = x0 + y0 + z1, x1 + y0 + z1
-            corners[6 * LANES + q], corners[7 * LANES + q] = x0 + y1 + z1, x1 + y1 + z1
-        else:
-            y0, y1, z0, z1 = y0 * PRIME_Y, y1 * PRIME_Y, z0 * PRIME_Z, z1 * PRIME_Z
-            e, f, g, h = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
-            corners[q] = first + ((x0 ^ e) & mask)
-            corners[LANES + q] = first + ((x1 ^ e) & mask)
-            corners[2 * LANES + q] = first + ((x0 ^ f) & mask)
-            corners[3 * LANES + q] = first + ((x1 ^ f) & mask)
-            corners[4 * LANES + q] = first + ((x0 ^ g) & mask)
-            corners[5 * LANES + q] = first + ((x1 ^ g) & mask)
-            corners[6 * LANES + q] = first + ((x0 ^ h) & mask)
-            corners[7 * LANES + q] = first + ((x1 ^ h) & mask)
-
-
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _encode(field, unrolled, scratch, count):
     """The features of the round's samples, and with `append_scale` the levels' weights."""
     table, width = field.table, len(unrolled)
@@ -202,12 +83,13 @@ def _encode(field, unrolled, scratch, count):
         if field.downweight:
             for q in range(count):
                 cells = scratch.stds[q] * np.float32(resolution)
-                w[q] = math.sqrt(ONE - _exp(FOOTPRINT / max(cells * cells, np.float32(1e-30))))
+                w[q] = math.sqrt(ONE - exp(FOOTPRINT / max(cells * cells, np.float32(1e-30))))
         else:
             for q in range(count):
                 w[q] = ONE
         is_dense = size == resolution * resolution * resolution
-        _corners(scratch.points, w, resolution, field.offsets[level], size, is_dense, e, s, count)
+        corners_and_weights(
+            scratch.points, w, resolution, field.offsets[level], size, is_dense, e, s, count)
         row = level * stride
         for q in range(count):
             e0, e1, e2, e3 = e[q], e[LANES + q], e[2 * LANES + q], e[3 * LANES + q]
@@ -226,16 +108,16 @@ def _encode(field, unrolled, scratch, count):
                 features[row + width, q] = w[q]
 
 
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _densities(field, unrolled, scratch, count):
     """Densities of the round's samples into `weights`; returns the trunk's output and a buffer."""
     _encode(field, unrolled, scratch, count)
     x, y, spare = scratch.features, scratch.hidden, scratch.spare
     for k in range(len(field.trunk)):
         rows, inputs, offset, bias = field.trunk[k]
-        _fill(field.params, bias, rows, y, count)
-        _dense(field.params, offset, rows, inputs, x, y, count)
-        _relu(rows, y, count)
+        fill(field.params, bias, rows, y, count)
+        add_product(field.params, offset, rows, inputs, x, y, count)
+        relu(rows, y, count)
         x, y, spare = y, spare, y
     density = scratch.weights
     rows, _, offset, bias = field.density
@@ -245,21 +127,21 @@ def _densities(field, unrolled, scratch, count):
         for q in range(count):
             density[q] += field.params[offset + i] * x[i, q]
     for q in range(count):
-        density[q] = _exp(density[q])
+        density[q] = exp(density[q])
     return x, y
 
 
 # Samples along rays.
 
 
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+@compiled(inline="always")
 def _contracted(x, y, z):
     """Length of a vector, at least 1, and the factor by which contraction scales it."""
     norm = math.sqrt(max(x * x + y * y + z * z, ONE))
     return norm, (TWO * norm - ONE) / (norm * norm)
 
 
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+@compiled(inline="always")
 def _speed(norm, scale, along, squared):
     """Length in contracted space per t; along: x . d; squared: |d|^2. See `march.contracted_speed`.
     """
@@ -269,12 +151,12 @@ def _speed(norm, scale, along, squared):
     return outside if norm > ONE else math.sqrt(squared)
 
 
-@_compiled(fastmath=FAST, error_model="numpy", inline="always")
+@compiled(inline="always")
 def _cell(u, resolution):
     return min(max(np.int64(u * np.float32(resolution)), 0), resolution - 1)
 
 
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _collect_ray(ray, r, n, rays, grid, options, scratch):
     """Add the next samples of a ray to a round, of which there are n so far; returns their number.
     """
@@ -303,7 +185,7 @@ def _collect_ray(ray, r, n, rays, grid, options, scratch):
         if grid.contraction:
             norm, scale = _contracted(x, y, z)
             along = x * dx + y * dy + z * dz
-            shrink = _cube_root((scale / norm) * (scale / norm))
+            shrink = cube_root((scale / norm) * (scale / norm))
             x, y, z = scale * x, scale * y, scale * z
         u = (x - grid.centre[0]) / grid.side + HALF
         v = (y - grid.centre[1]) / grid.side + HALF
@@ -332,17 +214,19 @@ def _collect_ray(ray, r, n, rays, grid, options, scratch):
     return n
 
 
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _composite(scratch, count, options):
     """Densities to weights; updates rays, and returns the number of samples to be shaded."""
     weights, lengths, transmittance = scratch.weights, scratch.lengths, scratch.transmittance
     for q in range(count):
-        opacity = ONE - _exp(-weights[q] * lengths[q])
+        opacity = ONE - exp(-weights[q] * lengths[q])
         weights[q] = opacity if lengths[q] >= ZERO else ONE
     found = 0
     for q in range(count):
         r = scratch.owners[q]
         before = transmittance[r]
+        if before <= options.min_transmittance:  # The ray has ended within the round.
+            continue
         weight = before * weights[q]
         transmittance[r] = before - weight
         if before > HALF and before - weight <= HALF:
@@ -356,7 +240,7 @@ def _composite(scratch, count, options):
     return found
 
 
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _shade(first, field, directional, scratch, hidden, spare, found, padding):
     """Add the colours of the samples in `shaded` to their rays."""
     chosen, owners = scratch.shaded, scratch.owners
@@ -367,26 +251,27 @@ def _shade(first, field, directional, scratch, hidden, spare, found, padding):
     for k in range(len(field.colour)):
         rows, inputs, offset, hidden_inputs, hidden_offset, bias, row = field.colour[k]
         if row < 0:
-            _fill(field.params, bias, rows, y, found)
+            fill(field.params, bias, rows, y, found)
         else:
             for o in range(rows):
                 for q in range(found):
                     y[o, q] = directional[row + o, first + owners[chosen[q]]]
         if inputs:
-            _dense(field.params, offset, rows, inputs, x, y, found)
+            add_product(field.params, offset, rows, inputs, x, y, found)
         if hidden_inputs:
-            _dense(field.params, hidden_offset, rows, hidden_inputs, scratch.selected, y, found)
+            add_product(
+                field.params, hidden_offset, rows, hidden_inputs, scratch.selected, y, found)
         if k + 1 < len(field.colour):
-            _relu(rows, y, found)
+            relu(rows, y, found)
         x, y = y, x
     for c in range(3):
         for q in range(found):
-            x[c, q] = (ONE + TWO * padding) / (ONE + _exp(-x[c, q])) - padding
+            x[c, q] = (ONE + TWO * padding) / (ONE + exp(-x[c, q])) - padding
         for q in range(found):
             scratch.colour[owners[chosen[q]], c] += scratch.weights[q] * x[c, q]
 
 
-@_compiled(fastmath=FAST, error_model="numpy")
+@compiled()
 def _march_tile(first, rays, grid, field, unrolled, options, directional, scratch, out):
     """March the rays of a tile until each is opaque or at its end."""
     count = min(TILE, len(rays.starts) - first)
@@ -427,7 +312,7 @@ def _march_tile(first, rays, grid, field, unrolled, options, directional, scratc
         out.log_mean[ray] = scratch.log_distance[r] / shaded if shaded > ZERO else NEVER
 
 
-@_compiled()
+@compiled()
 def _make_scratch(num_features, width):
     def samples(rows):
         return np.zeros((rows, LANES), np.float32)
@@ -448,7 +333,7 @@ def _make_scratch(num_features, width):
         log_distance=rays(), median=rays(), colour=np.zeros((TILE, 3), np.float32))
 
 
-@_compiled(fastmath=FAST, error_model="numpy", nogil=True)
+@compiled(nogil=True)
 def _march(thread, num_threads, rays, grid, field, unrolled, options, directional, out):
     scratch = _make_scratch(field.num_features, field.width)
     num_tiles = (len(rays.starts) + TILE - 1) // TILE
@@ -458,7 +343,7 @@ def _march(thread, num_threads, rays, grid, field, unrolled, options, directiona
             tile * TILE, rays, grid, field, unrolled, options, directional, scratch, out)
 
 
-@_compiled(fastmath=FAST, error_model="numpy", nogil=True)
+@compiled(nogil=True)
 def _density_at(thread, num_threads, points, stds, field, unrolled, density):
     scratch = _make_scratch(field.num_features, field.width)
     for first in range(thread * LANES, len(points), num_threads * LANES):

@@ -36,7 +36,6 @@ from scripts.benchmark import (  # noqa: E402
     table_row,
 )
 
-
 PATHS = ("exact", "skipping", "fast")
 
 
