@@ -79,8 +79,6 @@ def measure(folder, args):
     fast = make_renderer(model, scene)
     grid_seconds = time.perf_counter() - begin
     renderers = {"exact": Renderer(model), "skipping": make_renderer(model, scene, exact=True)}
-    if renderers["skipping"].occupancy is None:
-        del renderers["skipping"]
     if fast.marcher is not None:
         renderers["fast"] = fast
     index = np.linspace(0, len(test) - 1, args.views).round().astype(int)
