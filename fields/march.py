@@ -23,6 +23,10 @@ from structures import Rays
 # intervals images are 0.3 to 0.7 dB worse against the photographs.
 RESOLUTION, STEPS_PER_CELL, MIN_STEPS = 128, 2.5, 16
 
+# Cells per side of the finest level of a field. The intervals are about as long as its cells, and
+# would be too long for the thinner surfaces of finer grids.
+MAX_FINEST = 256
+
 # A ray ends at this transmittance, and lighter samples are not shaded by themselves.
 MIN_TRANSMITTANCE, MIN_WEIGHT = 0.01, 0.003
 
