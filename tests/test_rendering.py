@@ -105,7 +105,7 @@ def test_distances_are_in_world_units_also_in_ndc(flags, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of hash grids on small images of the demo scene, and its test split."""
+    """A run of hash grids on small images of the demo scene, its test split, and its renderer."""
     folder = tmp_path_factory.mktemp("fast")
     demo.write_blender(folder / "demo", size=50)
     train.main(["--preset", "laptop", "--model", "zipnerf", "--scene", str(folder / "demo"),
@@ -113,14 +113,15 @@ def trained(tmp_path_factory):
                 "300", "--batch_size", "512", "--grid_finest", "64", "--grid_log2_size", "13",
                 "--eval_every", "0", "--no-final_eval"])
     run = load_checkpoint(folder / "run", "cpu")
-    return run, load_dataset(run.config, "test", "cpu")
+    renderer = make_renderer(run.model, run.scene["train"])
+    return run, load_dataset(run.config, "test", "cpu"), renderer
 
 
 def test_fast_images_equal_exact_ones_to_forty_decibels(trained):
-    run, test = trained
+    run, test, renderer = trained
     view = test.image(0)
     exact = make_renderer(run.model, run.scene["train"], exact=True).render(view.rays)
-    fast = make_renderer(run.model, run.scene["train"]).render(view.rays)
+    fast = renderer.render(view.rays)
     assert psnr(fast.rgb, exact.rgb) > 40
     assert psnr(fast.rgb, view.rgb) > psnr(exact.rgb, view.rgb) - 0.05
     assert psnr(fast.acc, exact.acc) > 35
@@ -136,18 +137,17 @@ def test_fast_images_equal_exact_ones_to_forty_decibels(trained):
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3)])
 def test_fast_path_takes_any_batch_shape(shape, trained):
-    run, test = trained
+    _, test, renderer = trained
     rays = test.image(0).rays.flatten()
     rays = rays[:1].map(lambda x: x[0].expand(*shape, *x.shape[1:]))
-    output = make_renderer(run.model, run.scene["train"]).render(rays, chunk=4)
+    output = renderer.render(rays, chunk=4)
     assert output.rgb.shape == (*shape, 3) and output.distance_median.shape == shape
 
 
-def test_few_rays_and_other_normals_take_the_exact_path(trained, monkeypatch):
-    run, test = trained
+def test_few_rays_and_other_normals_take_the_exact_path(trained):
+    run, test, renderer = trained
     rays = test.image(0).rays[:2]
     assert make_renderer(run.model, run.scene["train"], num_rays=100).marcher is None
-    renderer = make_renderer(run.model, run.scene["train"])
     output = renderer.render(rays, normals_from="density")
     expected = rendering.render_image(run.model, rays, normals_from="density")
     assert torch.equal(output.rgb, expected.rgb) and torch.equal(output.normals, expected.normals)
