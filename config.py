@@ -264,6 +264,8 @@ FLAGS = {
         Flag("dolly", bool, False, "move the camera instead of changing the focal length",
              only=ZOOM, scope=RENDER),
         Flag("skip_empty", bool, True, "skip empty space with an occupancy grid", scope=RENDER),
+        Flag("exact", bool, False, "render as for scores, not by the fast path", only=GRIDS,
+             scope=RENDER),
         Flag("visualize_depth", bool, False, "also a video of distances", scope=RENDER),
         Flag("visualize_normals", bool, False, "also a video of world normals", scope=RENDER),
         Flag("visualize_components", bool, False, "also videos of albedo, roughness, shading "
@@ -305,7 +307,7 @@ SCRIPTS = {
     "visualize": Script(f"Render a video of a trained model. {FIND_RUN}",
                         ("run", "model", "video"), RENDERING, also=("normals_from",)),
     "extract_mesh": Script(f"Extract a coloured mesh from a trained model. {FIND_RUN}",
-                           ("run", "model", "mesh"), RENDERING),
+                           ("run", "model", "mesh"), RENDERING, also=("exact",)),
 }
 ANY_SCRIPT = Script("Flags of all scripts.", tuple(FLAGS))
 

@@ -1,6 +1,8 @@
-"""Rays to whole images: chunks, empty-space skipping, depth and normal images."""
+"""Rays to whole images: chunks, empty-space skipping, marching, depth and normal images."""
 
-from dataclasses import replace
+import logging
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,14 +10,24 @@ from torch.nn.functional import normalize
 
 import image_utils
 from coord import points_to_ndc
+from fields import hash_grid
+from fields.hash import HashField
+from fields.march import MAX_FINEST, Footprints, Marcher
 from fields.occupancy import OccupancyGrid, build_occupancy_grid
 from models.base import RayModel
-from ray_utils import world_points
+from models.zipnerf import ZipNeRF
+from ray_utils import corner_rays, reached_box, world_points
 from runtime.memory import smaller_until_it_fits
-from structures import Cameras, Rays, RenderOutput, Shading, concatenate
+from structures import Cameras, Rays, RenderOutput, Scene, Shading, concatenate
+
+logger = logging.getLogger(__name__)
 
 # Smallest number of samples for which an occupancy grid is built, which takes half a million.
 MIN_SAMPLES_FOR_OCCUPANCY = 2_000_000
+
+# Rays marched at once, and the most cameras that give the footprints of pixels.
+MARCH_CHUNK = 1 << 16
+FOOTPRINT_CAMERAS = 16
 
 # With empty-space skipping a chunk may hold this many times more rays.
 OCCUPANCY_CHUNK_MULT = 32
@@ -122,6 +134,88 @@ def per_pixel(output: RenderOutput, normals_from: str) -> RenderOutput:
         normals = (output.weights[..., None] * normals).sum(dim=-2)
     return replace(output, sdist=None, tdist=None, weights=None, predicted_normals=None,
                    density_normals=None, normals=normals)
+
+
+# One renderer for many images.
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders any rays of a model, for videos and meshes; built once by `make_renderer`.
+
+    occupancy: grid of the exact path; marcher: the fast path, None if it does not apply. (Scores
+    come from `render_image` alone.)
+    """
+
+    model: RayModel
+    occupancy: OccupancyGrid | None = None
+    marcher: Marcher | None = None
+
+    def render(self, rays: Rays, chunk: int | None = None, shading: Shading | None = None,
+               normals_from: str = "depth") -> RenderOutput:
+        """The `RenderOutput` of rays of any batch shape; arguments as in `render_image`.
+
+        Normals other than those of the distances take the exact path.
+        """
+        if self.marcher is None or normals_from != "depth":
+            return render_image(self.model, rays, chunk, self.occupancy, shading, normals_from)
+        flat = rays.flatten()
+        chunk = chunk or MARCH_CHUNK
+        parts = [self._march(flat[first : first + chunk])
+                 for first in range(0, max(1, len(flat)), chunk)]
+        return concatenate(parts).map(lambda x: x.reshape((*rays.shape, *x.shape[1:])))
+
+    @torch.no_grad()
+    def _march(self, rays: Rays) -> RenderOutput:
+        output = self.marcher(rays, self.model.view_inputs(rays))
+        near, far = rays.near[:, 0], rays.far[:, 0]
+        mean = output.log_mean.exp().maximum(near).minimum(far)
+        return RenderOutput(
+            rgb=output.rgb, acc=output.acc, distance_mean=mean.where(output.acc > 0, far),
+            distance_median=output.median.where(output.median >= 0, far))
+
+
+def make_renderer(model: RayModel, scene: Scene, exact: bool = False,
+                  num_rays: int | None = None, skip_empty: bool = True) -> Renderer:
+    """The `Renderer` of a model: the fast path unless `exact`, where it applies.
+
+    scene: of the training views, on the model's device. num_rays: number of rays to be rendered,
+    if known: for few of them no grid is built. skip_empty: whether to use a grid at all.
+    """
+    num_rays = 1 << 62 if num_rays is None else num_rays
+    if not skip_empty:
+        return Renderer(model)
+    is_worth_it = num_rays * model.max_samples_per_level > MIN_SAMPLES_FOR_OCCUPANCY
+    if not exact and is_worth_it and can_march(model, scene.box.device):
+        return Renderer(model, marcher=make_marcher(model, scene))
+    return Renderer(model, build_occupancy(model, reached_box(scene), num_rays))
+
+
+def can_march(model: RayModel, device: torch.device) -> bool:
+    """Whether the fast path applies; logs why not, if the model is one of grids."""
+    if not model.grids() or device.type != "cpu":
+        return False
+    if not hash_grid.has_numba():
+        reason = "numba is missing"
+    elif not isinstance(model, ZipNeRF):
+        reason = "the surfaces of a NeRV are shaded under its lights"
+    elif model.field.num_multisamples > 1:
+        reason = "the fast path takes one multisample per interval"
+    elif cast(HashField, model.field).levels.resolutions[-1] > MAX_FINEST:
+        reason = f"the fast path takes grids of at most {MAX_FINEST} cells per side"
+    else:
+        return True
+    logger.info("Images are rendered by the exact path: %s.", reason)
+    return False
+
+
+def make_marcher(model: RayModel, scene: Scene) -> Marcher:
+    """The `Marcher` of a Zip-NeRF."""
+    cameras = scene.cameras[:: -(-len(scene.cameras) // FOOTPRINT_CAMERAS)]
+    positions = cameras.camtoworlds[:, :, 3] if model.ray_shape == "cone" else None
+    footprints = Footprints(float(corner_rays(cameras).radii.median()), positions)
+    field = cast(HashField, model.field)
+    return Marcher(field, footprints, model.bg_rgb, model.opaque_background)
 
 
 def render_view(model: RayModel, dataset, index: int, chunk: int | None,

@@ -42,9 +42,7 @@ from exporters.video import (
     video_cameras,
     write_videos,
 )
-from models.base import RayModel
-from ray_utils import reached_box
-from rendering import build_occupancy
+from rendering import Renderer, make_renderer
 from runtime import distributed
 from runtime.devices import select_device
 from runtime.files import sole_writer
@@ -80,18 +78,16 @@ def make_video(run: Checkpoint, device: torch.device) -> None:
             check_same_frames(folder, run)
         print(f"{config.frames} frames of {width}x{height} on the {path} path, into {folder}",
               flush=True)
-        render_options = {"chunk": config.chunk, "occupancy": None, "shading": run.shading,
+        render_options = {"chunk": config.chunk, "shading": run.shading,
                           "normals_from": shown_normals(config)}
-        if config.skip_empty:
-            render_options["occupancy"] = build_occupancy(
-                run.model, reached_box(run.scene["train"]).to(device),
-                config.frames * width * height)
+        renderer = make_renderer(run.model, run.scene["train"].to(device), config.exact,
+                                 config.frames * width * height, config.skip_empty)
         scale = None
         if config.visualize_depth:
             thumbnails = video_cameras(run, path, *thumbnail_size(width, height)).to(device)
             with distributed.main_first():
-                scale = distance_scale(folder, run.model, thumbnails, **render_options)
-        render_missing(folder, run.model, video, kinds, scale, render_options)
+                scale = distance_scale(folder, renderer, thumbnails, **render_options)
+        render_missing(folder, renderer, video, kinds, scale, render_options)
         distributed.wait_for_all()
         if distributed.is_main():
             for file in write_videos(folder, kinds, scale, config, encoder):
@@ -107,15 +103,16 @@ def select_path(run: Checkpoint) -> str:
     return path
 
 
-def render_missing(folder: Path, model: RayModel, video: VideoCameras, kinds: Sequence[str],
-                   scale: Scale | None, render_options: Mapping[str, Any]) -> None:
+def render_missing(folder: Path, renderer: Renderer, video: VideoCameras,
+                   kinds: Sequence[str], scale: Scale | None,
+                   render_options: Mapping[str, Any]) -> None:
     """Render the missing frames; prints how many exist, and the estimated time."""
     missing = missing_images(folder, kinds, video.cameras)
     num_complete = len(video.cameras) - len(missing)
     if num_complete:
         print(f"{num_complete} frames exist already.")
     begin, count = time.perf_counter(), len(distributed.rank_items(list(missing)))
-    frames = render_frames(folder, model, video, missing, scale, **render_options)
+    frames = render_frames(folder, renderer, video, missing, scale, **render_options)
     bar = tqdm(frames, total=count, desc="rendering", unit="frame", disable=distributed.hide_bar())
     for done, _ in enumerate(bar):
         if done == 0:

@@ -29,7 +29,7 @@ from exporters.survey import (
 )
 from models.base import RayModel
 from ray_utils import footprint_radius, points_to_pixels, reached_box
-from rendering import build_occupancy, render_image
+from rendering import Renderer, build_occupancy, make_renderer
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.run_folder import as_name
@@ -115,7 +115,8 @@ def extract(model: RayModel, scene: Scene, config: Any, target: Target
         mesh = remove_unseen(mesh, target.survey)
         check_not_empty(mesh, surface, "no training view sees the surface", target.threshold)
     mesh = remove_small_components(mesh, config.min_component)
-    mesh = colour_vertices(mesh, model, target.survey, scene, chunk=config.chunk,
+    renderer = make_renderer(model, scene, config.exact, len(mesh.vertices))
+    mesh = colour_vertices(mesh, renderer, target.survey, scene, chunk=config.chunk,
                            shading=Shading.from_config(config))
     if not config.keep_unseen:
         mesh = remove_background(mesh, scene.background)
@@ -191,14 +192,14 @@ def remove_background(mesh: Mesh, background: float) -> Mesh:
 # Colours.
 
 
-def colour_vertices(mesh: Mesh, model: RayModel, survey: Survey, scene: Scene,
+def colour_vertices(mesh: Mesh, renderer: Renderer, survey: Survey, scene: Scene,
                     **render_options: Any) -> Mesh:
     """The mesh with colours: those of short rays through its vertices, against the normals.
 
-    Colours of a relightable model are its albedo. render_options: of `render_image`.
+    Colours of a relightable model are its albedo. render_options: of `Renderer.render`.
     """
-    rays = vertex_rays(mesh, survey, scene.cameras.ndc, model.ray_shape)
-    output = render_image(model, scene.light_rays(rays, 0), **render_options)
+    rays = vertex_rays(mesh, survey, scene.cameras.ndc, renderer.model.ray_shape)
+    output = renderer.render(scene.light_rays(rays, 0), **render_options)
     # Subtract the background before dividing by opacity.
     opacity = output.acc[:, None].clamp(min=1e-3)
     premultiplied = output.rgb - (1 - output.acc[:, None]) * scene.background
@@ -255,6 +256,8 @@ def folder_name(run: Any) -> str:
             name += f"_{axis}{as_name(ends[0])}to{as_name(ends[1])}"
     if config.keep_unseen:
         name += "_unseen"
+    if config.exact:
+        name += "_exact"
     if config.min_component != BY_NAME["min_component"].default:
         name += f"_pieces{as_name(config.min_component)}"
     return name

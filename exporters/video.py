@@ -19,11 +19,10 @@ import image_utils
 from cameras.paths import path_cameras
 from config import shading_name
 from exporters.encoder import Encoder, write_preview, write_video
-from models.base import RayModel
 from ray_utils import image_rays
 from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights
-from rendering import render_image, surface_normals, world_distance, world_normals
+from rendering import Renderer, surface_normals, world_distance, world_normals
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import write_atomically
@@ -102,8 +101,8 @@ def folder_name(run: Any, path: str, width: int, height: int) -> str:
     kind += shading_name(config, run.saved_config)
     if shown_normals(config) != "depth":
         kind += f"_{shown_normals(config)}_normals"
-    whole = "" if config.skip_empty else "_whole"
-    return f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}{whole}"
+    path_name = "_exact" * config.exact + "_whole" * (not config.skip_empty)
+    return f"video_{kind}_{run.step:08d}_{config.frames}x{width}x{height}{path_name}"
 
 
 def check_same_frames(folder: Path, run: Any) -> None:
@@ -166,15 +165,16 @@ class Frame(NamedTuple):
     normals: Tensor | None = None
 
 
-def render_frame(model: RayModel, video: VideoCameras, index: int,
+def render_frame(renderer: Renderer, video: VideoCameras, index: int,
                  **render_options: Any) -> Frame:
-    """Render the frame at `index`. render_options: of `render_image`."""
+    """Render the frame at `index`. render_options: of `Renderer.render`."""
     rays = image_rays(video.cameras, index)
     if video.lights is not None:
         rays = rays.with_lights(video.lights[index])
-    output = render_image(model, rays, **render_options)
+    output = renderer.render(rays, **render_options)
     distance = world_distance(video.cameras, rays, output.distance_median) / video.scene_scale
-    return Frame(output.rgb, rays.viewdirs, output.acc, distance, model.extra_images(output),
+    return Frame(output.rgb, rays.viewdirs, output.acc, distance,
+                 renderer.model.extra_images(output),
                  world_normals(video.cameras, rays, output))
 
 
@@ -198,7 +198,7 @@ def frame_image(frame: Frame, kind: str, scale: Scale | None) -> Tensor | np.nda
 # The colour scale of distances.
 
 
-def distance_scale(folder: Path, model: RayModel, thumbnails: VideoCameras,
+def distance_scale(folder: Path, renderer: Renderer, thumbnails: VideoCameras,
                    **render_options: Any) -> Scale:
     """Ends of the colour scale of a whole video, in units of the scene's files.
 
@@ -210,7 +210,7 @@ def distance_scale(folder: Path, model: RayModel, thumbnails: VideoCameras,
     if scale is None:
         for frame in (folder / "frames").glob("depth_*.png"):  # Their scale is unknown.
             frame.unlink()
-        scale = estimate_scale(model, thumbnails, **render_options)
+        scale = estimate_scale(renderer, thumbnails, **render_options)
         near, far = scale
         write_json(path, {"near": near, "far": far, "unit": "as in the scene's files"})
     return scale
@@ -227,12 +227,12 @@ def read_scale(path: Path) -> Scale | None:
     return None
 
 
-def estimate_scale(model: RayModel, thumbnails: VideoCameras,
+def estimate_scale(renderer: Renderer, thumbnails: VideoCameras,
                    **render_options: Any) -> Scale:
     """The range of distances in `SCALE_FRAMES` evenly spaced thumbnails."""
     count = len(thumbnails.cameras)
     indices = np.linspace(0, count - 1, min(SCALE_FRAMES, count)).round().astype(int)
-    frames = [render_frame(model, thumbnails, int(i), **render_options) for i in indices]
+    frames = [render_frame(renderer, thumbnails, int(i), **render_options) for i in indices]
     return image_utils.distance_range(torch.stack([frame.distance for frame in frames]),
                                       torch.stack([frame.acc for frame in frames]))
 
@@ -252,13 +252,13 @@ def missing_images(folder: Path, kinds: Sequence[str], cameras: Cameras) -> dict
     return {i: kinds_missing for i, kinds_missing in missing.items() if kinds_missing}
 
 
-def render_frames(folder: Path, model: RayModel, video: VideoCameras,
+def render_frames(folder: Path, renderer: Renderer, video: VideoCameras,
                   missing: Mapping[int, Sequence[str]], scale: Scale | None,
                   **render_options: Any) -> Iterator[int]:
     """Render this rank's part of the missing images; yields each frame's index once it is written.
     """
     for index in distributed.rank_items(list(missing)):
-        frame = render_frame(model, video, index, **render_options)
+        frame = render_frame(renderer, video, index, **render_options)
         for kind in missing[index]:
             image_utils.write_image(frame_file(folder, kind, index),
                                     frame_image(frame, kind, scale))

@@ -1,16 +1,19 @@
-"""Occupancy grid for empty-space skipping.
+"""Occupancy grids for empty-space skipping.
 
-Finds empty ray segments and estimates the density of the others. Cells are cubes in the
-coordinates of rays. (Unbounded models gain nothing: nearly all of their rays end at a surface, and
-the proposals have found the empty space already.)
+`OccupancyGrid` finds empty ray segments and estimates the density of the others; its cells are
+cubes in the coordinates of rays. (Unbounded models gain nothing from it: nearly all of their rays
+end at a surface, and the proposals have found the empty space already.) `MarchGrid` says how far
+rays may jump, also in contracted space; march.py marches rays through it.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from structures import Rays
@@ -20,6 +23,10 @@ RESOLUTION = 128
 
 # Cells with less opacity are empty.
 MIN_OPACITY = 0.005
+
+# Cells of a `MarchGrid` and their neighbours are looked at closely if the opacity at their centre
+# is at least this.
+CANDIDATE_OPACITY = 0.0005
 
 
 @dataclass(frozen=True)
@@ -141,3 +148,55 @@ def build_occupancy_grid(density: Callable, box: Tensor, max_queries: int) -> Oc
 def _dilate(cells):
     """Occupied cells `[R, R, R]` and all their neighbours."""
     return F.max_pool3d(cells[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
+
+
+@dataclass(frozen=True)
+class MarchGrid:
+    """How far a ray may jump from a cell of the cube that a hash grid covers.
+
+    skip: uint8 `[R, R, R]` by x, y and z: 0 in occupied cells, otherwise the distance in cells
+    (the largest along an axis) to the nearest one, at most 255; centre `[3]`, side: of the cube, in
+    the coordinates of rays, or contracted ones with `contraction`.
+    """
+
+    skip: Tensor
+    centre: Tensor
+    side: float
+    contraction: bool
+
+    @classmethod
+    def from_cells(cls, occupied: Tensor, centre: Tensor, side: float,
+                   contraction: bool) -> "MarchGrid":
+        """Build from bool cells `[R, R, R]`."""
+        cells = occupied.cpu().numpy()
+        if cells.any():
+            distance = distance_transform_cdt(~cells, metric="chessboard")
+        else:
+            distance = np.full(cells.shape, 255)
+        skip = torch.from_numpy(np.minimum(distance, 255).astype(np.uint8))
+        return cls(skip, centre, side, contraction)
+
+    @property
+    def occupied_fraction(self) -> float:
+        """Fraction of the cells that are occupied."""
+        return float((self.skip == 0).float().mean())
+
+
+@torch.no_grad()
+def find_occupied(opacity: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
+    """Which cells `[R, R, R]` of the unit cube hold something, by x, y and z.
+
+    opacity: a function from points `[M, 3]` in the unit cube to the opacity `[M]` of a cell of the
+    density there; NaN counts as occupied. Near centres with some opacity, thin surfaces are also
+    looked for at 4 points between a cell's centre and its corners.
+    """
+    axis = (torch.arange(resolution) + 0.5) / resolution
+    centres = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+    at_centres = opacity(centres.reshape(-1, 3)).reshape(3 * (resolution,))
+    occupied = ~(at_centres < MIN_OPACITY)
+    candidates = (_dilate(~(at_centres < CANDIDATE_OPACITY)) & ~occupied).nonzero()
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    points = (candidates[:, None] + 0.5 + 0.25 * corners) / resolution
+    found = ~(opacity(points.reshape(-1, 3)) < MIN_OPACITY)
+    occupied[tuple(candidates.T)] = found.reshape(-1, len(corners)).any(dim=-1)
+    return occupied

@@ -23,7 +23,7 @@ from exporters import video  # noqa: E402
 from exporters.mesh import extract, find_target  # noqa: E402
 from procedural.tracing import distance_to_surface, intersect  # noqa: E402
 from ray_utils import image_rays  # noqa: E402
-from rendering import surface_normals  # noqa: E402
+from rendering import Renderer, make_renderer, surface_normals  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 from runtime.memory import peak_memory  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
@@ -71,10 +71,11 @@ def time_frame(folder, device, size):
     run = run.with_config(run.config.replace(frames=1))
     device = next(run.model.parameters()).device
     cameras = video.video_cameras(run, "spherical", size, size).to(device)
+    renderer = make_renderer(run.model, run.scene["train"].to(device))
     seconds = []
     for _ in range(FRAME_ROUNDS):
         begin = time.perf_counter()
-        frame = video.render_frame(run.model, cameras, 0)
+        frame = video.render_frame(renderer, cameras, 0)
         for kind in ("rgb", "depth", "normals"):
             video.frame_image(frame, kind, (1.0, 10.0))
         seconds.append(time.perf_counter() - begin)
@@ -129,7 +130,7 @@ def compare_normals(folder, device):
     cameras = video.VideoCameras(cameras=scene.cameras, lights=scene.lights, scene_scale=1.0)
     angles = []
     for index in range(len(scene.cameras)):
-        frame = video.render_frame(run.model, cameras, index)
+        frame = video.render_frame(Renderer(run.model), cameras, index)
         normals = surface_normals(frame.distance, frame.viewdirs, frame.acc).cpu()
         rays = image_rays(run.scene["test"].cameras, index)
         surface = intersect(rays.origins, rays.directions)

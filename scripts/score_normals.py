@@ -20,7 +20,7 @@ from checkpoint import load_checkpoint  # noqa: E402
 from config import positive_int  # noqa: E402
 from exporters import video  # noqa: E402
 from procedural.tracing import render_normals  # noqa: E402
-from rendering import surface_normals  # noqa: E402
+from rendering import Renderer, surface_normals  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from scripts.bench_outputs import is_demo  # noqa: E402
@@ -71,7 +71,7 @@ def angular_errors(run, kind, num_views=None):
         width, height = cameras.sizes[index].tolist()
         true, opacity = render_normals(
             cameras.camtoworlds[index], cameras.pixtocams[index], width, height)
-        frame = video.render_frame(run.model, on_device, index, normals_from=kind)
+        frame = video.render_frame(Renderer(run.model), on_device, index, normals_from=kind)
         normals = frame.normals
         if normals is None:
             normals = surface_normals(frame.distance, frame.viewdirs, frame.acc)

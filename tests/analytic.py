@@ -37,6 +37,9 @@ class AnalyticModel:
 
     samples_evenly = False
 
+    def grids(self):
+        return []
+
     def extra_images(self, output):
         return {}
 

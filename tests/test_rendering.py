@@ -1,12 +1,20 @@
 """Depth and normals of rendered images, against surfaces with known geometry."""
 
+import logging
+
 import pytest
 import torch
 
-from config import get_config
+import rendering
+import train
+from checkpoint import load_checkpoint
+from config import default_config, get_config
 from datasets import load_dataset
-from rendering import surface_normals, world_distance
-from tests.scenes import write_llff
+from image_utils import psnr
+from model import build_model
+from procedural import scene as demo
+from rendering import make_renderer, surface_normals, world_distance
+from tests.scenes import open_scene, write_blender, write_llff
 
 
 def camera_rays(size=40, width=0.6):
@@ -90,3 +98,74 @@ def test_distances_are_in_world_units_also_in_ndc(flags, tmp_path):
         reach = 3.0 * rays.directions.norm(dim=-1)
     distance = world_distance(dataset.cameras, rays, t)
     torch.testing.assert_close(distance, reach, rtol=1e-4, atol=1e-4)
+
+
+# The fast path.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of hash grids on small images of the demo scene, its test split, and its renderer."""
+    folder = tmp_path_factory.mktemp("fast")
+    demo.write_blender(folder / "demo", size=50)
+    train.main(["--preset", "laptop", "--model", "zipnerf", "--scene", str(folder / "demo"),
+                "--device", "cpu", "--log_dir", str(folder), "--exp_name", "run", "--max_steps",
+                "300", "--batch_size", "512", "--grid_finest", "64", "--grid_log2_size", "13",
+                "--eval_every", "0", "--no-final_eval"])
+    run = load_checkpoint(folder / "run", "cpu")
+    renderer = make_renderer(run.model, run.scene["train"])
+    return run, load_dataset(run.config, "test", "cpu"), renderer
+
+
+def test_fast_images_equal_exact_ones_to_forty_decibels(trained):
+    run, test, renderer = trained
+    view = test.image(0)
+    exact = make_renderer(run.model, run.scene["train"], exact=True).render(view.rays)
+    fast = renderer.render(view.rays)
+    assert psnr(fast.rgb, exact.rgb) > 40
+    assert psnr(fast.rgb, view.rgb) > psnr(exact.rgb, view.rgb) - 0.05
+    assert psnr(fast.acc, exact.acc) > 35
+    solid = (exact.acc > 0.9) & (fast.acc > 0.9)
+    assert solid.float().mean() > 0.1
+    for name in ("distance_median", "distance_mean"):
+        error = (getattr(fast, name) - getattr(exact, name)).abs()
+        assert error[solid].median() < 0.01 and error[exact.acc < 0.01].median() == 0
+    normals = [surface_normals(output.distance_median, view.rays.viewdirs, output.acc)
+               for output in (fast, exact)]
+    assert degrees_between(*normals)[solid].median() < 3
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3)])
+def test_fast_path_takes_any_batch_shape(shape, trained):
+    _, test, renderer = trained
+    rays = test.image(0).rays.flatten()
+    rays = rays[:1].map(lambda x: x[0].expand(*shape, *x.shape[1:]))
+    output = renderer.render(rays, chunk=4)
+    assert output.rgb.shape == (*shape, 3) and output.distance_median.shape == shape
+
+
+def test_few_rays_and_other_normals_take_the_exact_path(trained):
+    run, test, renderer = trained
+    rays = test.image(0).rays[:2]
+    assert make_renderer(run.model, run.scene["train"], num_rays=100).marcher is None
+    output = renderer.render(rays, normals_from="density")
+    expected = rendering.render_image(run.model, rays, normals_from="density")
+    assert torch.equal(output.rgb, expected.rgb) and torch.equal(output.normals, expected.normals)
+
+
+@pytest.mark.parametrize("flags,reason", [
+    ({"model": "mipnerf"}, None), ({"model": "zipnerf", "num_multisamples": 6}, "multisample"),
+    ({"model": "zipnerf", "num_multisamples": 1, "without_numba": True}, "numba is missing"),
+    ({"model": "zipnerf", "num_multisamples": 1, "grid_finest": 512}, "256 cells"),
+    ({"model": "nerv"}, "NeRV")])
+def test_models_that_cannot_be_marched_take_the_exact_path(flags, reason, tmp_path, caplog,
+                                                           monkeypatch):
+    if flags.pop("without_numba", False):
+        monkeypatch.setattr(rendering.hash_grid, "has_numba", lambda: False)
+    write_blender(tmp_path / "scene", size=(4, 3))
+    scene = open_scene(tmp_path / "scene", "blender").scene
+    model = build_model(default_config(preset="debug", **flags), box=scene.box).eval()
+    with caplog.at_level(logging.INFO):
+        renderer = make_renderer(model, scene)
+    assert renderer.marcher is None
+    assert (reason or "") in caplog.text and (reason is not None or not caplog.text)

@@ -21,6 +21,7 @@ from checkpoint import Checkpoint
 from config import default_config
 from datasets import load_dataset
 from exporters import video
+from rendering import Renderer
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sole_writer
@@ -138,7 +139,7 @@ def first_frame(model, tmp_path, dataset_name="blender", **flags):
     config = default_config(dataset_name=dataset_name, scene=str(tmp_path / "s"), **flags)
     scene = load_dataset(config, "train").scene
     cameras = video.VideoCameras(cameras=scene.cameras, lights=None, scene_scale=scene.scale)
-    return video.render_frame(model, cameras, 0, chunk=4096), scene
+    return video.render_frame(Renderer(model), cameras, 0, chunk=4096), scene
 
 
 def test_distances_and_normals_are_those_of_the_scene(tmp_path):
