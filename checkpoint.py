@@ -136,7 +136,9 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         content = read_checkpoint(path)
     config = config_of(content, path).replace(device=str(device))
     scene = {split: scene_from_dict(values) for split, values in content["scene"].items()}
-    num_images = len(scene["train"].names) if "train" in scene else None
+    num_images = None
+    if "train" in scene:
+        num_images = len(scene["train"].names) // len(config.scales)
     model = build_model(config, select_device(config), num_images=num_images)
     try:
         model.load_state_dict(content["model"])

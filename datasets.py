@@ -97,6 +97,11 @@ class NeRFDataset:
     def __len__(self) -> int:
         return len(self.scene.names)
 
+    @property
+    def num_photographs(self) -> int:
+        """Number of photographs, each of which is an image at every one of `--scales`."""
+        return len(self) // len(self.config.scales)
+
     def batch(self, batch_size: int, generator: torch.Generator | None = None,
               rows: slice = slice(None)) -> Batch:
         """Sample `batch_size` pixels with the CPU `generator`; a flat `Batch`.
@@ -113,7 +118,8 @@ class NeRFDataset:
         masks, rays = self.scene.masks, pixels_to_rays(self.cameras, cam_idx, x, y)
         return Batch(
             rays=replace(rays, lights=self.lights and self.lights[cam_idx],
-                         image_idx=rays.cam_idx if self._has_embeddings() else None),
+                         image_idx=rays.cam_idx % self.num_photographs
+                         if self._has_embeddings() else None),
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,

@@ -163,16 +163,18 @@ def ssim(a: Image, b: Image) -> float:
     """Structural similarity of two images `[h, w, 3]` in [0, 1] (Wang et al. 2004).
 
     As in TensorFlow and dm-pix: Gaussian window of 11 pixels and sigma 1.5, mean over the pixels
-    whose window lies inside the image. NaN for an image smaller than the window.
+    whose window lies inside the image. For smaller images, where those have no value, window and
+    sigma shrink in proportion to the largest odd side that fits.
     """
     from skimage.metrics import structural_similarity
 
     a, b = _array(a).astype(np.float64), _array(b).astype(np.float64)
-    if min(a.shape[:2]) < 11:
-        return float("nan")
+    smaller_side = min(a.shape[:2])
+    window = min(11, smaller_side - (smaller_side + 1) % 2)
     return float(structural_similarity(
         a, b, data_range=1, channel_axis=-1,
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        gaussian_weights=True, win_size=window, sigma=1.5 * window / 11,
+        use_sample_covariance=False,
     ))
 
 

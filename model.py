@@ -101,7 +101,7 @@ def build_model(config, device: torch.device | str = "cpu", box: Tensor | None =
     """The config's model on a device, its weights initialised from `--seed` only.
 
     box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
-    num_images: number of training images, for `--glo_features`.
+    num_images: number of photographs to train on, for `--glo_features`.
     """
     device = torch.device(device)
     compute_dtype = select_precision(config, device)

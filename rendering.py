@@ -29,6 +29,10 @@ MIN_SAMPLES_FOR_OCCUPANCY = 2_000_000
 MARCH_CHUNK = 1 << 16
 FOOTPRINT_CAMERAS = 16
 
+# Largest box, in radii of the ball that a contraction leaves as it is, with cells small enough to
+# tell empty space from the scene.
+MAX_CONTRACTED_BOX = 16.0
+
 # With empty-space skipping a chunk may hold this many times more rays.
 OCCUPANCY_CHUNK_MULT = 32
 
@@ -49,10 +53,13 @@ def build_occupancy(model: RayModel, box: Tensor, num_rays: int) -> OccupancyGri
     """The model's `OccupancyGrid` in a box `[2, 3]` that contains the rays, or None.
 
     None if building it costs more than skipping saves over `num_rays` rays, if most of the box is
-    occupied, or if the model's samples are not evenly spaced along rays.
+    occupied, if the model's samples are not evenly spaced along rays, or if it contracts space and
+    the rays reach far beyond the scene.
     """
     num_samples = num_rays * model.max_samples_per_level
     if not model.samples_evenly or num_samples <= MIN_SAMPLES_FOR_OCCUPANCY:
+        return None
+    if model.contraction and float((box[1] - box[0]).max()) > MAX_CONTRACTED_BOX:
         return None
 
     def density(means, variances):

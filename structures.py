@@ -171,7 +171,7 @@ class Rays(TensorRecord):
     cone at t = 1, or of its cylinder; near, far: range of t; lossmult: weight in the loss;
     cam_idx: index of the camera; all `[..., 1]`.
     lights: the scene's lights for each ray, a record of tensors `[..., K, C]`; None if unknown.
-    image_idx: `[..., 1]`, index of the training image, for its appearance embedding; None for rays
+    image_idx: `[..., 1]`, index of the photograph, for its appearance embedding; None for rays
         of no training image (`cam_idx` counts the cameras of any split or video).
     """
 

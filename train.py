@@ -307,9 +307,9 @@ def open_datasets(config, device):
 def prepare(config, device, folder, data, resumed):
     """The `Training` of a new model, or of a resumed run (a `Checkpoint`)."""
     model = resumed.model if resumed else build_model(
-        config, device, data.train.scene.box, num_images=len(data.train))
+        config, device, data.train.scene.box, num_images=data.train.num_photographs)
     distributed.copy_from_main(model.state_dict().values())
-    refinement = make_refinement(config, data.train.cameras, resumed)
+    refinement = make_refinement(config, data.train, resumed)
     if config.compile:
         compile_fields(model, device)
     model.train()
@@ -322,13 +322,13 @@ def prepare(config, device, folder, data, resumed):
         first_step=resumed.step if resumed else 0)
 
 
-def make_refinement(config, cameras, resumed):
-    """The `CameraRefinement` of the training cameras, new or resumed; None if they are fixed."""
+def make_refinement(config, dataset, resumed):
+    """The `CameraRefinement` of a dataset's cameras, new or resumed; None if they are fixed."""
     if not config.refine_cameras:
         return None
     if resumed:
-        return resumed.refinement.to(cameras.camtoworlds.device)
-    refinement = CameraRefinement.for_cameras(cameras)
+        return resumed.refinement.to(dataset.device)
+    refinement = CameraRefinement.for_cameras(dataset.cameras[: dataset.num_photographs])
     distributed.copy_from_main(refinement.state_dict().values())
     return refinement
 

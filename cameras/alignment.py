@@ -45,8 +45,9 @@ def align_cameras(cameras: Cameras, training: TrainingCameras) -> Cameras:
 def with_refined_cameras(model: RayModel, dataset, config: Any, training: TrainingCameras):
     """A `NeRFDataset` with the cameras under which a model in eval mode is to be scored.
 
-    Training views have their refined cameras. Those of other views are aligned, and each of this
-    rank's is refined for `--camera_test_steps` steps.
+    Training views have their refined cameras. Those of other views are aligned, and each
+    photograph's of which this rank scores an image is refined for `--camera_test_steps` steps, at
+    the first scale; its images at other scales share the pose.
     """
     if dataset.split == "train":
         return dataset.with_cameras(training.refined)
@@ -55,15 +56,16 @@ def with_refined_cameras(model: RayModel, dataset, config: Any, training: Traini
         return dataset
     poses = dataset.cameras.camtoworlds.clone()
     with frozen(model):
-        for index in tqdm(distributed.rank_items(range(len(dataset))), desc="refining cameras",
-                          disable=distributed.hide_bar()):
-            poses[index] = refined_pose(model, dataset, index, config)
+        count = dataset.num_photographs
+        photographs = sorted({i % count for i in distributed.rank_items(range(len(dataset)))})
+        for index in tqdm(photographs, desc="refining cameras", disable=distributed.hide_bar()):
+            poses[index::count] = refined_pose(model, dataset, index, config)
     return dataset.with_cameras(replace(dataset.cameras, camtoworlds=poses))
 
 
 def num_refined_rays(dataset, config: Any) -> int:
     """Number of rays whose gradients `with_refined_cameras` needs for all views of a dataset."""
-    return len(dataset) * config.camera_test_steps * min(config.batch_size, MOST_RAYS)
+    return dataset.num_photographs * config.camera_test_steps * min(config.batch_size, MOST_RAYS)
 
 
 def refined_pose(model: RayModel, dataset, index: int, config: Any) -> Tensor:

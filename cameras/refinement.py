@@ -37,8 +37,10 @@ CAMERAS_AT_ONCE = 4
 
 
 class CameraRefinement(nn.Module):
-    """Maps N cameras to refined ones; at first to themselves.
+    """Maps the cameras of N photographs to refined ones; at first to themselves.
 
+    A photograph used at several scales has a camera for each, and one change for all of them.
+    Cameras are those of all photographs at the first scale, then at the next one, and so on.
     pose_only: leave focal length, principal point and distortion as they are. The preconditioner is
     the identity until it is loaded, or computed by `for_cameras`.
     """
@@ -60,10 +62,11 @@ class CameraRefinement(nn.Module):
 
     def forward(self, cameras: Cameras) -> Cameras:
         """The refined cameras."""
-        return change_cameras(cameras, self.changes())
+        changes = self.changes()
+        return change_cameras(cameras, changes.repeat(len(cameras) // len(changes), 1))
 
     def changes(self) -> Tensor:
-        """The change of each camera, `[N, K]`: the first K of `PARAMETERS`."""
+        """The change of each photograph's cameras, `[N, K]`: the first K of `PARAMETERS`."""
         return (self.preconditioner * self.latent[:, None, :]).sum(dim=-1)
 
     def cast(self, cameras: Cameras, batch: Batch) -> Batch:
@@ -75,13 +78,14 @@ class CameraRefinement(nn.Module):
         return replace(batch, rays=rays)
 
     def variance_loss(self, cameras: Cameras) -> Tensor:
-        """Weighted variances over cameras of the changes of their intrinsics, a scalar.
+        """Weighted variances over photographs of the changes of their intrinsics, a scalar.
 
         The official code takes those of the intrinsics themselves, which differs if the original
         ones do: cameras of different lenses are not drawn to each other here.
         """
         changes = self.changes()
-        in_pixels = changes[:, CENTRE] / cameras.pixtocams[:, [0, 1], [0, 1]].abs()
+        pixel_sizes = cameras.pixtocams[: len(changes), [0, 1], [0, 1]].abs()
+        in_pixels = changes[:, CENTRE] / pixel_sizes
 
         def variance(x):
             return x.var(dim=0, correction=0).mean()

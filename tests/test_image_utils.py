@@ -12,16 +12,16 @@ import image_utils
 from runtime.errors import UserError
 
 
-def slow_ssim(a, b):
-    """SSIM by its definition: an 11x11 Gaussian window at every position inside the image."""
-    x = np.arange(11) - 5
-    window = np.exp(-(x**2) / (2 * 1.5**2))
+def slow_ssim(a, b, side=11):
+    """SSIM by its definition: a Gaussian window at every position inside the image."""
+    x = np.arange(side) - side // 2
+    window = np.exp(-(x**2) / (2 * (1.5 * side / 11) ** 2))
     window = np.outer(window, window) / window.sum() ** 2
     values = []
     for channel in range(3):
-        for i in range(a.shape[0] - 10):
-            for j in range(a.shape[1] - 10):
-                p, q = (im[i : i + 11, j : j + 11, channel] for im in (a, b))
+        for i in range(a.shape[0] - side + 1):
+            for j in range(a.shape[1] - side + 1):
+                p, q = (im[i : i + side, j : j + side, channel] for im in (a, b))
                 mp, mq = (window * p).sum(), (window * q).sum()
                 vp, vq = (window * p**2).sum() - mp**2, (window * q**2).sum() - mq**2
                 cov = (window * p * q).sum() - mp * mq
@@ -39,8 +39,13 @@ def test_ssim_equals_its_definition():
     assert image_utils.ssim(a, a) == pytest.approx(1)
 
 
-def test_ssim_of_images_smaller_than_its_window_is_nan():
-    assert math.isnan(image_utils.ssim(np.zeros((10, 20, 3)), np.zeros((10, 20, 3))))
+@pytest.mark.parametrize("size,side", [((11, 11), 11), ((10, 20), 9), ((12, 5), 5), ((2, 7), 1),
+                                       ((1, 1), 1)])
+def test_ssim_of_small_images_has_a_window_that_fits(size, side):
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, *size, 3))
+    assert image_utils.ssim(a, b) == pytest.approx(slow_ssim(a, b, side), abs=1e-6)
+    assert image_utils.ssim(a, a) == pytest.approx(1)
 
 
 def test_psnr_by_hand():

@@ -104,7 +104,7 @@ def test_micro_batches_and_slices_of_ranks_add_up_to_the_whole_gradient(scene):
     batch = dataset.batch(20, torch.Generator().manual_seed(0))
     batch = replace(batch, mask=(torch.arange(20.0)[:, None] % 3 > 0).float())
     model = build_model(config).train()
-    refinement = train.make_refinement(config, dataset.cameras, None)
+    refinement = train.make_refinement(config, dataset, None)
     with torch.no_grad():
         refinement.latent[0] = 1e-3
     gradients = []
@@ -128,7 +128,7 @@ def test_colours_of_every_model_are_differentiable_in_the_cameras(model, tmp_pat
     dataset = load_dataset(config, "train")
     batch = dataset.batch(30, torch.Generator().manual_seed(0))
     built = build_model(config, box=dataset.scene.box).eval()
-    refinement = train.make_refinement(config, dataset.cameras, None)
+    refinement = train.make_refinement(config, dataset, None)
 
     def loss():
         output = built(refinement.cast(dataset.cameras, batch).rays)[-1]

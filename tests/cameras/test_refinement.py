@@ -23,6 +23,7 @@ from cameras.refinement import (
     rotation_matrices,
 )
 from config import default_config
+from loaders.scales import cameras_at_scales
 from ray_utils import pixels_to_rays, points_to_pixels
 from structures import Batch, Cameras, RenderOutput
 from tests.scenes import look_at
@@ -242,14 +243,15 @@ class Images:
 
     split = "test"
 
-    def __init__(self, true, cameras):
-        self.true, self.cameras = true, cameras
+    def __init__(self, true, cameras, num_scales=1):
+        self.true, self.cameras, self.num_scales = true, cameras, num_scales
+        self.num_photographs = len(true) // num_scales
 
     def __len__(self):
         return len(self.true)
 
     def with_cameras(self, cameras):
-        return Images(self.true, cameras)
+        return Images(self.true, cameras, self.num_scales)
 
     def image(self, index):
         width, height = self.true.sizes[index].tolist()
@@ -279,6 +281,38 @@ def test_test_cameras_are_aligned_and_then_refined_on_their_images():
         align_cameras(images.cameras, TrainingCameras(training, drift)).camtoworlds)
     images.split = "train"
     assert with_refined_cameras(scene, images, config, unmoved).cameras is training
+
+
+def test_a_photograph_has_one_camera_at_all_scales():
+    """Rays of coarse pixels stay the mean of their fine ones, and poses remain shared."""
+    cameras = make_cameras(3)
+    at_scales = cameras_at_scales(cameras, (1, 2))
+    refinement = CameraRefinement.for_cameras(cameras)
+    assert refinement.latent.shape == (3, 11)
+    with torch.no_grad():
+        refinement.latent.copy_(0.01 * torch.randn(3, 11, dtype=torch.float64))
+        refined = refinement(at_scales)
+    torch.testing.assert_close(refined[:3].pixtocams, refinement(cameras).pixtocams)
+    assert torch.equal(refined.camtoworlds[3:], refined.camtoworlds[:3])
+    assert torch.equal(refined.distortion[3:], refined.distortion[:3])
+    x, y, index = torch.tensor([4, 5, 4, 5]), torch.tensor([6, 6, 7, 7]), torch.tensor([1] * 4)
+    fine = pixels_to_rays(refined, index, x, y).directions.mean(dim=0)
+    coarse = pixels_to_rays(refined, index[:1] + 3, x[:1] // 2, y[:1] // 2).directions[0]
+    torch.testing.assert_close(coarse, fine, atol=5e-4, rtol=0)
+    loss = refinement.variance_loss(at_scales)
+    torch.testing.assert_close(loss, refinement.variance_loss(cameras))
+
+
+def test_test_images_of_a_photograph_share_its_refined_pose():
+    true = cameras_at_scales(make_cameras(2, dtype=torch.float32), (1, 2))
+    images = Images(true, disturbed(true, 0.02), num_scales=2)
+    config = default_config(batch_size=64, camera_test_steps=3, seed=1)
+    cameras = make_cameras(5, dtype=torch.float32)
+    scene = KnownScene()
+    scene.weight = torch.nn.Parameter(torch.ones(1))
+    found = with_refined_cameras(scene, images, config, TrainingCameras(cameras, cameras))
+    poses = found.cameras.camtoworlds
+    assert torch.equal(poses[2:], poses[:2]) and not torch.equal(poses, images.cameras.camtoworlds)
 
 
 def test_many_cameras_are_preconditioned_like_each_alone(monkeypatch):

@@ -223,6 +223,12 @@ def test_few_rays_and_unbounded_models_have_no_grid(flags, num_rays):
     assert build_occupancy(model, BOX, num_rays) is None
 
 
+@pytest.mark.parametrize("far,has_grid", [(1, True), (1e6, False)])
+def test_contracted_models_have_a_grid_if_their_rays_end_near_the_scene(far, has_grid):
+    model = make_model("zipnerf", contraction=True)
+    assert (build_occupancy(model, far * BOX, 10**9) is not None) == has_grid
+
+
 def test_empty_rays_show_the_background_when_skipping():
     model, rays = make_model("mipnerf", bg_range=(0.0, 0.0)), rays_near_the_ball()
     occupancy = build_occupancy(model, BOX, 10**9)

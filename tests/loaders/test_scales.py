@@ -103,6 +103,18 @@ def test_paths_and_surveys_use_the_full_size(capture):
     assert len(survey_cameras(cameras)) == 3 and representative_view(cameras) < 3
 
 
+def test_a_photograph_has_one_embedding_and_one_refined_camera(capture):
+    dataset = open_scene(capture, "nerfstudio", "train", *SCALES, "--model", "zipnerf",
+                         "--glo_features", "4", "--refine_cameras")
+    rays = dataset.batch(500, torch.Generator().manual_seed(0)).rays
+    names = np.array(dataset.scene.names)
+    photographs = np.array(["images/001.png", "images/002.png", "images/003.png"])
+    assert (photographs[rays.image_idx[:, 0]] == names[rays.cam_idx[:, 0]]).all()
+    assert len(rays.cam_idx.unique()) == 9 and dataset.num_photographs == 3
+    refinement = train.make_refinement(dataset.config, dataset, None)
+    assert len(refinement.latent) == 3 and len(refinement(dataset.cameras)) == 9
+
+
 def test_unsuitable_scales_are_errors(capture, tmp_path, capsys):
     with pytest.raises(UserError, match="000.png is used at 5x4; --scales 1 8 needs at least 8"):
         open_scene(capture, "nerfstudio", "test", "--scales", "1", "8", "--factor", "4")
@@ -119,13 +131,16 @@ def test_a_run_trains_and_scores_every_scale(tmp_path, capsys):
     write_colmap(tmp_path / "scene", num_views=4)
     train.main(["--preset", "debug", "--device", "cpu", "--dataset_name", "colmap",
                 "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path),
-                "--exp_name", "run", "--scales", "1", "2", "--micro_batch", "50",
+                "--exp_name", "run", "--scales", "1", "2", "--micro_batch", "50", "--model",
+                "zipnerf", "--glo_features", "4", "--refine_cameras", "--camera_test_steps", "1",
                 "--max_steps", "2", "--eval_every", "2", "--no-save_images"])
     printed = capsys.readouterr().out
     assert "1/1" in printed and "1/2" in printed
     scores = json.loads((tmp_path / "run" / "eval_test_00000002" / "scores.json").read_text())
     assert [image["scale"] for image in scores["images"]] == [0, 1]
     assert scores["scales"].keys() == {"0", "1"}
-    assert load_checkpoint(tmp_path / "run").config.scales == (1, 2)
+    run = load_checkpoint(tmp_path / "run")
+    assert run.config.scales == (1, 2) and len(run.scene["train"].names) == 6
+    assert len(run.model.embeddings.weight) == len(run.refinement.latent) == 3
     with pytest.raises(UserError, match="--scales .*started with"):
         evaluate.main(["--run", str(tmp_path / "run"), "--scales", "1"])
