@@ -4,15 +4,11 @@ They compute what the functions of the same names in `stepfun` compute in PyTorc
 gradients; tests compare the two. Each ray is one thread's, so results do not depend on threads.
 """
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.compiled import compiled, use_pytorch_threads
-
-# Rays that share one thread's scratch arrays.
-BLOCK = 64
+from runtime.compiled import compiled, run_on_threads
 
 # In float32: with Python numbers numba would continue in 64 bits.
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -22,16 +18,15 @@ EPS, TINY = np.finfo(np.float32).eps, np.finfo(np.float32).tiny
 def sampled_points(u: Tensor, t: Tensor, w_logits: Tensor) -> Tensor:
     """Positions where the CDF of a histogram equals `u [R, K]`; see `stepfun.sampled_points`."""
     points = torch.empty(u.shape)
-    use_pytorch_threads()
-    _sampled_points(*_arrays(u, t, w_logits), points.numpy())
+    run_on_threads(_sampled_points, len(u), *_arrays(u, t, w_logits), points.numpy())
     return points
 
 
 def blurred_weights(t: Tensor, w: Tensor, t_env: Tensor, half_width: float) -> Tensor:
     """Mass `[R, P]` of a blurred histogram in other intervals; see `stepfun.blurred_weights`."""
     masses = torch.empty(len(t_env), t_env.shape[1] - 1)
-    use_pytorch_threads()
-    _blurred_weights(*_arrays(t, w, t_env), float(half_width), masses.numpy())
+    run_on_threads(_blurred_weights, len(t), *_arrays(t, w, t_env), float(half_width),
+                   masses.numpy())
     return masses
 
 
@@ -39,7 +34,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _cdf(logits, cdf):
     """Fill the CDF `[S+1]` of a softmax, exactly 0 and 1 at the ends."""
     count = len(logits)
@@ -55,28 +50,27 @@ def _cdf(logits, cdf):
     cdf[count] = ONE
 
 
-@compiled(parallel=True)
-def _sampled_points(u, t, logits, points):
-    rays, last = logits.shape
-    for block in numba.prange((rays + BLOCK - 1) // BLOCK):
-        cdf = np.empty(last + 1, np.float32)
-        for ray in range(block * BLOCK, min((block + 1) * BLOCK, rays)):
-            _cdf(logits[ray], cdf)
-            right, before = 1, -np.float32(np.inf)
-            for k in range(u.shape[1]):
-                x = u[ray, k]
-                right = right if x >= before else 1  # Jitter beyond its stratum.
-                before = x
-                while right < last and cdf[right] <= x:
-                    right += 1
-                left = right - 1
-                mass, fraction = cdf[right] - cdf[left], ZERO
-                if mass > ZERO:
-                    fraction = min(max((x - cdf[left]) / mass, ZERO), ONE)
-                points[ray, k] = t[ray, left] + fraction * (t[ray, right] - t[ray, left])
+@compiled()
+def _sampled_points(first, last, u, t, logits, points):
+    count = logits.shape[1]
+    cdf = np.empty(count + 1, np.float32)
+    for ray in range(first, last):
+        _cdf(logits[ray], cdf)
+        right, before = 1, -np.float32(np.inf)
+        for k in range(u.shape[1]):
+            x = u[ray, k]
+            right = right if x >= before else 1  # Jitter beyond its stratum.
+            before = x
+            while right < count and cdf[right] <= x:
+                right += 1
+            left = right - 1
+            mass, fraction = cdf[right] - cdf[left], ZERO
+            if mass > ZERO:
+                fraction = min(max((x - cdf[left]) / mass, ZERO), ONE)
+            points[ray, k] = t[ray, left] + fraction * (t[ray, right] - t[ray, left])
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _bend(t, w, i, half_width):
     """Change of the blurred density's slope where fencepost `i` minus `half_width` lies."""
     after = w[i] / max(t[i + 1] - t[i], EPS) if i < len(w) else 0.0
@@ -84,7 +78,7 @@ def _bend(t, w, i, half_width):
     return (after - before) / (2 * half_width)
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _blur(t, w, half_width, fenceposts, values, integral):
     """Fill the blurred density's fenceposts, its values and its integral there, `[2S+2]` each."""
     count = len(t)
@@ -108,24 +102,23 @@ def _blur(t, w, half_width, fenceposts, values, integral):
             j += 1
 
 
-@compiled(parallel=True)
-def _blurred_weights(t, w, t_env, half_width, masses):
-    rays, last = len(t), 2 * t.shape[1] - 1
-    for block in numba.prange((rays + BLOCK - 1) // BLOCK):
-        scratch = np.empty((3, last + 1))  # Sums of large slopes: in float64.
-        fenceposts, values, integral = scratch[0], scratch[1], scratch[2]
-        for ray in range(block * BLOCK, min((block + 1) * BLOCK, rays)):
-            _blur(t[ray], w[ray], half_width, fenceposts, values, integral)
-            right, before = 1, 0.0
-            for k in range(t_env.shape[1]):
-                x = t_env[ray, k]
-                while right < last and fenceposts[right] <= x:
-                    right += 1
-                left = right - 1
-                width = fenceposts[right] - fenceposts[left]
-                part = min(max(x - fenceposts[left], 0.0), width)
-                slope = (values[right] - values[left]) / max(width, TINY)
-                here = integral[left] + part * (values[left] + 0.5 * slope * part)
-                if k > 0:
-                    masses[ray, k - 1] = here - before
-                before = here
+@compiled()
+def _blurred_weights(first, last, t, w, t_env, half_width, masses):
+    end = 2 * t.shape[1] - 1
+    scratch = np.empty((3, end + 1))  # Sums of large slopes: in float64.
+    fenceposts, values, integral = scratch[0], scratch[1], scratch[2]
+    for ray in range(first, last):
+        _blur(t[ray], w[ray], half_width, fenceposts, values, integral)
+        right, before = 1, 0.0
+        for k in range(t_env.shape[1]):
+            x = t_env[ray, k]
+            while right < end and fenceposts[right] <= x:
+                right += 1
+            left = right - 1
+            width = fenceposts[right] - fenceposts[left]
+            part = min(max(x - fenceposts[left], 0.0), width)
+            slope = (values[right] - values[left]) / max(width, TINY)
+            here = integral[left] + part * (values[left] + 0.5 * slope * part)
+            if k > 0:
+                masses[ray, k - 1] = here - before
+            before = here

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from fields.threads import compiled, run
+from runtime.compiled import compiled, run_on_threads
 
 # Samples whose weights are computed level by level.
 BLOCK = 512
@@ -24,9 +24,9 @@ def cube_samples(means, stds, contraction, low, side):
     """
     points, scaled = torch.empty_like(means), torch.empty_like(stds)
     inside = torch.empty(len(means), dtype=torch.bool)
-    run(_cube_samples, len(means), means.contiguous().numpy(), stds.contiguous().numpy(),
-        contraction, low.numpy(), np.float32(1 / side), points.numpy(), scaled.numpy(),
-        inside.numpy())
+    run_on_threads(_cube_samples, len(means), means.contiguous().numpy(), stds.contiguous().numpy(),
+                   contraction, low.numpy(), np.float32(1 / side), points.numpy(), scaled.numpy(),
+                   inside.numpy())
     return points, scaled, inside
 
 
@@ -39,7 +39,7 @@ def level_weights(stds, resolutions):
     in_cells = stds.clamp(min=float(TINY)) * resolutions[-1]
     m = torch.expm1(-1 / (2 * math.pi) / in_cells**2)
     weights = m.new_empty(*m.shape, len(resolutions))
-    run(_level_weights, m.numel(), m.flatten().numpy(), weights.flatten(0, -2).numpy())
+    run_on_threads(_level_weights, m.numel(), m.flatten().numpy(), weights.flatten(0, -2).numpy())
     return weights
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fields.simd import COLUMNS, LANES, OUTER_ROWS, ROWS, add_outer, add_product
-from fields.threads import compiled, run
+from runtime.compiled import compiled, run_on_threads
 
 # Samples of a block, and groups of rays with sums of their own: so many threads can work, and the
 # order of sums does not depend on how many do.
@@ -24,8 +24,8 @@ def forward(features, per_ray, weights, biases, shape):
     """Raw density and raw colours `[M, 1 + C]`; arguments as of `fused_mlp.FusedMLP`."""
     channels = len(weights[-1]) - (shape.density_layer == len(weights) - 1)
     outputs = features.new_empty(len(features), 1 + channels)
-    run(_forward, GROUPS, _array(features), _rays(per_ray, features), *_packed(weights, biases),
-        *shape, outputs.numpy())
+    run_on_threads(_forward, GROUPS, _array(features), _rays(per_ray, features),
+                   *_packed(weights, biases), *shape, outputs.numpy())
     return outputs
 
 
@@ -39,8 +39,8 @@ def backward(gradient, features, per_ray, weights, biases, shape):
     grad_rays = np.zeros_like(rays)
     parameters, sizes = _packed(weights, biases)
     sums = np.zeros((GROUPS, len(parameters)), np.float32)
-    run(_backward, GROUPS, _array(gradient), _array(features), rays, parameters, sizes, *shape,
-        grad_features.numpy(), grad_rays, sums)
+    run_on_threads(_backward, GROUPS, _array(gradient), _array(features), rays, parameters, sizes,
+                   *shape, grad_features.numpy(), grad_rays, sums)
     layers = torch.from_numpy(sums.sum(axis=0)).split([rows * (inner + 1) for rows, inner in sizes])
     grad_weights, grad_biases = [], []
     for layer, (rows, inner), weight in zip(layers, sizes, weights, strict=True):

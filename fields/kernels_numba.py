@@ -7,9 +7,10 @@ Each kernel treats a block of points level by level: one loop, which the compile
 table indices and weights of all corners, and a second one reads the table.
 """
 
-import numba
 import numpy as np
 import torch
+
+from runtime.compiled import compiled, run_on_threads
 
 # Points that one thread processes at once: indices and weights of their corners stay in its cache.
 BLOCK = 256
@@ -19,12 +20,6 @@ BLOCK = 256
 # 8 rows of table indices (uint32), then 8 of corner weights.
 POINT, WEIGHT, SLOPE, SCRATCH_ROWS = 16, 19, 20, 23
 
-# The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's
-# number of threads, even against OMP_NUM_THREADS (which torchrun sets), so read that first.
-_PYTORCH_THREADS = torch.get_num_threads()
-MAX_THREADS = numba.get_num_threads()
-torch.set_num_threads(_PYTORCH_THREADS)
-
 # Constants of 32 bits: with Python integers numba would continue in 64 bits.
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 INT_ZERO, INT_ONE = np.int32(0), np.int32(1)
@@ -33,34 +28,24 @@ INT_ZERO, INT_ONE = np.int32(0), np.int32(1)
 PRIME_Y, PRIME_Z = np.uint32(19349663), np.uint32(83492791)
 
 
-def _compiled(**options):
-    """A decorator that compiles by numba, and caches the result on disk for later processes."""
-    def compile_one(function):
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # Neither this folder nor the user's cache is writable.
-            return numba.njit(**options)(function)
-
-    return compile_one
-
-
 def forward(points, weights, table, levels):
     """Features `[M, L * F]`; see `hash_grid.encode`."""
     features = torch.empty(len(points), len(levels.num_entries) * table.shape[1])
-    shape = *_levels(levels), _unrolled(table)
-    _set_threads()
-    _forward(*_arrays(points.flatten(0, 1), weights.flatten(0, 1), table), *shape, features.numpy())
+    shape = *_levels(levels), unrolled(table)
+    run_on_threads(_forward, len(features), *_arrays(
+        points.flatten(0, 1), weights.flatten(0, 1), table), *shape, features.numpy())
     return features
 
 
 def table_gradient(gradient, points, weights, table, levels):
     """Gradient of the loss by the table, `[entries, F]`; arguments as in `points_gradient`."""
     grad_table = torch.zeros_like(table)
-    shape = *_levels(levels), _unrolled(table)
-    num_threads = _set_threads()
+    shape = *_levels(levels), unrolled(table)
+    num_threads = torch.get_num_threads()
     _, gradient, points, weights = _without_zeros(gradient, points, weights)
-    _table_gradient(*_arrays(gradient, points.flatten(0, 1), weights.flatten(0, 1)), *shape,
-                    num_threads, grad_table.numpy())
+    run_on_threads(_table_gradient, num_threads, *_arrays(
+        gradient, points.flatten(0, 1), weights.flatten(0, 1)), *shape, num_threads,
+        grad_table.numpy())
     return grad_table
 
 
@@ -70,12 +55,12 @@ def points_gradient(gradient, points, weights, table, levels):
     gradient: gradient by the features, `[M, L * F]`; other arguments: as in `forward`.
     """
     grad_points = torch.zeros_like(points, memory_format=torch.contiguous_format)
-    shape = *_levels(levels), _unrolled(table)
-    _set_threads()
+    shape = *_levels(levels), unrolled(table)
     rows, gradient, points, weights = _without_zeros(gradient, points, weights)
     found = torch.empty(points.shape)
-    _points_gradient(*_arrays(gradient, points.flatten(0, 1), weights.flatten(0, 1), table), *shape,
-                     found.flatten(0, 1).numpy())
+    run_on_threads(_points_gradient, points.shape[0] * points.shape[1], *_arrays(
+        gradient, points.flatten(0, 1), weights.flatten(0, 1), table), *shape,
+        found.flatten(0, 1).numpy())
     if rows is None:
         return found
     grad_points[rows] = found
@@ -101,27 +86,19 @@ def _levels(levels):
     return [np.array(values, dtype=np.int64) for values in levels]
 
 
-def _unrolled(table):
+def unrolled(table):
     """A tuple of F zeros: numba compiles one kernel per length, with unrolled feature loops."""
     return (0,) * table.shape[1]
 
 
-def _set_threads():
-    """Use as many threads as PyTorch does; returns their number."""
-    num_threads = min(torch.get_num_threads(), MAX_THREADS)
-    if numba.get_num_threads() != num_threads:
-        numba.set_num_threads(num_threads)
-    return num_threads
-
-
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _clamp(x):
     """Clamp to [0, 1]; NaN becomes 0, since it must not become a table index."""
     x = x if x > ZERO else ZERO
     return x if x < ONE else ONE
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _axis(coordinate, resolution, is_dense):
     """The two nearest cell centres along an axis as uint32, and their weights.
 
@@ -141,7 +118,7 @@ def _axis(coordinate, resolution, is_dense):
     return np.uint32(low), np.uint32(high), weight_low, weight_high
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _dense_corners(x0, x1, y0, y1, z0, z1, resolution, offset):
     """Table indices of a cell's 8 corners on a dense level; x varies fastest."""
     side, first = np.uint32(resolution), np.uint32(offset)
@@ -153,7 +130,7 @@ def _dense_corners(x0, x1, y0, y1, z0, z1, resolution, offset):
             np.uint32(x0 + c), np.uint32(x1 + c), np.uint32(x0 + d), np.uint32(x1 + d))
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _hashed_corners(x0, x1, y0, y1, z0, z1, offset, size):
     """Table indices of a cell's 8 corners on a hashed level, as in `hash_grid.table_index`."""
     mask, first = np.uint32(size - 1), np.uint32(offset)
@@ -166,7 +143,7 @@ def _hashed_corners(x0, x1, y0, y1, z0, z1, offset, size):
             np.uint32(first + ((x0 ^ d) & mask)), np.uint32(first + ((x1 ^ d) & mask)))
 
 
-@_compiled()
+@compiled()
 def _find_rows(values):
     """Numbers of the rows of `[M, N]` that are not all zero."""
     rows, count = np.empty(len(values), np.int64), 0
@@ -179,7 +156,7 @@ def _find_rows(values):
     return rows[:count]
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def load_points(points, first, count, scratch):
     """Copy `count` points of `[N, 3]`, the first of which is `first`, to the scratch memory."""
     for q in range(count):
@@ -189,7 +166,7 @@ def load_points(points, first, count, scratch):
         scratch[POINT + 2, k] = points[m, 2]
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def load_weights(weights, first, count, level, members, scratch):
     """Copy a level's weights of `[N, L]`, divided by the number of multisamples, likewise."""
     for q in range(count):
@@ -197,7 +174,7 @@ def load_weights(weights, first, count, level, members, scratch):
             weights[np.uintp(first + q), np.uintp(level)] / np.float32(members))
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def find_corners(scratch, entries, count, resolution, offset, size):
     """Table indices and trilinear weights of the 8 corners about each loaded point, on one level.
 
@@ -225,7 +202,7 @@ def find_corners(scratch, entries, count, resolution, offset, size):
         scratch[14, k], scratch[15, k] = c * far, d * far
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _corner_entries(entries, k):
     """The 8 table indices of a block's k-th point; unsigned, so that none is taken as negative."""
     return (np.uintp(entries[0, k]), np.uintp(entries[1, k]), np.uintp(entries[2, k]),
@@ -233,16 +210,16 @@ def _corner_entries(entries, k):
             np.uintp(entries[6, k]), np.uintp(entries[7, k]))
 
 
-@_compiled(parallel=True, fastmath={"contract"})
-def _forward(points, weights, table, resolutions, offsets, sizes, unrolled, features):
-    groups, width = len(features), len(unrolled)
-    members = len(points) // max(groups, 1)
+@compiled(fastmath={"contract"})
+def _forward(first_row, last_row, points, weights, table, resolutions, offsets, sizes, unrolled,
+             features):
+    width, members = len(unrolled), len(points) // max(len(features), 1)
     rows = max(BLOCK // max(members, 1), 1)
-    for block in numba.prange((groups + rows - 1) // rows):
-        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
-        entries = scratch.view(np.uint32)
-        end = min((block + 1) * rows, groups) * members
-        for first in range(block * rows * members, end, BLOCK):
+    scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+    entries = scratch.view(np.uint32)
+    for row in range(first_row, last_row, rows):
+        end = min(row + rows, last_row) * members
+        for first in range(row * members, end, BLOCK):
             count = min(BLOCK, end - first)
             load_points(points, first, count, scratch)
             for level in range(len(sizes)):
@@ -264,7 +241,7 @@ def _forward(points, weights, table, resolutions, offsets, sizes, unrolled, feat
                         features[m, level * width + f] = before + total
 
 
-@_compiled(fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def _add_level(gradient, points, weights, level, resolution, offset, size, unrolled, grad):
     """Add the gradient by the entries of one level to `grad`."""
     width, members = len(unrolled), len(points) // max(len(gradient), 1)
@@ -284,21 +261,21 @@ def _add_level(gradient, points, weights, level, resolution, offset, size, unrol
                     grad[e, f] += weight * gradient[m, level * width + f]
 
 
-@_compiled(parallel=True)
-def _table_gradient(gradient, points, weights, resolutions, offsets, sizes, unrolled, num_threads,
-                    grad):
+@compiled()
+def _table_gradient(first_thread, last_thread, gradient, points, weights, resolutions, offsets,
+                    sizes, unrolled, num_threads, grad):
     # Each level belongs to one thread, so that no two threads add to one entry and the order of
     # additions is fixed. Fine levels take longer; levels are dealt out from them, back and forth.
-    for thread in numba.prange(num_threads):
+    for thread in range(first_thread, last_thread):
         for turn in range((len(sizes) + num_threads - 1) // num_threads):
-            place = np.int64(thread if turn % 2 == 0 else num_threads - 1 - thread)
+            place = thread if turn % 2 == 0 else num_threads - 1 - thread
             level = len(sizes) - 1 - turn * num_threads - place
             if level >= 0:
                 _add_level(gradient, points, weights, level, resolutions[level], offsets[level],
                            sizes[level], unrolled, grad)
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _slopes(coordinate, resolution, is_dense):
     """The two weights of `_axis` and their derivatives; 0 where there is no centre."""
     _, _, weight_low, weight_high = _axis(coordinate, resolution, is_dense)
@@ -308,7 +285,7 @@ def _slopes(coordinate, resolution, is_dense):
     return weight_low, weight_high, slope_low, slope_high
 
 
-@_compiled(inline="always")
+@compiled(forceinline=True)
 def _add_slopes(scratch, count, resolution, size):
     """Add a level's derivatives by the points to the scratch memory.
 
@@ -335,14 +312,14 @@ def _add_slopes(scratch, count, resolution, size):
                                            + dw1 * (v0 * far_low + v1 * far_high))
 
 
-@_compiled(parallel=True, fastmath={"contract"})
-def _points_gradient(gradient, points, weights, table, resolutions, offsets, sizes, unrolled, grad):
+@compiled(fastmath={"contract"})
+def _points_gradient(first_point, last_point, gradient, points, weights, table, resolutions,
+                     offsets, sizes, unrolled, grad):
     width, members = len(unrolled), len(points) // max(len(gradient), 1)
-    for block in numba.prange((len(points) + BLOCK - 1) // BLOCK):
-        scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
-        entries = scratch.view(np.uint32)
-        first = block * BLOCK
-        count = min(BLOCK, len(points) - first)
+    scratch = np.empty((SCRATCH_ROWS, BLOCK), np.float32)
+    entries = scratch.view(np.uint32)
+    for first in range(first_point, last_point, BLOCK):
+        count = min(BLOCK, last_point - first)
         load_points(points, first, count, scratch)
         scratch[SLOPE:SLOPE + 3] = ZERO
         for level in range(len(sizes)):

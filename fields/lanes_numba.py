@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fields.kernels_numba import _compiled
+from runtime.compiled import compiled as compiled_by_numba
 
 # Rays marched together, and the most samples that each adds in a round, before its transmittance is
 # known: more would be wasted behind surfaces, fewer leave lanes idle.
@@ -30,11 +30,11 @@ def compiled(**options):
 
     Divisions by 0 give infinities; sums may be reordered, always in the same way. A NaN stays one.
     """
-    return _compiled(fastmath={"contract", "nsz", "reassoc", "arcp"}, error_model="numpy",
-                     **options)
+    return compiled_by_numba(fastmath={"contract", "nsz", "reassoc", "arcp"}, error_model="numpy",
+                             **options)
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def exp(x):
     """The exponential to 3e-7, in operations that fill vectors; its argument is clamped."""
     x = min(max(x, np.float32(-87)), np.float32(88))
@@ -50,7 +50,7 @@ def exp(x):
     return p * np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def cube_root(x):
     """The cube root of a normal float above 0, by Newton's method from a guess of its exponent."""
     y = np.int32(np.float32(x).view(np.int32) // np.int32(3) + np.int32(709921077)).view(np.float32)
@@ -104,7 +104,7 @@ def relu(rows, y, count):
 # The grid.
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _axis(coordinate, resolution, is_dense):
     """The two nearest cell centres along an axis, and their weights; see `hash_grid`."""
     position = min(max(coordinate, ZERO), ONE) * np.float32(resolution) - HALF

@@ -5,13 +5,12 @@ the lanes of vector instructions.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fields.kernels_numba import _unrolled
+from fields.kernels_numba import unrolled
 from fields.lanes_numba import (
     HALF,
     LANES,
@@ -28,6 +27,7 @@ from fields.lanes_numba import (
     fill,
     relu,
 )
+from runtime.compiled import run_on_threads
 
 # The length of the opaque end of a ray, and the distance of nothing.
 NEVER = np.float32(-1)
@@ -134,14 +134,14 @@ def _densities(field, unrolled, scratch, count):
 # Samples along rays.
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _contracted(x, y, z):
     """Length of a vector, at least 1, and the factor by which contraction scales it."""
     norm = math.sqrt(max(x * x + y * y + z * z, ONE))
     return norm, (TWO * norm - ONE) / (norm * norm)
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _speed(norm, scale, along, squared):
     """Length in contracted space per t; along: x . d; squared: |d|^2. See `march.contracted_speed`.
     """
@@ -151,7 +151,7 @@ def _speed(norm, scale, along, squared):
     return outside if norm > ONE else math.sqrt(squared)
 
 
-@compiled(inline="always")
+@compiled(forceinline=True)
 def _cell(u, resolution):
     return min(max(np.int64(u * np.float32(resolution)), 0), resolution - 1)
 
@@ -333,21 +333,22 @@ def _make_scratch(num_features, width):
         log_distance=rays(), median=rays(), colour=np.zeros((TILE, 3), np.float32))
 
 
-@compiled(nogil=True)
-def _march(thread, num_threads, rays, grid, field, unrolled, options, directional, out):
+@compiled()
+def _march(first_part, last_part, parts, rays, grid, field, unrolled, options, directional, out):
     scratch = _make_scratch(field.num_features, field.width)
     num_tiles = (len(rays.starts) + TILE - 1) // TILE
     # Neighbouring tiles, which take about as long, go to different threads.
-    for tile in range(thread, num_tiles, num_threads):
-        _march_tile(
-            tile * TILE, rays, grid, field, unrolled, options, directional, scratch, out)
+    for part in range(first_part, last_part):
+        for tile in range(part, num_tiles, parts):
+            _march_tile(
+                tile * TILE, rays, grid, field, unrolled, options, directional, scratch, out)
 
 
-@compiled(nogil=True)
-def _density_at(thread, num_threads, points, stds, field, unrolled, density):
+@compiled()
+def _density_at(first_point, last_point, points, stds, field, unrolled, density):
     scratch = _make_scratch(field.num_features, field.width)
-    for first in range(thread * LANES, len(points), num_threads * LANES):
-        count = min(LANES, len(points) - first)
+    for first in range(first_point, last_point, LANES):
+        count = min(LANES, last_point - first)
         for q in range(count):
             for axis in range(3):
                 scratch.points[axis * LANES + q] = points[first + q, axis]
@@ -357,23 +358,15 @@ def _density_at(thread, num_threads, points, stds, field, unrolled, density):
             density[first + q] = scratch.weights[q]
 
 
-def _on_threads(function, *args):
-    """Call a function of thread, number of threads and `args` on as many as PyTorch uses."""
-    count = torch.get_num_threads()
-    if count == 1:
-        function(0, 1, *args)
-        return
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda thread: function(thread, count, *args), range(count)))
-
-
 def march(rays, grid, field, options, directional, out):
     """Write the march of all rays to `out`; the arguments are the records of march.py."""
-    _on_threads(_march, rays, grid, field, _unrolled(field.table), options, directional, out)
+    parts = torch.get_num_threads()
+    run_on_threads(_march, parts, parts, rays, grid, field, unrolled(field.table), options,
+                   directional, out)
 
 
 def density_at(points, stds, field):
     """Densities `[M]` at points `[M, 3]` of the unit cube, for footprints of `stds [M]`."""
     density = np.empty(len(points), np.float32)
-    _on_threads(_density_at, points, stds, field, _unrolled(field.table), density)
+    run_on_threads(_density_at, len(points), points, stds, field, unrolled(field.table), density)
     return density

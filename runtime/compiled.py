@@ -1,31 +1,46 @@
-"""What all kernels compiled by numba share: caching, and PyTorch's number of threads."""
+"""Kernels compiled by numba: caching on disk, and several threads."""
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import torch
 
-# The largest number of threads that numba can use. Starting numba's threads also sets PyTorch's
-# number of threads, even against OMP_NUM_THREADS (which torchrun sets), so read that first.
-_PYTORCH_THREADS = torch.get_num_threads()
-MAX_THREADS = numba.get_num_threads()
-torch.set_num_threads(_PYTORCH_THREADS)
-
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that compiles by numba, and caches the result on disk for later processes."""
+    """A decorator that compiles by numba, and caches the result on disk for later processes.
+
+    Compiled functions release Python's lock, for `run_on_threads`. numba's own parallel loops are
+    not used: they take several times as long to compile, and their threads compete with PyTorch's.
+    """
     def compile_one(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(cache=True, **options)(function)
+            return numba.njit(cache=True, nogil=True, **options)(function)
         except RuntimeError:  # Neither this folder nor the user's cache is writable.
-            return numba.njit(**options)(function)
+            return numba.njit(nogil=True, **options)(function)
 
     return compile_one
 
 
-def use_pytorch_threads() -> None:
-    """Use as many threads in numba's kernels as PyTorch does."""
-    num_threads = min(torch.get_num_threads(), MAX_THREADS)
-    if numba.get_num_threads() != num_threads:
-        numba.set_num_threads(num_threads)
+def run_on_threads(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
+    """Call `kernel(first, last, *arguments)` for parts of range(count), as many as threads.
+
+    A kernel's results must not depend on the parts.
+    """
+    num_threads = min(torch.get_num_threads(), count)
+    if num_threads <= 1:
+        kernel(0, count, *arguments)
+        return
+    ends = [count * i // num_threads for i in range(num_threads + 1)]
+    others = [_pool(num_threads - 1).submit(kernel, *ends[i : i + 2], *arguments)
+              for i in range(1, num_threads)]
+    kernel(*ends[:2], *arguments)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, "kernel")

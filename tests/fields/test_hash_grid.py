@@ -145,11 +145,11 @@ def test_second_derivatives_of_kernels_raise():
 
 def test_kernels_compile_without_a_cache():
     """A function without a source file has no cache."""
-    from fields import kernels_numba
+    from runtime.compiled import compiled
 
     names = {}
     exec("def twice(x): return 2 * x", names)
-    assert kernels_numba._compiled()(names["twice"])(3) == 6
+    assert compiled()(names["twice"])(3) == 6
 
 
 def test_missing_numba_is_logged(monkeypatch, caplog):
@@ -174,20 +174,3 @@ def test_the_benchmark_prints_a_row_per_implementation(capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert [row[0] for row in rows[2:]] == ["| kernels", "| PyTorch"]
     assert all(float(cell.rstrip(" |")) >= 0 for row in rows[2:] for cell in row[1:])
-
-
-def test_kernels_keep_the_number_of_threads():
-    """Otherwise each of several ranks would use all cores."""
-    words = """
-import torch, numba
-torch.zeros(9).sum()
-from fields import hash_grid, kernels_numba
-levels = hash_grid.make_levels(4, 8, 10)
-table = torch.zeros(levels.table_size, 2)
-kernels_numba.forward(torch.rand(9, 1, 3), torch.ones(9, 1, 2), table, levels)
-print(torch.get_num_threads(), numba.get_num_threads())
-"""
-    result = subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[2],
-                            env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"},
-                            capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["1", "1"]

@@ -296,7 +296,8 @@ def test_the_grid_covers_the_box_or_contracted_space(contraction):
         field.table.zero_()
         field.table[:64, 0] = (x + 100 * y + 10000 * z).flatten() / PRECONDITIONING
     points = torch.tensor([[1.4, -1.0, 0.1], [1.5, 1.0, 0.5], [2.0, 2.9, 1.0], [-30.0, 0.0, 0.0]])
-    found = field._encode(coord.IsotropicGaussians(points[:, None], torch.zeros(4, 1)))[:, 0]
+    samples = field.cube_samples(coord.IsotropicGaussians(points[:, None], torch.zeros(4, 1)))
+    found = PRECONDITIONING * field._encode(samples)[:, 0]
     if contraction:
         cells = coord.contract(points) + 2
     else:  # The cube about the box, 6 wide, begins at (-1.5, -2, -2.5).
@@ -339,18 +340,19 @@ def test_a_clamped_density_still_has_a_gradient():
 
 
 def test_each_level_has_a_feature_of_its_attenuation():
-    """With a rms of entries r, 10 (2 w - 1) r follows the features of the level."""
+    """With a rms of entries r, (2 w - 1) r follows the features of the level."""
     field = make_model(append_scale=True, contraction=False).field
     with torch.no_grad():
         field.table.fill_(0.3)
-    gaussians = coord.IsotropicGaussians(torch.zeros(1, 1, 3), torch.full((1, 1), 0.02))
-    levels = field._encode(gaussians).reshape(4, 4)
+    samples = field.cube_samples(
+        coord.IsotropicGaussians(torch.zeros(1, 1, 3), torch.full((1, 1), 0.02)))
+    levels = field._encode(samples).reshape(4, 4)
     w = downweights(0.02 / 4 * field.resolutions)
-    torch.testing.assert_close(levels[:, 3], 10 * (2 * w - 1) * 0.3)
-    torch.testing.assert_close(levels[:, 0], 10 * w * 0.3)
+    torch.testing.assert_close(levels[:, 3], (2 * w - 1) * 0.3)
+    torch.testing.assert_close(levels[:, 0], w * 0.3)
     with torch.no_grad():
         field.eval().table.mul_(2)  # Also between images, whose mean squares are kept.
-    torch.testing.assert_close(field._encode(gaussians).reshape(4, 4), 2 * levels)
+    torch.testing.assert_close(field._encode(samples).reshape(4, 4), 2 * levels)
     plain = make_model(append_scale=False).field
     assert field.trunk[0].in_features == 16 and plain.trunk[0].in_features == 12
 
