@@ -55,7 +55,7 @@ FLAGS = {
              scope=RENDER),
         Flag("seed", integer(0, 2**63 - 1), 0, "determines weights, pixels, jitter and noise"),
         Flag("precision", ("auto", "fp32", "bf16"), "auto", "of linear layers; auto: bf16 "
-             "if the hardware supports it"),
+             "if the hardware supports it, but fp32 for zipnerf on a CPU"),
         Flag("chunk", positive_int, None, "rays rendered at once", scope=RENDER,
              unset="as many as fit"),
     ],

@@ -29,9 +29,14 @@ def select_device(config: Any) -> torch.device:
 
 
 def select_precision(config: Any, device: torch.device) -> torch.dtype:
-    """The dtype of the linear layers; 'auto' is bf16 if the hardware supports it."""
+    """The dtype of the linear layers; 'auto' is bf16 if the hardware supports it.
+
+    The small networks of hash grids have a kernel on CPUs, which computes in float32.
+    """
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
+    if device.type == "cpu" and config.model == "zipnerf":
+        return torch.float32
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
