@@ -33,7 +33,7 @@ def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--capabilities", type=positive_int, nargs="+", default=CAPABILITIES)
     parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)),
-                        default=range(len(CASES)), help="released grid, proposals' grid, one sample")
+                        default=range(len(CASES)), help="rows of CASES")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["fp32"])
     args = parser.parse_args(argv)
     try:
