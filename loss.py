@@ -71,10 +71,14 @@ def distortion_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
 def grid_decay_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     """Mean square of each level of the hash grids, summed (Zip-NeRF, section 4).
 
-    Scaled by the micro-batch's fraction of the batch, so that the losses of its parts add up.
+    Scaled by the rank's fraction of the global batch, so that the losses of ranks add up. It counts
+    in the first micro-batch alone: its gradient fills whole tables.
     """
-    fraction = batch.loss_weights().sum() / batch.total_weight()
-    return fraction * sum(field.grid_decay() for field in model.grids())
+    weight = batch.penalty_weight
+    if isinstance(weight, float):
+        return batch.rgb.new_zeros(())
+    weight = batch.loss_weights().sum() if weight is None else weight
+    return weight / batch.total_weight() * sum(field.grid_decay() for field in model.grids())
 
 
 def visibility_loss(model, outputs: Outputs, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fields.base import FieldOutput
+from fields.hash import HashField
 from fields.occupancy import RayOccupancy
 from models.base import RayModel
 from models.build import head_config, mlp_field
@@ -126,4 +127,7 @@ def compile_fields(model: RayModel, device: torch.device):
     if not fields:
         logger.info("--compile has no effect: hash grids on a CPU use numba kernels.")
     for field in fields:
+        if isinstance(field, HashField):
+            # The lookups have their own kernels; compiled, they would keep every intermediate.
+            field._encode = torch.compiler.disable(field._encode)
         field.compile()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import image_utils
-from coord import points_to_ndc
+from coord import points_to_ndc, smallest_eigenvector
 from fields import hash_grid
 from fields.hash import HashField
 from fields.march import MAX_FINEST, Footprints, Marcher
@@ -319,7 +319,8 @@ def _fit_normals(points, solid, guess, scale, window, viewdirs):
     )
     total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
     # Regularises pixels whose neighbours do not span a plane: their planes then face the camera.
-    facing = torch.eye(3).to(points) - viewdirs[..., :, None] * viewdirs[..., None, :]
+    identity = torch.eye(3, dtype=points.dtype, device=points.device)
+    facing = identity - viewdirs[..., :, None] * viewdirs[..., None, :]
     second = 0.01 * (scale**2)[..., None, None] * facing
     for dy in range(-window, window + 1):
         for dx in range(-window, window + 1):
@@ -333,6 +334,6 @@ def _fit_normals(points, solid, guess, scale, window, viewdirs):
             second = second + (weight * offset)[..., :, None] * offset[..., None, :]
     mean = first / total.clamp(min=1e-12)
     covariance = second - mean[..., :, None] * first[..., None, :]
-    normals = torch.linalg.eigh(covariance).eigenvectors[..., 0]
+    normals = smallest_eigenvector(covariance)
     behind = (normals * viewdirs).sum(dim=-1, keepdim=True) > 0
     return torch.where(behind, -normals, normals)

@@ -17,8 +17,10 @@ class TensorRecord:
         return replace(self, **{f.name: _map(fn, getattr(self, f.name)) for f in fields(self)})
 
     def to(self, device: torch.device | str):
-        """A copy on a device."""
-        return self.map(lambda x: x.to(device, non_blocking=True))
+        """A copy on a device, which does not block if that is CUDA."""
+        # A copy to the CPU could be read before it has arrived.
+        non_blocking = torch.device(device).type == "cuda"
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, index):
         """The record at `index` of the first batch axis; scalars are kept as they are."""
@@ -214,6 +216,8 @@ class Batch(TensorRecord):
         in images.
     lossmult_sum: sum of the loss weights of the global batch, a scalar, so that the losses of
         micro-batches add up to its loss; None if this is the global batch.
+    penalty_weight: sum of the loss weights for which penalties on parameters count here: in the
+        first of several micro-batches that of all, in the others 0.0; None if these rays'.
     """
 
     rays: Rays
@@ -222,6 +226,7 @@ class Batch(TensorRecord):
     pixels: Tensor | None = None
     batch_index: Tensor | None = None
     lossmult_sum: Tensor | None = None
+    penalty_weight: Tensor | float | None = None
 
     def loss_weights(self) -> Tensor:
         """The weight of each ray in the loss, `[..., 1]`."""
@@ -237,7 +242,9 @@ class Batch(TensorRecord):
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of at most `size` rays whose losses add up to that of this flat batch."""
         whole = replace(self, lossmult_sum=self.total_weight())
-        return [whole[i : i + size] for i in range(0, len(self.rays), size)]
+        weights = self.loss_weights().sum(), *(len(self.rays) // size) * [0.0]
+        return [replace(whole[i : i + size], penalty_weight=weights[i // size])
+                for i in range(0, len(self.rays), size)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,11 +62,12 @@ def encode(points: Tensor, weights: Tensor, table: Tensor, levels: Levels) -> Te
 
     points: `[M, J, 3]`, clamped to [0, 1] (NaN to 0); weights: `[M, J, L]` of each point on each
     level, without gradient; table: `[levels.table_size, F]`. Differentiable in the table and the
-    points. Dispatches to numba on CPU, else `encode_torch`.
+    points. Dispatches to numba on a CPU, to Triton on CUDA, else to `encode_torch`.
     """
-    if points.device.type == "cpu" and table.dtype == torch.float32 and has_numba():
-        return NumbaEncode.apply(points, weights, table, levels)
-    return encode_torch(points, weights, table, levels)
+    kernels = kernels_for(points, table)
+    if kernels is None:
+        return encode_torch(points, weights, table, levels)
+    return KernelEncode.apply(points, weights, table, levels, kernels)
 
 
 def encode_torch(points: Tensor, weights: Tensor, table: Tensor, levels: Levels) -> Tensor:
@@ -102,39 +103,54 @@ def table_index(corner, level: int, levels: Levels):
     return levels.offsets[level] + ((x ^ y ^ z) & (num_entries - 1))
 
 
+def kernels_for(points: Tensor, table: Tensor):
+    """The module whose kernels encode points of this device and precision; None if none does."""
+    if points.dtype != torch.float32:
+        return None
+    if points.device.type == "cpu" and table.dtype == torch.float32 and has_numba():
+        return importlib.import_module("fields.kernels_numba")
+    if points.device.type == "cuda" and table.dtype != torch.float64 and has_triton():
+        return importlib.import_module("fields.kernels_triton")
+    return None
+
+
 @functools.cache
 def has_numba() -> bool:
     """Whether numba is installed and compiles the kernels."""
+    return _can_import("fields.kernels_numba", "pip install -r requirements.txt")
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton, which PyTorch brings for CUDA on Linux, is installed."""
+    return _can_import("fields.kernels_triton", "pip install triton")
+
+
+def _can_import(module, command):
+    """Whether a module of kernels can be imported; if not, logs the command that helps."""
     try:
-        importlib.import_module("fields.kernels_numba")
+        importlib.import_module(module)
     except ImportError as error:
-        logger.info("Hash grids run several times slower without numba: %s; "
-                    "pip install -r requirements.txt.", error)
+        logger.info("Hash grids run several times slower without %s: %s; %s.",
+                    module.split("_")[-1], error, command)
         return False
     return True
 
 
-class NumbaEncode(torch.autograd.Function):
-    """`encode` by the kernels of kernels_numba.py."""
+class KernelEncode(torch.autograd.Function):
+    """`encode` by the kernels of a module, kernels_numba.py or kernels_triton.py."""
 
     @staticmethod
-    def forward(ctx, points, weights, table, levels):
-        from fields import kernels_numba
-
+    def forward(ctx, points, weights, table, levels, kernels):
         ctx.save_for_backward(points, weights, table)
-        ctx.levels = levels
-        return kernels_numba.forward(points, weights, table, levels)
+        ctx.levels, ctx.kernels = levels, kernels
+        return kernels.forward(points, weights, table, levels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        from fields import kernels_numba
-
         points, weights, table = ctx.saved_tensors
-        grad_points = grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_points = kernels_numba.points_gradient(
-                gradient, points, weights, table, ctx.levels)
-        if ctx.needs_input_grad[2]:
-            grad_table = kernels_numba.table_gradient(gradient, points, weights, table, ctx.levels)
-        return grad_points, None, grad_table, None
+        inputs = gradient, points, weights, table, ctx.levels
+        needs_points, _, needs_table, _, _ = ctx.needs_input_grad
+        return (ctx.kernels.points_gradient(*inputs) if needs_points else None, None,
+                ctx.kernels.table_gradient(*inputs) if needs_table else None, None, None)

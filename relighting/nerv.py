@@ -206,7 +206,7 @@ class NeRV(MipNeRF360):
 
     def normals(self, positions: Tensor, variances: Tensor) -> Tensor:
         """Normals `[M, 3]` of the density, unit where it varies."""
-        side = float((self.box[1] - self.box[0]).max())
+        side = (self.box[1] - self.box[0]).max()
         if not self.field.num_multisamples:
             variances = variances + (NORMAL_WIDTH * side) ** 2
 

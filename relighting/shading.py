@@ -130,13 +130,14 @@ def cosine_hemisphere(normals: Tensor, count: int, shift: Tensor | None = None) 
             + (1 - radius**2).clamp(min=0).sqrt() * normals[:, None])
 
 
-def finite_difference_normals(log_density: Callable, positions: Tensor, step: float) -> Tensor:
+def finite_difference_normals(log_density: Callable, positions: Tensor,
+                              step: float | Tensor) -> Tensor:
     """Unit normals `[M, 3]` from central differences of log density, `step` to each side.
 
     log_density: a function from `[M, 6, 3]` to `[M, 6]`. Density varies by orders of magnitude
     across a surface, its logarithm evenly.
     """
-    offsets = step * torch.eye(3).to(positions)
+    offsets = step * torch.eye(3, dtype=positions.dtype, device=positions.device)
     stencil = torch.cat([positions[:, None] + offsets, positions[:, None] - offsets], dim=1)
     plus, minus = log_density(stencil).chunk(2, dim=1)
     return safe_normalize(minus - plus)

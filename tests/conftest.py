@@ -1,5 +1,6 @@
 """Shared by all tests: a fixed seed, and the golden numbers."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 
 # Started in the background of a shell, tests would hand on to scripts that Ctrl-C is to be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Without a GPU Triton's kernels run in its interpreter, which it reads when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 GOLDEN = Path(__file__).parent / "golden" / "google_mipnerf.npz"
 

@@ -237,3 +237,38 @@ def test_ndc_equals_the_official_code(golden):
     # Theirs ran in float64; ours rounds a few times at numbers up to 3.
     torch.testing.assert_close(line.origins, golden("ndc.ndc_origins"), atol=16 * EPS, rtol=0)
     torch.testing.assert_close(line.directions, golden("ndc.ndc_directions"), atol=16 * EPS, rtol=0)
+
+
+# Eigenvectors of symmetric matrices.
+
+
+def eigenvector_cases():
+    generator = torch.Generator().manual_seed(0)
+    turns = torch.linalg.qr(torch.randn(400, 3, 3, generator=generator, dtype=torch.float64))[0]
+    spectra = torch.rand(400, 3, generator=generator, dtype=torch.float64)
+    spectra[:4] = torch.tensor([[1.0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    spectra[4:100, 0] *= 1e-6  # Almost planes.
+    spectra[100:200] *= 10.0 ** torch.linspace(-18, 18, 100, dtype=torch.float64)[:, None]
+    spectra[200:210] = torch.tensor([-3.0, 1.0, 2.0])
+    matrices = turns @ torch.diag_embed(spectra) @ turns.mT
+    diagonal = torch.tensor([[1.0, 2, 3], [3, 2, 1], [2, 1, 3], [0, 1, 1]], dtype=torch.float64)
+    return torch.cat([0.5 * (matrices + matrices.mT), torch.diag_embed(diagonal)])
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_the_smallest_eigenvector_minimises_the_quadratic_form(dtype, tolerance):
+    """Its Rayleigh quotient is the smallest eigenvalue, also where eigenvalues repeat."""
+    matrices = eigenvector_cases().to(dtype)
+    vectors = coord.smallest_eigenvector(matrices).double()
+    assert vectors.isfinite().all()
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)).double(),
+                               atol=1e-6, rtol=0)
+    exact = torch.linalg.eigvalsh(matrices.double())
+    quotient = ((matrices.double() @ vectors[..., None])[..., 0] * vectors).sum(dim=-1)
+    scale = exact.abs().amax(dim=-1).clamp(min=1e-300)
+    assert ((quotient - exact[:, 0]).abs() / scale).max() < tolerance
+
+
+def test_smallest_eigenvectors_of_no_matrices_and_of_nan():
+    assert coord.smallest_eigenvector(torch.zeros(0, 3, 3)).shape == (0, 3)
+    assert coord.smallest_eigenvector(torch.full((1, 3, 3), float("nan"))).shape == (1, 3)

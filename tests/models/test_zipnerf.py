@@ -280,6 +280,23 @@ def test_grid_decay_is_a_mean_per_level():
     assert float(found) == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 4, 7, 8, 20])
+def test_grid_decay_is_differentiated_once_per_batch(size):
+    """And its parts add up to that of the whole batch, also on two ranks of unequal weight."""
+    model, batch = make_model(), make_batch(8)
+    batch = replace(batch, mask=torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])[:, None])
+    whole = loss.grid_decay_loss(model, None, batch)
+    wanted, = torch.autograd.grad(whole, model.field.table)
+    batch = replace(batch, lossmult_sum=batch.loss_weights().sum())
+    for ranks in ([batch], [batch[:3], batch[3:]]):
+        parts = [loss.grid_decay_loss(model, None, part)
+                 for rank in ranks for part in rank.split(size)]
+        assert sum(part.requires_grad for part in parts) == len(ranks)
+        found, = torch.autograd.grad(sum(parts), model.field.table)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(sum(parts), whole)
+
+
 def test_each_round_has_a_finer_grid():
     model = make_model()
     assert [f.levels.resolutions[-1] for f in (*model.proposals, model.field)] == [8, 16, 32]
