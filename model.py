@@ -129,5 +129,5 @@ def compile_fields(model: RayModel, device: torch.device):
     for field in fields:
         if isinstance(field, HashField):
             # The lookups have their own kernels; compiled, they would keep every intermediate.
-            field._encode = torch.compiler.disable(field._encode)
+            setattr(field, "_encode", torch.compiler.disable(field._encode))  # noqa: B010
         field.compile()

@@ -1,10 +1,7 @@
 """The hash encoding against grid_sample and finite differences; kernels against PyTorch."""
 
 import itertools
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
