@@ -165,7 +165,8 @@ class HashField(Field):
         outputs = fused_mlp.query(self, encoding.flatten(0, -2), directions, with_rgb, shape[-1],
                                   PRECONDITIONING)
         density, rgb = outputs.split([1, outputs.shape[-1] - 1], dim=-1)
-        return density.reshape(shape), rgb.reshape(*shape, -1) if with_rgb else None, None
+        rgb = rgb.reshape(*shape, self.head.channels) if with_rgb else None
+        return density.reshape(shape), rgb, None
 
     def _is_fusable(self, encoding, viewdirs):
         """Whether the kernel of the small networks serves; viewdirs: None without colours."""

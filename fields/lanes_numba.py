@@ -8,15 +8,13 @@ import math
 
 import numpy as np
 
+from fields import simd
 from runtime.compiled import compiled as compiled_by_numba
 
 # Rays marched together, and the most samples that each adds in a round, before its transmittance is
 # known: more would be wasted behind surfaces, fewer leave lanes idle.
 TILE, PER_ROUND = 128, 4
 LANES = TILE * PER_ROUND
-
-# Lanes that `add_product` handles at once: rows of so many stay in the nearest cache.
-BLOCK = 128
 
 # Constants of float32: with Python numbers numba would continue in 64 bits.
 ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
@@ -61,29 +59,14 @@ def cube_root(x):
 
 @compiled()
 def add_product(params, offset, rows, inputs, x, y, count):
-    """Add a matrix, `rows x inputs` from `offset` on (multiples of 4), times x to y."""
-    for first in range(0, count, BLOCK):
-        for o in range(0, rows, 4):
-            y0, y1 = y[o, first:first + BLOCK], y[o + 1, first:first + BLOCK]
-            y2, y3 = y[o + 2, first:first + BLOCK], y[o + 3, first:first + BLOCK]
-            for i in range(0, inputs, 4):
-                p = offset + o * inputs + i
-                a0, a1, a2, a3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                b0, b1, b2, b3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                c0, c1, c2, c3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                p += inputs
-                d0, d1, d2, d3 = params[p], params[p + 1], params[p + 2], params[p + 3]
-                x0, x1 = x[i, first:first + BLOCK], x[i + 1, first:first + BLOCK]
-                x2, x3 = x[i + 2, first:first + BLOCK], x[i + 3, first:first + BLOCK]
-                for q in range(BLOCK):
-                    e0, e1, e2, e3 = x0[q], x1[q], x2[q], x3[q]
-                    s0 = y0[q] + a0 * e0 + a1 * e1 + a2 * e2 + a3 * e3
-                    s1 = y1[q] + b0 * e0 + b1 * e1 + b2 * e2 + b3 * e3
-                    s2 = y2[q] + c0 * e0 + c1 * e1 + c2 * e2 + c3 * e3
-                    s3 = y3[q] + d0 * e0 + d1 * e1 + d2 * e2 + d3 * e3
-                    y0[q], y1[q], y2[q], y3[q] = s0, s1, s2, s3
+    """Add a matrix, `rows x inputs` from `offset` on, times x to y; rows: multiple of `simd.ROWS`.
+    """
+    matrix = params.ctypes.data + 4 * offset
+    for column in range(0, count, simd.COLUMNS):
+        for row in range(0, rows, simd.ROWS):
+            simd.add_product(
+                matrix + 4 * row * inputs, inputs, 1, x.ctypes.data + 4 * column, LANES,
+                y.ctypes.data + 4 * (row * LANES + column), LANES, inputs)
 
 
 @compiled()

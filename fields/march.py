@@ -34,7 +34,7 @@ MIN_TRANSMITTANCE, MIN_WEIGHT = 0.01, 0.003
 CHUNK_POINTS = 1 << 18
 
 # The kernel takes matrices whose sides are multiples of this.
-ALIGNMENT = 4
+ALIGNMENT = 8
 
 
 class MarchOptions(NamedTuple):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from structures import Rays
@@ -168,6 +167,8 @@ class MarchGrid:
     def from_cells(cls, occupied: Tensor, centre: Tensor, side: float,
                    contraction: bool) -> "MarchGrid":
         """Build from bool cells `[R, R, R]`."""
+        from scipy.ndimage import distance_transform_cdt  # Slow to import.
+
         cells = occupied.cpu().numpy()
         if cells.any():
             distance = distance_transform_cdt(~cells, metric="chessboard")

@@ -1,12 +1,16 @@
 """Kernels compiled by numba: caching on disk, and several threads."""
 
 import functools
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import torch
+from numba.core import event
+
+logger = logging.getLogger(__name__)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -22,6 +26,24 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return numba.njit(nogil=True, **options)(function)
 
     return compile_one
+
+
+class _Announcement(event.Listener):
+    """Logs, before the first kernel that is not on disk, that compiling takes a while."""
+
+    was_made = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.was_made:
+            logger.info("Compiling kernels for this CPU, which happens once ...")
+        self.was_made = True
+
+    def on_end(self, event: Any) -> None:
+        """Nothing."""
+
+
+ANNOUNCEMENT = _Announcement()
+event.register("numba:compile", ANNOUNCEMENT)
 
 
 def run_on_threads(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:

@@ -4,14 +4,14 @@ import subprocess
 from pathlib import Path
 
 
-def git_commit() -> str:
-    """The short hash of this code's commit, with '+' if files were changed since.
+def git_commit(folder: Path = Path(__file__).parent) -> str:
+    """The short hash of a checkout's commit, with '+' if files were changed since.
 
     'unknown' outside a git repository.
     """
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *args], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

@@ -72,7 +72,7 @@ def test_fused_networks_do_not_depend_on_the_number_of_threads():
                                    {"contraction": True}, {"num_multisamples": 6}])
 def test_a_field_equals_its_layers(flags, monkeypatch):
     """The whole field, whose kernels are switched off for comparison."""
-    config = default_config(**({"model": "zipnerf", "preset": "debug", "precision": "fp32"} | flags))
+    config = default_config(model="zipnerf", preset="debug", precision="fp32", **flags)
     field = build_model(config, box=torch.tensor([[-1.0] * 3, [1.0] * 3])).field
     with torch.no_grad():
         field.table.normal_()

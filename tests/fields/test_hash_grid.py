@@ -140,15 +140,6 @@ def test_second_derivatives_of_kernels_raise():
         first.sum().backward()
 
 
-def test_kernels_compile_without_a_cache():
-    """A function without a source file has no cache."""
-    from runtime.compiled import compiled
-
-    names = {}
-    exec("def twice(x): return 2 * x", names)
-    assert compiled()(names["twice"])(3) == 6
-
-
 def test_missing_numba_is_logged(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "fields.kernels_numba", None)
     with caplog.at_level("INFO"):
