@@ -63,8 +63,9 @@ def compare(args, model, threads, work):
 def train(checkout, model, threads, steps, work, name):
     """Rays per second and peak memory in GB of a short training."""
     interval = max(1, steps // 10)
-    command = [sys.executable, "train.py", "--preset", "laptop", "--model", model, "--scene", "demo",
-               "--data_dir", str(work / "data"), "--log_dir", str(work), "--exp_name", name,
+    command = [sys.executable, "train.py", "--preset", "laptop", "--model", model,
+               "--scene", "demo", "--data_dir", str(work / "data"), "--log_dir", str(work),
+               "--exp_name", name,
                "--device", "cpu", "--seed", "0", "--max_steps", str(steps), "--eval_every", "0",
                "--no-final_eval", "--log_every", str(interval), "--save_every", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
