@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Shape(NamedTuple):
-    """Where density comes out, and how many samples a ray has.
+    """The place of density in the chain, and the number of samples per ray.
 
     density_layer, density_row: index of the layer with density, and of its row; samples_per_ray:
     consecutive samples with the same inputs per ray.
@@ -84,7 +84,7 @@ def _halves(parameters):
 
 def evaluate_layers(features: Tensor, per_ray: Tensor | None, shape: Shape, *parameters: Tensor
                     ) -> Tensor:
-    """What `FusedMLP` computes, in PyTorch operations."""
+    """The outputs of `FusedMLP`, in PyTorch operations."""
     x, density = features, None
     weights, biases = _halves(parameters)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

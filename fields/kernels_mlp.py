@@ -75,7 +75,7 @@ def _packed(weights, biases):
 
 @compiled()
 def _offsets(sizes):
-    """Where each layer's parameters start, and its inputs in the buffer of activations."""
+    """Offsets of each layer's parameters, and of its inputs in the buffer of activations."""
     parameters, rows = np.zeros(len(sizes) + 1, np.int64), np.zeros(len(sizes) + 2, np.int64)
     for layer in range(len(sizes)):
         parameters[layer + 1] = parameters[layer] + sizes[layer, 0] * (sizes[layer, 1] + 1)

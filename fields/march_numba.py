@@ -37,7 +37,7 @@ FOOTPRINT = np.float32(-1 / (2 * math.pi))
 
 
 class Scratch(NamedTuple):
-    """What one thread writes while it marches: per sample of a round, and per ray of a tile.
+    """Memory that one thread writes while it marches: per sample of a round, per ray of a tile.
 
     Arrays of samples are `[rows, LANES]`, or flat where constant offsets between rows let the
     compiler see that they do not overlap.

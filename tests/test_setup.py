@@ -100,8 +100,8 @@ def test_no_file_imports_itself_through_others():
 def test_pure_maths_uses_no_config_and_no_file():
     for name in ("stepfun", "coord", "ray_utils"):
         assert packages_imported(ROOT / f"{name}.py") <= {
-            "math", "dataclasses", "typing", "collections", "torch", "coord", "stepfun",
-            "stepfun_numba", "structures"}
+            "functools", "math", "dataclasses", "typing", "collections", "torch", "coord",
+            "stepfun", "stepfun_numba", "structures"}
 
 
 def test_what_parses_flags_imports_the_standard_library_only():

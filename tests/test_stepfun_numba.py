@@ -1,5 +1,7 @@
 """The kernels of step functions against PyTorch in float64, at odd inputs and on one thread."""
 
+import sys
+
 import pytest
 import torch
 
@@ -102,3 +104,14 @@ def test_kernels_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_without_numba_pytorch_computes_them(monkeypatch):
+    t, w = histograms(7, 5)
+    u = torch.rand(7, 4)
+    wanted = stepfun.sampled_points(u, t, w.log())
+    monkeypatch.setitem(sys.modules, "stepfun_numba", None)
+    monkeypatch.setattr(stepfun, "_kernels", stepfun._kernels.__wrapped__)
+    monkeypatch.delattr(stepfun, "_by_kernel")
+    torch.testing.assert_close(stepfun.sampled_points(u, t, w.log()), wanted, atol=1e-5, rtol=0)
+    assert stepfun.blurred_weights(t, w, t, 0.1).shape == (7, 5)
