@@ -56,6 +56,16 @@ def test_fused_networks_keep_nan():
     assert found[5].isnan().all() and found[:5].isfinite().all() and found[6:].isfinite().all()
 
 
+def test_an_infinite_density_leaves_colours_as_they_are():
+    (features, rays, *parameters), shape = make_case(*CASES[0])
+    biases = parameters[len(parameters) // 2 :]
+    with torch.no_grad():
+        wanted = FusedMLP.apply(features, rays, shape, *parameters)
+        biases[shape.density_layer][shape.density_row] = torch.inf
+        found = FusedMLP.apply(features, rays, shape, *parameters)
+    assert found[:, 0].isinf().all() and torch.equal(found[:, 1:], wanted[:, 1:])
+
+
 def test_fused_networks_do_not_depend_on_the_number_of_threads():
     (features, rays, *parameters), shape = make_case(*CASES[0])
     threads, results = torch.get_num_threads(), []
