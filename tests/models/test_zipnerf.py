@@ -285,6 +285,9 @@ def test_grid_decay_is_a_mean_per_level():
 def test_grid_decay_is_differentiated_once_per_batch(size):
     """And its parts add up to that of the whole batch, also on two ranks of unequal weight."""
     model, batch = make_model(), make_batch(8)
+    with torch.no_grad():
+        for field in model.grids():
+            field.table.normal_(std=100)
     batch = replace(batch, mask=torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])[:, None])
     whole = loss.grid_decay_loss(model, None, batch)
     wanted, = torch.autograd.grad(whole, model.field.table)
