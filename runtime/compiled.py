@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +13,10 @@ import torch
 from numba.core import event
 
 logger = logging.getLogger(__name__)
+
+# Calls of a kernel whose times are compared, on several threads and on one, and seconds from which
+# on several are always worth waking.
+TRIALS, LONG = 16, 0.02
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -49,18 +55,54 @@ event.register("numba:compile", ANNOUNCEMENT)
 def run_on_threads(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
     """Call `kernel(first, last, *arguments)` for parts of range(count), as many as threads.
 
-    A kernel's results must not depend on the parts.
+    A kernel's results must not depend on the parts: a short kernel runs as one part where waking
+    threads takes longer than they save, as on virtual machines, which its first calls measure.
     """
     num_threads = min(torch.get_num_threads(), count)
     if num_threads <= 1:
         kernel(0, count, *arguments)
         return
+    timing = _timing(kernel, num_threads)
+    use_threads = timing.prefers_threads()
+    begin = time.perf_counter()
+    if use_threads:
+        _run_parts(kernel, count, num_threads, arguments)
+    else:
+        kernel(0, count, *arguments)
+    timing.add(use_threads, time.perf_counter() - begin)
+
+
+def _run_parts(kernel, count, num_threads, arguments):
     ends = [count * i // num_threads for i in range(num_threads + 1)]
     others = [_pool(num_threads - 1).submit(kernel, *ends[i : i + 2], *arguments)
               for i in range(1, num_threads)]
     kernel(*ends[:2], *arguments)
     for other in others:
         other.result()
+
+
+class _Timing:
+    """Times of a kernel's first calls on several threads, then on one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    def prefers_threads(self) -> bool:
+        """Whether the next call uses several threads."""
+        several, one = self.seconds[True], self.seconds[False]
+        if len(several) < TRIALS or statistics.median(several) > LONG:
+            return True
+        return len(one) == TRIALS and statistics.median(several) <= statistics.median(one)
+
+    def add(self, used_threads: bool, seconds: float) -> None:
+        """Add a call's time, if it is one of the first."""
+        if len(self.seconds[used_threads]) < TRIALS:
+            self.seconds[used_threads].append(seconds)
+
+
+@functools.cache
+def _timing(kernel: Callable[..., Any], num_threads: int) -> _Timing:
+    return _Timing()
 
 
 @functools.cache

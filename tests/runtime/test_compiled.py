@@ -1,10 +1,12 @@
 """Kernels: their parts on threads, their cache, and the notice that they are compiled."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
-from runtime.compiled import ANNOUNCEMENT, compiled, run_on_threads
+from runtime.compiled import ANNOUNCEMENT, TRIALS, compiled, run_on_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -19,6 +21,24 @@ def test_parts_cover_the_range_once(threads, count):
     run_on_threads(visit, count, 3)
     torch.set_num_threads(before)
     assert (visits == 3).all()
+
+
+@pytest.mark.parametrize("seconds,is_split", [((0.0, 0.004), True), ((0.004, 0.0), False),
+                                              ((0.03, 0.0), True)])
+def test_short_kernels_take_the_faster_way(seconds, is_split):
+    """seconds: of a part on two threads, and of the whole on one."""
+    parts = []
+
+    def sleep(first, last):
+        parts.append((first, last))
+        time.sleep(seconds[last - first == 4])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for _ in range(2 * TRIALS + 3):
+        run_on_threads(sleep, 4)
+    torch.set_num_threads(before)
+    assert ((0, 4) != parts[-1]) == is_split
 
 
 def test_an_error_in_any_part_is_raised():
