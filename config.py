@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from contradictions import contradictions
-from presets import DEFAULTS, NERV_GEOMETRY, PRESETS
+from presets import DEFAULTS, NERV_GEOMETRY, PRESETS, UNBOUNDED
 from runtime import flags, process
 from runtime.errors import UserError, exit_on_user_error, run_script  # noqa: F401  (re-exported)
 from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, freeze, integer, number
@@ -179,6 +179,9 @@ FLAGS = {
              "for indirect light", only=NERV, shown=False),
     ],
     "training": [
+        Flag("minutes", positive, None, "minutes of training, for which the number of steps is "
+             "planned before the first one; --max_steps wins", scope=RESUME, before=None,
+             unset="as --max_steps says"),
         Flag("max_steps", positive_int, 200_000, "optimisation steps", scope=RESUME),
         Flag("batch_size", positive_int, 2048, "rays per step, over all ranks"),
         Flag("micro_batch", positive_int, None, "rays per forward pass", scope=RESUME,
@@ -316,6 +319,12 @@ class Config(flags.Config):
     """The resolved flags of a run. Values change by `config.replace(name=value)` only."""
 
     __slots__ = ()
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a capture shows surroundings without an end, unlike a scene in a box or in NDC."""
+        inward_llff = self.dataset_name == "llff" and self.spherify
+        return self.dataset_name in UNBOUNDED or inward_llff
 
     @property
     def geometry(self) -> str:

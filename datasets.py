@@ -317,6 +317,9 @@ class LLFF(Loader):
         sizes, pixtocams, focal = self._intrinsics(files, full_sizes, focals)
         near, far = self._near_far(bounds)
         all_cameras = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far)
+        if config.spherify:
+            # The rays may reach farther.
+            all_cameras = replace(all_cameras, visible_range=_range_of(bounds))
         if config.ndc:
             check_forward_facing(all_cameras, files)
             all_cameras = replace(all_cameras, ndc=(focal, *(int(side) for side in sizes[0])))
@@ -385,7 +388,7 @@ class LLFF(Loader):
         if self.config.ndc:
             near, far = 0.0, 1.0
         else:
-            near, far = 0.9 * bounds.min(), bounds.max()
+            near, far = _range_of(bounds)
         return near_far(self.config, near, far)
 
     def _intrinsics(self, files, full_sizes, focals):
@@ -404,6 +407,11 @@ class LLFF(Loader):
             sizes.append(size)
             pixtocams.append(pixtocam(focal_x, focal_y, *size))
         return sizes, pixtocams, float(focals[0] * sizes[0][0] / full_sizes[0][0])
+
+
+def _range_of(bounds):
+    """The range of t that holds the bounds `[N, 2]` of all views."""
+    return float(0.9 * bounds.min()), float(bounds.max())
 
 
 # In the order in which the format of a folder is detected: a multiscale or COLMAP scene may also
