@@ -322,7 +322,7 @@ class Config(flags.Config):
 
     @property
     def unbounded(self) -> bool:
-        """Whether a capture shows surroundings without an end, unlike a scene in a box or in NDC."""
+        """Whether a capture shows endless surroundings, unlike a scene in a box or in NDC."""
         inward_llff = self.dataset_name == "llff" and self.spherify
         return self.dataset_name in UNBOUNDED or inward_llff
 

@@ -69,7 +69,8 @@ def measure(name, flags, args):
     parameters = sum(p.numel() for p in training.model.parameters())
     days = per_step * config.max_steps / 86_400
     return table_row([name, f"`{flags}`", f"{config.batch_size:,}", f"{config.max_steps:,}",
-                      f"{parameters / 1e6:.1f} M", f"{config.batch_size / per_step:,.0f}", f"{days:,.1f}"])
+                      f"{parameters / 1e6:.1f} M", f"{config.batch_size / per_step:,.0f}",
+                      f"{days:,.1f}"])
 
 
 if __name__ == "__main__":
