@@ -26,6 +26,7 @@ from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
+from loaders.patches import check_holds_patches, pixels_of_patches
 from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
@@ -61,6 +62,7 @@ class NeRFDataset:
         self.split = loader.existing_split(split)
         self.scene = loader.load(self.split)
         if read_pixels:
+            check_holds_patches(self.scene, self.config)
             self.scene = self._with_pixels(self.scene)
         self.cameras = self.scene.cameras.to(self.device)
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
@@ -150,13 +152,21 @@ class NeRFDataset:
         return self.split == "train" and self.config.glo_features > 0
 
     def _sample_pixels(self, batch_size, generator):
-        """Indices `[batch_size]` into all pixels, of all images or of one random image."""
+        """Indices `[batch_size]` into all pixels: of random ones, or (--robust) of patches."""
+        group = self.config.rays_per_group
+        pixels = self._sample_evenly(batch_size // group, generator)
+        if group == 1:
+            return pixels
+        return pixels_of_patches(pixels, self.scene.offsets, self.scene.cameras.sizes)
+
+    def _sample_evenly(self, count, generator):
+        """Indices `[count]` into all pixels, of all images or of one random image."""
         offsets = self.scene.offsets
         if self.config.batching == "all_images":
-            return torch.randint(int(offsets[-1]), (batch_size,), generator=generator)
+            return torch.randint(int(offsets[-1]), (count,), generator=generator)
         image = torch.randint(len(self), (1,), generator=generator)
         first, last = int(offsets[image]), int(offsets[image + 1])
-        return torch.randint(first, last, (batch_size,), generator=generator)
+        return torch.randint(first, last, (count,), generator=generator)
 
     def _with_pixels(self, scene):
         """The scene with the pixels and masks of its files."""

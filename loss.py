@@ -4,16 +4,26 @@ A term is `fn(model, outputs, batch) -> scalar`, unweighted; its weight is the f
 `--<name>_loss_mult`. `outputs` holds one `RenderOutput` per level, coarse to fine.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, normalize, pad
 
 import stepfun
+from presets import PATCH_SIDE
 from structures import Batch, RenderOutput
 
 Outputs = list[RenderOutput]
+
+# RobustNeRF: the fraction of pixels with a low error, and the fractions of such pixels above which
+# their neighbours and the middle of their patch are inliers too.
+INLIER_QUANTILE, MIN_LOW_NEIGHBOURS, MIN_LOW_IN_PATCH = 0.5, 0.5, 0.6
+
+# How fast the threshold of errors follows their quantile, in units of its logarithm per step, and
+# the smallest threshold: 0 could not grow again.
+QUANTILE_RATE, MIN_THRESHOLD = 0.2, 1e-8
 
 # Colour errors well below this are penalised quadratically, larger ones linearly.
 CHARBONNIER_PADDING = 1e-3
@@ -34,7 +44,7 @@ def coarse_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
 def charbonnier_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     """Charbonnier error of the finest level's colours (mip-NeRF 360, section 5)."""
     squared = (outputs[-1].rgb - batch.rgb) ** 2
-    return mean_over_rays((squared + CHARBONNIER_PADDING**2).sqrt().mean(dim=-1), batch)
+    return mean_of_colours((squared + CHARBONNIER_PADDING**2).sqrt(), batch)
 
 
 def interlevel_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
@@ -128,7 +138,13 @@ def colour_error(rgb: Tensor, batch: Batch) -> Tensor:
     The official code sums over channels. The mean differs by a factor of 3, which Adam's step size
     hardly depends on, and converts to PSNR.
     """
-    return mean_over_rays(((rgb - batch.rgb) ** 2).mean(dim=-1), batch)
+    return mean_of_colours((rgb - batch.rgb) ** 2, batch)
+
+
+def mean_of_colours(errors: Tensor, batch: Batch) -> Tensor:
+    """Mean of `errors [..., 3]` over channels and rays, without the outliers of --robust."""
+    weights = 1.0 if batch.colour_weights is None else batch.colour_weights[..., 0]
+    return mean_over_rays(weights * errors.mean(dim=-1), batch)
 
 
 def mean_over_rays(values: Tensor, batch: Batch) -> Tensor:
@@ -140,6 +156,8 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
     """Weighted sum of all terms whose weight is not 0, and a `dict` of scalars to log."""
     total: Any = 0.0
     scalars = {}
+    if config.robust:
+        batch, scalars["inliers"] = without_outliers(model.inlier_threshold, outputs[-1], batch)
     for name, fn in LOSSES.items():
         weight = getattr(config, f"{name}_loss_mult")
         if weight > 0:
@@ -148,6 +166,54 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
             scalars[f"loss/{name}"] = term.detach()
     scalars["loss/total"] = torch.as_tensor(total).detach()
     return total, scalars
+
+
+# Trimmed least squares (--robust).
+
+
+def without_outliers(threshold: Tensor, output: RenderOutput, batch: Batch) -> tuple[Batch, Tensor]:
+    """A batch of patches whose outliers have no weight in the losses of colours.
+
+    threshold: error of the finest level's `output` above which a pixel is suspect. Also returns the
+    batch's contribution to the fraction of pixels below the threshold, for `follow_quantile`.
+    """
+    errors = ((output.rgb.detach() - batch.rgb) ** 2).mean(dim=-1, keepdim=True)
+    is_low = errors <= threshold
+    weights = inlier_weights(is_low, batch.loss_weights() > 0)
+    return (replace(batch, colour_weights=weights.to(errors.dtype)),
+            mean_over_rays(is_low[..., 0].to(errors.dtype), batch))
+
+
+def inlier_weights(is_low: Tensor, is_valid: Tensor) -> Tensor:
+    """Which pixels of patches are inliers (RobustNeRF, section 4.2; union as in its code).
+
+    is_low: `[n, 1]` bool, whose error is below the threshold (eq. 7), n a multiple of the pixels of
+    a patch; is_valid: `[n, 1]` bool, without masked pixels, which do not count below. A pixel is an
+    inlier if its error is low, if most of the 3x3 pixels around it are low (eq. 8), or if it lies
+    in the middle 8x8 of a patch of which more than 60 % are low (eq. 9). Returns bool `[n, 1]`.
+    """
+    patches = -1, 1, PATCH_SIDE, PATCH_SIDE
+    low, valid = (x.reshape(patches).float() for x in (is_low & is_valid, is_valid))
+
+    def fraction(of, size, padding):
+        counted = avg_pool2d(valid, size, 1, padding)
+        return avg_pool2d(of, size, 1, padding) / counted.clamp(min=1e-9)
+
+    surrounded = fraction(low, 3, 1) > MIN_LOW_NEIGHBOURS
+    edge = PATCH_SIDE // 4
+    in_low_patch = pad((fraction(low, PATCH_SIDE, 0) > MIN_LOW_IN_PATCH).expand(
+        -1, -1, PATCH_SIDE - 2 * edge, PATCH_SIDE - 2 * edge), (edge,) * 4)
+    return is_low | (surrounded | in_low_patch).reshape(is_low.shape)
+
+
+def follow_quantile(threshold: Tensor, fraction: Tensor) -> None:
+    """Move the threshold in place towards the quantile of errors, by a batch's fraction below it.
+
+    It rests where the mean fraction over steps is `INLIER_QUANTILE`. The quantile of a batch's few
+    patches (eq. 7) would depend on which they are, and on how micro-batches and ranks divide them.
+    """
+    threshold.mul_(torch.exp(QUANTILE_RATE * (INLIER_QUANTILE - fraction)))
+    threshold.clamp_(MIN_THRESHOLD, 1.0)
 
 
 def level_errors(model, outputs: Outputs, batch: Batch) -> Tensor:

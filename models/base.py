@@ -46,6 +46,7 @@ class RayModel(nn.Module, ABC):
 
     field: Field
     embeddings: ImageEmbeddings | None
+    inlier_threshold: Tensor
     max_samples_per_level: int
     first_rgb_level: int
     compute_dtype: torch.dtype
@@ -59,6 +60,9 @@ class RayModel(nn.Module, ABC):
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
         self.bg_range = config.bg_range
         self.embeddings = None
+        if config.robust:
+            # The error above which pixels are outliers; training lowers it from the largest.
+            self.register_buffer("inlier_threshold", torch.ones(()))
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
                 ray_occupancy: RayOccupancy | None = None, shading: Shading | None = None,
