@@ -132,7 +132,7 @@ def run_steps(training, rows, log, stop):
         log.step(scalars)
         training.optimizer.step()
         if config.robust:
-            follow_quantile(model.inlier_threshold, scalars["inliers"])
+            follow_quantile(model.inlier_threshold, scalars["inliers"], config.max_steps)
         schedule.step()
 
         done, is_last = step + 1, step + 1 == config.max_steps
