@@ -17,9 +17,9 @@ from structures import Batch, RenderOutput
 
 Outputs = list[RenderOutput]
 
-# RobustNeRF: the fraction of pixels with a low error (as in its code; with the paper's 0.5, half of
-# a small scene was never learnt), and the fractions of such pixels above which their neighbours and
-# the middle of their patch are inliers too.
+# RobustNeRF: the fraction of pixels with a low error (0.8 as in its code; the paper writes 0.5), and
+# the fractions of such pixels above which their neighbours and the middle of their patch are
+# inliers too.
 INLIER_QUANTILE, MIN_LOW_NEIGHBOURS, MIN_LOW_IN_PATCH = 0.8, 0.5, 0.6
 
 # How fast the logarithm of the threshold follows that of the quantile, over a whole training: from
@@ -211,8 +211,9 @@ def inlier_weights(is_low: Tensor, is_valid: Tensor) -> Tensor:
 def follow_quantile(threshold: Tensor, fraction: Tensor, max_steps: int) -> None:
     """Move the threshold in place towards the quantile of errors, by a batch's fraction below it.
 
-    It rests where the mean fraction over steps is `INLIER_QUANTILE`; max_steps: of the training. The quantile of a batch's few
+    It rests where the mean fraction over steps is `INLIER_QUANTILE`. The quantile of a batch's few
     patches (eq. 7) would depend on which they are, and on how micro-batches and ranks divide them.
+    max_steps: of the training.
     """
     rate = min(QUANTILE_RATE / max_steps, MAX_QUANTILE_RATE)
     threshold.mul_(torch.exp(rate * (INLIER_QUANTILE - fraction)))

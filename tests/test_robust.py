@@ -1,6 +1,5 @@
 """--robust: which pixels are outliers, and trainings that ignore them."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
