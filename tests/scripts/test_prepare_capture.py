@@ -123,7 +123,8 @@ def test_debug_sizes_from_end_to_end(prepared, monkeypatch, capsys):
     """In this process, with the commands themselves."""
     monkeypatch.setattr(prepare_capture, "MODEL", "--preset debug --model zipnerf")
     monkeypatch.setattr(prepare_capture, "VIDEO", "--frames 2 --fps 20 --visualize_depth")
-    monkeypatch.setattr(prepare_capture, "MESH", "--grid_size 16 --sigma_threshold 0.2 --keep_unseen")
+    monkeypatch.setattr(prepare_capture, "MESH",
+                        "--grid_size 16 --sigma_threshold 0.2 --keep_unseen")
     monkeypatch.setattr(prepare_capture, "run_command",
                         lambda words: COMMANDS[Path(words[1]).name].main(words[2:]) or 0)
     assert prepare_capture.main([*prepared, "--train"]) == 0
