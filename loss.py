@@ -17,8 +17,8 @@ from structures import Batch, RenderOutput
 
 Outputs = list[RenderOutput]
 
-# RobustNeRF: the fraction of pixels with a low error (0.8 as in its code; the paper writes 0.5), and
-# the fractions of such pixels above which their neighbours and the middle of their patch are
+# RobustNeRF: the fraction of pixels with a low error (0.8 as in its code; the paper writes 0.5),
+# and the fractions of such pixels above which their neighbours and the middle of their patch are
 # inliers too.
 INLIER_QUANTILE, MIN_LOW_NEIGHBOURS, MIN_LOW_IN_PATCH = 0.8, 0.5, 0.6
 

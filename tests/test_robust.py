@@ -56,6 +56,16 @@ def test_single_pixels_and_the_middle_of_a_good_patch_are_inliers():
     assert torch.equal(inliers(is_low), expected)
 
 
+def test_only_the_nearest_neighbours_of_a_pixel_count():
+    """A ring of low pixels, outside the middle of a patch of which 53 % are low."""
+    is_low = torch.arange(16).expand(16, 16) < 8
+    is_low = is_low.clone()
+    is_low[12:15, 12:15] = True
+    expected = is_low.clone()
+    is_low[13, 13] = False
+    assert torch.equal(inliers(is_low), expected)
+
+
 def test_masked_pixels_are_no_evidence():
     """Of the 8 valid columns, 6 are low."""
     columns = torch.arange(16).expand(16, 16)
