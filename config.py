@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from contradictions import contradictions
-from presets import DEFAULTS, NERV_GEOMETRY, PATCH_SIDE, PRESETS, UNBOUNDED
+from presets import DEFAULTS, NERV_GEOMETRY, PRESETS, UNBOUNDED
 from runtime import flags, process
 from runtime.errors import UserError, exit_on_user_error, run_script  # noqa: F401  (re-exported)
 from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, freeze, integer, number
@@ -34,7 +34,7 @@ ZOOM = {"path": "zoom"}, "--path zoom"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
-WITHOUT_OUTLIERS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
+UNLIT_MODELS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
@@ -194,8 +194,8 @@ FLAGS = {
         Flag("lr_delay_mult", positive, 0.01, "initial multiple of the rate in warm-up",
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
-        Flag("robust", bool, False, "ignore what moves between photographs: batches of patches, "
-             "without the pixels of large error (RobustNeRF)", only=WITHOUT_OUTLIERS),
+        Flag("robust", bool, False, "ignore what moves between photographs: pixels of large errors "
+             "(RobustNeRF)", only=UNLIT_MODELS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
              "cameras (CamP)", shown=WITHOUT_LIGHT),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
@@ -333,11 +333,6 @@ class Config(flags.Config):
     def geometry(self) -> str:
         """The model whose sampling and fields are used: NeRV's are those of another model."""
         return NERV_GEOMETRY.get(self.nerv_field, "") if self.model == "nerv" else self.model
-
-    @property
-    def rays_per_group(self) -> int:
-        """How many neighbouring rays of a batch stay together: those of a patch, or 1."""
-        return PATCH_SIDE**2 if self.robust else 1
 
     @property
     def first_lit_step(self) -> int:

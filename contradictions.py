@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from presets import PATCH_SIDE, SYNTHETIC
+from presets import SYNTHETIC
 from runtime.flags import Config
 
 
@@ -28,10 +28,6 @@ def _loss_conflicts(c: Config) -> Iterator[str]:
     if normals and not (c.orientation_loss_mult or c.predicted_normal_loss_mult):
         yield ("--predicted_normals learns nothing, because --orientation_loss_mult and "
                "--predicted_normal_loss_mult are 0; set one of them")
-    for name in ("batch_size", "micro_batch"):
-        if c.robust and (getattr(c, name) or 0) % PATCH_SIDE**2:
-            yield (f"--robust trains on patches of {PATCH_SIDE}x{PATCH_SIDE} pixels, so --{name} "
-                   f"{getattr(c, name)} must be a multiple of {PATCH_SIDE**2}")
     if c.visibility_loss_mult and c.model != "nerv":
         yield f"--visibility_loss_mult {c.visibility_loss_mult:g} is for --model nerv"
 

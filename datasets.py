@@ -26,10 +26,10 @@ from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
-from loaders.patches import check_holds_patches, pixels_of_patches
 from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
+from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
@@ -62,7 +62,6 @@ class NeRFDataset:
         self.split = loader.existing_split(split)
         self.scene = loader.load(self.split)
         if read_pixels:
-            check_holds_patches(self.scene, self.config)
             self.scene = self._with_pixels(self.scene)
         self.cameras = self.scene.cameras.to(self.device)
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
@@ -125,7 +124,12 @@ class NeRFDataset:
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,
+            cells=self._cells(cam_idx, x, y) if self.config.robust else None,
         )
+
+    def _cells(self, cam_idx, x, y):
+        """The cell of each pixel in an `OutlierMap`; images at all scales share theirs."""
+        return cell_index(cam_idx % self.num_photographs, x, y, *self.cameras.sizes[cam_idx].T)
 
     def image(self, index: int) -> Batch:
         """All pixels of one image, row by row: a `Batch` of shape `[h, w]`."""
@@ -152,21 +156,13 @@ class NeRFDataset:
         return self.split == "train" and self.config.glo_features > 0
 
     def _sample_pixels(self, batch_size, generator):
-        """Indices `[batch_size]` into all pixels: of random ones, or (--robust) of patches."""
-        group = self.config.rays_per_group
-        pixels = self._sample_evenly(batch_size // group, generator)
-        if group == 1:
-            return pixels
-        return pixels_of_patches(pixels, self.scene.offsets, self.scene.cameras.sizes)
-
-    def _sample_evenly(self, count, generator):
-        """Indices `[count]` into all pixels, of all images or of one random image."""
+        """Indices `[batch_size]` into all pixels, of all images or of one random image."""
         offsets = self.scene.offsets
         if self.config.batching == "all_images":
-            return torch.randint(int(offsets[-1]), (count,), generator=generator)
+            return torch.randint(int(offsets[-1]), (batch_size,), generator=generator)
         image = torch.randint(len(self), (1,), generator=generator)
         first, last = int(offsets[image]), int(offsets[image + 1])
-        return torch.randint(first, last, (count,), generator=generator)
+        return torch.randint(first, last, (batch_size,), generator=generator)
 
     def _with_pixels(self, scene):
         """The scene with the pixels and masks of its files."""

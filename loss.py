@@ -9,23 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, normalize, pad
+from torch.nn.functional import normalize
 
 import stepfun
-from presets import PATCH_SIDE
 from structures import Batch, RenderOutput
 
 Outputs = list[RenderOutput]
-
-# RobustNeRF: the fraction of pixels with a low error (0.8 as in its code; the paper writes 0.5),
-# and the fractions of such pixels above which their neighbours and the middle of their patch are
-# inliers too.
-INLIER_QUANTILE, MIN_LOW_NEIGHBOURS, MIN_LOW_IN_PATCH = 0.8, 0.5, 0.6
-
-# How fast the logarithm of the threshold follows that of the quantile, over a whole training: from
-# its start at 1 it takes about a fifth of the steps, in which all pixels are learnt. The most per
-# step, beyond which it would swing; and the smallest threshold: 0 could not grow again.
-QUANTILE_RATE, MAX_QUANTILE_RATE, MIN_THRESHOLD = 150.0, 0.2, 1e-8
 
 # Colour errors well below this are penalised quadratically, larger ones linearly.
 CHARBONNIER_PADDING = 1e-3
@@ -144,9 +133,9 @@ def colour_error(rgb: Tensor, batch: Batch) -> Tensor:
 
 
 def mean_of_colours(errors: Tensor, batch: Batch) -> Tensor:
-    """Mean of `errors [..., 3]` over channels and rays, without the outliers of --robust."""
-    weights = 1.0 if batch.colour_weights is None else batch.colour_weights[..., 0]
-    return mean_over_rays(weights * errors.mean(dim=-1), batch)
+    """Mean of `errors [..., 3]` over channels and rays; those of outliers count as 0."""
+    per_ray = errors.mean(dim=-1)
+    return mean_over_rays(per_ray if batch.inliers is None else batch.inliers * per_ray, batch)
 
 
 def mean_over_rays(values: Tensor, batch: Batch) -> Tensor:
@@ -159,7 +148,7 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
     total: Any = 0.0
     scalars = {}
     if config.robust:
-        batch, scalars["inliers"] = without_outliers(model.inlier_threshold, outputs[-1], batch)
+        batch, scalars["cells"] = without_outliers(model.outliers, outputs[-1], batch)
     for name, fn in LOSSES.items():
         weight = getattr(config, f"{name}_loss_mult")
         if weight > 0:
@@ -170,54 +159,15 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
     return total, scalars
 
 
-# Trimmed least squares (--robust).
+def without_outliers(outliers, output: RenderOutput, batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with its inliers, by the errors of the finest `output` (RobustNeRF).
 
-
-def without_outliers(threshold: Tensor, output: RenderOutput, batch: Batch) -> tuple[Batch, Tensor]:
-    """A batch of patches whose outliers have no weight in the losses of colours.
-
-    threshold: error of the finest level's `output` above which a pixel is suspect. Also returns the
-    batch's contribution to the fraction of pixels below the threshold, for `follow_quantile`.
+    Also returns what the `OutlierMap` counts of it. No gradient flows through either.
     """
-    errors = ((output.rgb.detach() - batch.rgb) ** 2).mean(dim=-1, keepdim=True)
-    is_low = errors <= threshold
-    weights = inlier_weights(is_low, batch.loss_weights() > 0)
-    return (replace(batch, colour_weights=weights.to(errors.dtype)),
-            mean_over_rays(is_low[..., 0].to(errors.dtype), batch))
-
-
-def inlier_weights(is_low: Tensor, is_valid: Tensor) -> Tensor:
-    """Which pixels of patches are inliers (RobustNeRF, section 4.2; union as in its code).
-
-    is_low: `[n, 1]` bool, whose error is below the threshold (eq. 7), n a multiple of the pixels of
-    a patch; is_valid: `[n, 1]` bool, without masked pixels, which do not count below. A pixel is an
-    inlier if its error is low, if most of the 3x3 pixels around it are low (eq. 8), or if it lies
-    in the middle 8x8 of a patch of which more than 60 % are low (eq. 9). Returns bool `[n, 1]`.
-    """
-    patches = -1, 1, PATCH_SIDE, PATCH_SIDE
-    low, valid = (x.reshape(patches).float() for x in (is_low & is_valid, is_valid))
-
-    def fraction(of, size, padding):
-        counted = avg_pool2d(valid, size, 1, padding)
-        return avg_pool2d(of, size, 1, padding) / counted.clamp(min=1e-9)
-
-    surrounded = fraction(low, 3, 1) > MIN_LOW_NEIGHBOURS
-    edge = PATCH_SIDE // 4
-    in_low_patch = pad((fraction(low, PATCH_SIDE, 0) > MIN_LOW_IN_PATCH).expand(
-        -1, -1, PATCH_SIDE - 2 * edge, PATCH_SIDE - 2 * edge), (edge,) * 4)
-    return is_low | (surrounded | in_low_patch).reshape(is_low.shape)
-
-
-def follow_quantile(threshold: Tensor, fraction: Tensor, max_steps: int) -> None:
-    """Move the threshold in place towards the quantile of errors, by a batch's fraction below it.
-
-    It rests where the mean fraction over steps is `INLIER_QUANTILE`. The quantile of a batch's few
-    patches (eq. 7) would depend on which they are, and on how micro-batches and ranks divide them.
-    max_steps: of the training.
-    """
-    rate = min(QUANTILE_RATE / max_steps, MAX_QUANTILE_RATE)
-    threshold.mul_(torch.exp(rate * (INLIER_QUANTILE - fraction)))
-    threshold.clamp_(MIN_THRESHOLD, 1.0)
+    errors = ((output.rgb.detach() - batch.rgb) ** 2).mean(dim=-1)
+    is_low, is_valid = errors <= outliers.threshold, batch.loss_weights()[..., 0] > 0
+    inliers = outliers.inliers(is_low, batch.cells)
+    return replace(batch, inliers=inliers), outliers.count(is_low, is_valid, batch.cells)
 
 
 def level_errors(model, outputs: Outputs, batch: Batch) -> Tensor:

@@ -19,9 +19,6 @@ SYNTHETIC = ("blender", "multicam", "nerv")
 PROPOSALS = ("mipnerf360", "zipnerf")
 NERV_GEOMETRY = {"hash": "zipnerf", "mlp": "mipnerf360"}
 
-# Side in pixels of the patches of --robust.
-PATCH_SIDE = 16
-
 DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # Only NeRV's own format contains the lights, and the paper's fields are MLPs.
     ({"model": "nerv"}, {"dataset_name": "nerv"}),
@@ -118,10 +115,6 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "grid_decay_loss_mult": 0.0, "batch_size": 1024, "micro_batch": 1024,
         "max_steps": 1900, "lr_init": 1e-2, "lr_final": 5e-4, "lr_delay_steps": 50,
         "lr_delay_mult": 0.01, "log_every": 100, "eval_every": 950, "save_every": 475}),
-    # Patches of 256 rays: as many rays as above, in fewer steps of more of them.
-    ({"preset": "laptop", "geometry": ("mipnerf", "mipnerf360"), "robust": True}, {
-        "batch_size": 1024, "micro_batch": 256, "max_steps": 1000, "eval_every": 500,
-        "save_every": 250}),
     # `planning` fits these sizes and steps to the photographs and the time.
     ({"preset": "laptop", "model": "zipnerf"}, {
         "minutes": 5.0, "grid_features": 2, "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0}),
@@ -146,5 +139,4 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "visibility_depth": 2, "bounce_directions": 4, "batch_size": 128, "max_steps": 40,
         "lr_init": 3e-3, "lr_final": 3e-4, "lr_delay_steps": 10, "grad_max_norm": 0.0,
         "log_every": 10, "eval_every": 20, "save_every": 20}),
-    ({"preset": "debug", "robust": True}, {"batch_size": 512}),
 ]

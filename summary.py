@@ -63,8 +63,8 @@ def measure_times(training, compute_gradients):
     config, device, model = training.config, training.device, training.model
     count = max(TIMING_RAYS, training.micro_batch) * distributed.num_ranks()
     count = min(count, config.batch_size)
-    rows = distributed.rank_rows(count, config.rays_per_group)
-    batch = training.data.train.batch(count, torch.Generator().manual_seed(0), rows)
+    batch = training.data.train.batch(
+        count, torch.Generator().manual_seed(0), distributed.rank_rows(count))
 
     def train_at(start):
         compute_gradients(model, batch, config, start, training.micro_batch,

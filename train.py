@@ -43,7 +43,7 @@ from checkpoint import (
 from datasets import NeRFDataset, load_dataset
 from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
-from loss import follow_quantile, level_errors, weighted_loss
+from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
 from planning import longer_plan, plan_sizes, plan_steps
 from rendering import render_view
@@ -129,10 +129,10 @@ def run_steps(training, rows, log, stop):
         scalars, micro_batch = compute_gradients(
             model, batch, config, train_frac, micro_batch, rng, training.refinement,
             training.data.train.cameras)
+        if config.robust:
+            scalars["low_errors"] = model.outliers.follow(scalars.pop("cells"), config.max_steps)
         log.step(scalars)
         training.optimizer.step()
-        if config.robust:
-            follow_quantile(model.inlier_threshold, scalars["inliers"], config.max_steps)
         schedule.step()
 
         done, is_last = step + 1, step + 1 == config.max_steps
@@ -179,7 +179,7 @@ def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None, r
             totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
         return totals
 
-    totals, micro_batch = smaller_until_it_fits(micro_batch, accumulate, config.rays_per_group)
+    totals, micro_batch = smaller_until_it_fits(micro_batch, accumulate)
     totals = {name: distributed.sum_over_ranks(value) for name, value in totals.items()}
     distributed.sum_gradients(modules.parameters())
     gradients = [p.grad for p in modules.parameters() if p.grad is not None]
@@ -348,19 +348,16 @@ def default_micro_batch(config, device):
     Every micro-batch touches all gradients, which makes small ones slow for hash grids.
     """
     is_mlp = config.geometry != "zipnerf"
-    size = MICRO_BATCH_MLP_CPU if device.type == "cpu" and is_mlp else MICRO_BATCH
-    return max(size, config.rays_per_group)
+    return MICRO_BATCH_MLP_CPU if device.type == "cpu" and is_mlp else MICRO_BATCH
 
 
 def rank_slice(config):
     """The rows of each batch that this rank processes, as a `slice`."""
-    group = config.rays_per_group
-    if config.batch_size < group * distributed.num_ranks():
+    if config.batch_size < distributed.num_ranks():
         raise UserError(f"--batch_size {config.batch_size} leaves some of "
-                        f"{distributed.num_ranks()} ranks without a "
-                        f"{'ray' if group == 1 else 'patch'}; raise it, or start fewer "
+                        f"{distributed.num_ranks()} ranks without a ray; raise it, or start fewer "
                         "ranks with --nproc_per_node.")
-    return distributed.rank_rows(config.batch_size, group)
+    return distributed.rank_rows(config.batch_size)
 
 
 def print_scores(training):

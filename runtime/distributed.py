@@ -113,14 +113,9 @@ def rank_items(items: Sequence) -> Sequence:
     return items[rank() :: num_ranks()]
 
 
-def rank_rows(count: int, group: int = 1) -> slice:
-    """This rank's contiguous slice of `count` rows, which keeps groups of rows together.
-
-    group: rows of a group, a divisor of `count`. Slices differ in length by at most one group.
-    """
-    num_groups = count // group
-    ends = (num_groups * r // num_ranks() for r in (rank(), rank() + 1))
-    return slice(*(group * end for end in ends))
+def rank_rows(count: int) -> slice:
+    """This rank's contiguous slice of `count` rows; slices differ in length by at most 1."""
+    return slice(count * rank() // num_ranks(), count * (rank() + 1) // num_ranks())
 
 
 # Communication. All ranks must call these functions in the same order.

@@ -16,7 +16,7 @@ FILES = [path for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)
          and path.parent.name not in ("tests", "scripts")]
 
 # Attributes of a `Config` besides flags.
-OTHERS = {"geometry", "first_lit_step", "rays_per_group", "replace", "given", "typed"}
+OTHERS = {"geometry", "first_lit_step", "replace", "given", "typed"}
 
 
 def attributes_of_configs(path):
