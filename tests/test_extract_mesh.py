@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from ray_utils import image_rays
 from rendering import render_image
 from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
+from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff
-from tests.test_training import run_script, start_script
 
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.8)
 
@@ -294,12 +295,12 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(trained):
 def test_an_interrupted_extraction_leaves_no_mesh_and_can_be_repeated(trained, stop):
     folder, words = trained
     words = [*words, "--grid_size", "150"]
-    process = start_script(*words)
-    for line in process.stdout:
-        if line.startswith("Surface of density"):
-            break
+    process = Script(*words)
+    while "\nSurface of density" not in process.printed():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.send_signal(stop)
-    out, _ = process.communicate(timeout=60)
+    out = "".join(process.communicate(timeout=60))
     assert process.returncode != 0 and "Traceback" not in out
     assert not list(folder.glob("mesh_*_150*/mesh.*"))
     assert run_script(*words[:-1], "24").returncode == 0

@@ -26,8 +26,8 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sole_writer
 from tests.analytic import AnalyticModel, ball
+from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff, write_multicam
-from tests.test_training import run_script
 
 ROOT = Path(__file__).parents[1]
 WRITERS = {"blender": write_blender, "multicam": write_multicam,
@@ -197,14 +197,13 @@ def words_for(folder, *more):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_video_continues_and_keeps_its_frames(runs, tmp_path, stop):
     folder = copied(runs, tmp_path)
-    process = subprocess.Popen([sys.executable, *map(str, words_for(folder))], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Script(*words_for(folder))
     deadline = time.monotonic() + 60
     while len(list(folder.glob("video_*/frames/normals_*.png"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(stop)
-    out, _ = process.communicate(timeout=60)
+    out = "".join(process.communicate(timeout=60))
     assert process.returncode != 0 and "Traceback" not in out
     rendered, = folder.glob("video_*")
     kept = {p.name: p.stat().st_mtime_ns for p in (rendered / "frames").glob("rgb_*.png")}
