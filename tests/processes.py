@@ -17,7 +17,9 @@ from subprocess import CompletedProcess, TimeoutExpired
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train", "evaluate", "visualize", "extract_mesh"])
+# The scripts, and what they import only once they run.
+SERVER.set_forkserver_preload(["train", "evaluate", "visualize", "extract_mesh", "torch._dynamo",
+                               "torch.utils.tensorboard", "skimage.metrics"])
 
 
 def run_main(words, files, limit, variables):

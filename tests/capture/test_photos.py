@@ -78,8 +78,7 @@ def prepared(photographs, tmp_path_factory):
 
 
 def run(*words):
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True,
-                          capture_output=True)
+    return run_script(*words)
 
 
 def test_the_estimated_cameras_are_those_of_the_renderings(prepared):

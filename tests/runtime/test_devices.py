@@ -1,19 +1,24 @@
-"""Training steps mix no devices and never make the host wait, as PyTorch's meta device shows.
+"""Training and rendering mix no devices, and steps never make the host wait, as PyTorch's meta device shows.
 
 Tensors there have no values: an operation that mixes them with tensors of the CPU raises, and so
 does one that reads a value, for which the host would wait for a GPU.
 """
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+import rendering
 from config import get_config
+from exporters.survey import density_at
 from fields.hash_grid import encode_torch, make_levels
 from model import build_model
+from relighting.lights import point_lights
 from scripts.bench_throughput import BOX, make_batch
-from structures import Rays
+from structures import Cameras, Rays
 from train import compute_gradients
 
 META = torch.device("meta")
@@ -53,3 +58,50 @@ def test_only_copies_to_cuda_do_not_block(monkeypatch):
     for device in ("cpu", "cuda:0"):
         rays.to(device)
     assert set(seen) == {("cpu", False), ("cuda:0", True)}
+
+
+def rendering_model(model_name):
+    """A model on the meta device, and rays `[4, 5]` there; those of a NeRV see three lights."""
+    config = get_config(["--model", model_name, "--preset", "debug", "--precision", "fp32"])
+    model = build_model(config, "cpu", BOX).to(META).eval()
+    rays = make_batch(20, torch.device("cpu")).rays.map(lambda x: x.reshape(4, 5, -1))
+    if model_name == "nerv":
+        rays = rays.with_lights(point_lights(torch.rand(3, 3), torch.ones(3, 3)))
+    return model, rays.to(META)
+
+
+def assert_all_on_meta(output):
+    values = [value for value in vars(output).values() if value is not None]
+    values += output.extras.values()
+    assert all(value.is_meta for value in values if isinstance(value, torch.Tensor))
+    assert output.rgb.is_meta and output.rgb.shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize("model_name", ["mipnerf", "mipnerf360", "zipnerf", "nerv"])
+@pytest.mark.parametrize("normals_from", ["depth", "density"])
+def test_rendering_an_image_mixes_no_devices(model_name, normals_from, monkeypatch):
+    """As for scores, a video's frames and a mesh's vertices, in chunks of 8 rays."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    monkeypatch.setattr(rendering, "_noise", lambda *maps: 0.0)  # It reads the width of a window.
+    model, rays = rendering_model(model_name)
+    output = rendering.render_image(model, rays, chunk=8, normals_from=normals_from)
+    assert_all_on_meta(output)
+    poses = torch.eye(4, device=META)[None, :3]
+    cameras = Cameras(camtoworlds=poses, pixtocams=torch.eye(3, device=META)[None],
+                      sizes=torch.tensor([[5, 4]], device=META), near=2.0, far=6.0)
+    distance = rendering.world_distance(cameras, rays, output.distance_median)
+    assert rendering.surface_normals(distance, rays.viewdirs, output.acc).is_meta
+    normals = rendering.world_normals(cameras, rays, output)
+    assert normals.is_meta if normals_from == "density" else normals is None
+
+
+@pytest.mark.parametrize("model_name", ["mipnerf", "mipnerf360", "zipnerf", "nerv"])
+def test_densities_of_a_mesh_mix_no_devices(model_name, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    model, _ = rendering_model(model_name)
+    survey = SimpleNamespace(points=torch.zeros(1, 3, device=META), radius=0.01)
+    fetched = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self) or torch.zeros(
+        self.shape))
+    found = density_at(model, survey, 0.1, chunk=1)(np.zeros((70, 3)))
+    assert found.shape == (70,) and fetched and all(tensor.is_meta for tensor in fetched)
