@@ -1,6 +1,6 @@
-"""Training and rendering mix no devices, and steps never make the host wait, as PyTorch's meta device shows.
+"""Training and rendering mix no devices, and a step never makes the host wait.
 
-Tensors there have no values: an operation that mixes them with tensors of the CPU raises, and so
+PyTorch's meta device shows it. Tensors there have no values: an operation that mixes them with tensors of the CPU raises, and so
 does one that reads a value, for which the host would wait for a GPU.
 """
 
