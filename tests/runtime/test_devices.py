@@ -1,7 +1,7 @@
 """Training and rendering mix no devices, and a step never makes the host wait.
 
-PyTorch's meta device shows it. Tensors there have no values: an operation that mixes them with tensors of the CPU raises, and so
-does one that reads a value, for which the host would wait for a GPU.
+PyTorch's meta device shows it. Tensors there have no values: an operation that mixes them with
+tensors of the CPU raises, and so does one that reads a value, for which the host would wait.
 """
 
 from contextlib import nullcontext
