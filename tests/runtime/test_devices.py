@@ -16,6 +16,8 @@ from config import get_config
 from exporters.survey import density_at
 from fields.hash_grid import encode_torch, make_levels
 from model import build_model
+from models.base import RayModel
+from relighting.components import COMPONENTS
 from relighting.lights import point_lights
 from scripts.bench_throughput import BOX, make_batch
 from structures import Cameras, Rays
@@ -60,48 +62,60 @@ def test_only_copies_to_cuda_do_not_block(monkeypatch):
     assert set(seen) == {("cpu", False), ("cuda:0", True)}
 
 
+@pytest.fixture
+def without_values(monkeypatch):
+    """Replaces what reads values: autocast, a NeRV's stage (its last), the indices of a mask (all)
+    and those that differ (all), and the window that normals are fitted in.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    monkeypatch.setattr(RayModel, "stage_at", lambda self, train_frac: len(self.stages) - 1)
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda self: torch.zeros(
+        self.numel(), self.dim(), dtype=torch.long, device=self.device))
+    monkeypatch.setattr(torch.Tensor, "unique", lambda self: self)
+    monkeypatch.setattr(rendering, "_noise", lambda *maps: 0.0)
+
+
 def rendering_model(model_name):
-    """A model on the meta device, and rays `[4, 5]` there; those of a NeRV see three lights."""
+    """A model on the meta device, and rays `[2, 3]` there; those of a NeRV see two lights."""
     config = get_config(["--model", model_name, "--preset", "debug", "--precision", "fp32"])
     model = build_model(config, "cpu", BOX).to(META).eval()
-    rays = make_batch(20, torch.device("cpu")).rays.map(lambda x: x.reshape(4, 5, -1))
+    rays = make_batch(6, torch.device("cpu")).rays.map(lambda x: x.reshape(2, 3, -1))
     if model_name == "nerv":
-        rays = rays.with_lights(point_lights(torch.rand(3, 3), torch.ones(3, 3)))
+        rays = rays.with_lights(point_lights(torch.rand(2, 3), torch.ones(2, 3)))
     return model, rays.to(META)
 
 
-def assert_all_on_meta(output):
-    values = [value for value in vars(output).values() if value is not None]
-    values += output.extras.values()
-    assert all(value.is_meta for value in values if isinstance(value, torch.Tensor))
-    assert output.rgb.is_meta and output.rgb.shape == (4, 5, 3)
+MODELS = ["mipnerf", "mipnerf360", "zipnerf", "nerv"]
 
 
-@pytest.mark.parametrize("model_name", ["mipnerf", "mipnerf360", "zipnerf", "nerv"])
-@pytest.mark.parametrize("normals_from", ["depth", "density"])
-def test_rendering_an_image_mixes_no_devices(model_name, normals_from, monkeypatch):
-    """As for scores, a video's frames and a mesh's vertices, in chunks of 8 rays."""
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    monkeypatch.setattr(rendering, "_noise", lambda *maps: 0.0)  # It reads the width of a window.
+@pytest.mark.parametrize("model_name", MODELS)
+def test_rendering_an_image_mixes_no_devices(model_name, without_values):
+    """As for scores, a video's frames and the colours of a mesh, in two chunks of rays."""
     model, rays = rendering_model(model_name)
-    output = rendering.render_image(model, rays, chunk=8, normals_from=normals_from)
-    assert_all_on_meta(output)
-    poses = torch.eye(4, device=META)[None, :3]
-    cameras = Cameras(camtoworlds=poses, pixtocams=torch.eye(3, device=META)[None],
-                      sizes=torch.tensor([[5, 4]], device=META), near=2.0, far=6.0)
+    output = rendering.render_image(model, rays, chunk=3, normals_from="density")
+    tensors = [output.rgb, output.acc, output.distance_mean, output.distance_median,
+               output.normals, *output.extras.values()]
+    assert all(tensor.is_meta and tensor.shape[:2] == (2, 3) for tensor in tensors)
+    assert set(output.extras) == (set(COMPONENTS) if model_name == "nerv" else set())
+
+
+def test_distances_and_normals_mix_no_devices(without_values):
+    model, rays = rendering_model("mipnerf")
+    cameras = Cameras(camtoworlds=torch.eye(4, device=META)[None, :3],
+                      pixtocams=torch.eye(3, device=META)[None],
+                      sizes=torch.tensor([[3, 2]], device=META), near=2.0, far=6.0)
+    output = rendering.render_image(model, rays, chunk=9, normals_from="density")
     distance = rendering.world_distance(cameras, rays, output.distance_median)
+    assert distance.is_meta and rendering.world_normals(cameras, rays, output).is_meta
     assert rendering.surface_normals(distance, rays.viewdirs, output.acc).is_meta
-    normals = rendering.world_normals(cameras, rays, output)
-    assert normals.is_meta if normals_from == "density" else normals is None
 
 
-@pytest.mark.parametrize("model_name", ["mipnerf", "mipnerf360", "zipnerf", "nerv"])
-def test_densities_of_a_mesh_mix_no_devices(model_name, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+@pytest.mark.parametrize("model_name", MODELS)
+def test_densities_of_a_mesh_mix_no_devices(model_name, without_values, monkeypatch):
     model, _ = rendering_model(model_name)
     survey = SimpleNamespace(points=torch.zeros(1, 3, device=META), radius=0.01)
     fetched = []
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self) or torch.zeros(
         self.shape))
-    found = density_at(model, survey, 0.1, chunk=1)(np.zeros((70, 3)))
-    assert found.shape == (70,) and fetched and all(tensor.is_meta for tensor in fetched)
+    assert density_at(model, survey, 0.1, chunk=1)(np.zeros((70, 3))).shape == (70,)
+    assert fetched and all(tensor.is_meta for tensor in fetched)
