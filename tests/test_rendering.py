@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
     demo.write_blender(folder / "demo", size=50)
     train.main(["--preset", "laptop", "--model", "zipnerf", "--scene", str(folder / "demo"),
                 "--device", "cpu", "--log_dir", str(folder), "--exp_name", "run", "--max_steps",
-                "200", "--batch_size", "512", "--grid_finest", "64", "--grid_log2_size", "13",
+                "300", "--batch_size", "512", "--grid_finest", "64", "--grid_log2_size", "13",
                 "--eval_every", "0", "--no-final_eval"])
     run = load_checkpoint(folder / "run", "cpu")
     renderer = make_renderer(run.model, run.scene["train"])
