@@ -190,7 +190,7 @@ def test_the_colour_scale_of_a_video_is_kept(runs, tmp_path, monkeypatch):
 
 
 def words_for(folder, *more):
-    return ["visualize.py", "--run", folder, "--device", "cpu", "--frames", "40", "--width", "48",
+    return ["visualize.py", "--run", folder, "--device", "cpu", "--frames", "24", "--width", "48",
             "--visualize_depth", "--visualize_normals", *more]
 
 
@@ -207,12 +207,12 @@ def test_an_interrupted_video_continues_and_keeps_its_frames(runs, tmp_path, sto
     assert process.returncode != 0 and "Traceback" not in out
     rendered, = folder.glob("video_*")
     kept = {p.name: p.stat().st_mtime_ns for p in (rendered / "frames").glob("rgb_*.png")}
-    assert 5 <= len(kept) < 40 and not (rendered / "rgb_30fps.mp4").exists()
+    assert 5 <= len(kept) < 24 and not (rendered / "rgb_30fps.mp4").exists()
     result = run_script(*words_for(folder))
     assert result.returncode == 0 and "frames exist already" in result.stdout
     assert all((rendered / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
                if name != max(kept))
-    assert count_frames(rendered / "rgb_depth_normals_30fps.mp4") == 40
+    assert count_frames(rendered / "rgb_depth_normals_30fps.mp4") == 24
     assert not list(rendered.rglob("*.partial"))
 
 
