@@ -11,16 +11,24 @@ from imageio.v3 import imread
 from datasets import DATASETS
 from procedural import lit_scene, scene
 from tests.processes import run_script
+from tests.scenes import open_scene
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A data folder for all formats. Its lit scene and its images are smaller than a user's."""
+    """A data folder for all formats.
+
+    Its lit scene and its images are smaller than a user's, so is what the LLFF loader writes.
+    """
     folder = tmp_path_factory.mktemp("data")
     lit_scene.write_nerv(folder / "nerv" / "demo", size=30, limit=6)
     scene.write_blender(folder / "nerf_synthetic" / "demo", size=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene, "LLFF_SIZE", (60, 45))
+        patch.setattr(scene, "LLFF_FOCAL", scene.LLFF_FOCAL / 2)
+        open_scene("demo", "llff", "train", "--data_dir", str(folder), read_pixels=False)
     return folder
 
 
