@@ -113,6 +113,25 @@ class Cameras(TensorRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparsePoints(TensorRecord):
+    """M points on surfaces, and K observations of them in images.
+
+    positions: `[M, 3]` in the cameras' world; errors: `[M]`, mean reprojection error in pixels.
+    image_idx: `[K]`, index of the image; pixels: `[K, 2]`, where it shows the point, in continuous
+    coordinates; point_idx: `[K]`, index of the point.
+    """
+
+    positions: Tensor
+    errors: Tensor
+    image_idx: Tensor
+    pixels: Tensor
+    point_idx: Tensor
+
+    def __len__(self):
+        return len(self.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scene(TensorRecord):
     """The images of one split and the cameras that took them.
 
@@ -129,6 +148,7 @@ class Scene(TensorRecord):
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` bounding box of the scene, in the coordinates of rays (NDC for NDC scenes).
     lights: the lights of each image, a record of tensors `[N, K, C]`; None if unknown.
+    points: `SparsePoints` that these images show; None if none are known, and in a checkpoint.
     """
 
     pixels: Tensor | None
@@ -143,6 +163,7 @@ class Scene(TensorRecord):
     world_to_scene: Tensor
     box: Tensor
     lights: TensorRecord | None = None
+    points: SparsePoints | None = None
 
     def __post_init__(self):
         count = len(self.names)
