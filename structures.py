@@ -130,6 +130,15 @@ class SparsePoints(TensorRecord):
     def __len__(self):
         return len(self.positions)
 
+    def check(self) -> None:
+        """Raise ValueError if shapes or indices do not fit together."""
+        count, seen = len(self.positions), len(self.image_idx)
+        shapes = self.positions.shape, self.errors.shape, self.pixels.shape, self.point_idx.shape
+        if shapes != ((count, 3), (count,), (seen, 2), (seen,)):
+            raise ValueError(f"shapes {shapes} do not fit together")
+        if seen and not 0 <= int(self.point_idx.min()) <= int(self.point_idx.max()) < count:
+            raise ValueError("an observation has no point")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene(TensorRecord):
@@ -239,6 +248,8 @@ class Batch(TensorRecord):
         micro-batches add up to its loss; None if this is the global batch.
     penalty_weight: sum of the loss weights for which penalties on parameters count here: in the
         first of several micro-batches that of all, in the others 0.0; None if these rays'.
+    distance: `[..., 1]`, t of a known point on each ray; distance_weight: `[..., 1]`, its weight in
+        the loss, 0 where no point is known; both None without points.
     """
 
     rays: Rays
@@ -248,6 +259,8 @@ class Batch(TensorRecord):
     batch_index: Tensor | None = None
     lossmult_sum: Tensor | None = None
     penalty_weight: Tensor | float | None = None
+    distance: Tensor | None = None
+    distance_weight: Tensor | None = None
 
     def loss_weights(self) -> Tensor:
         """The weight of each ray in the loss, `[..., 1]`."""

@@ -90,12 +90,11 @@ def triangulate(cameras: Cameras,
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(
             lambda i, scale: find_features(*read_image(i), scale, max_features), chosen, scales))
-    views, observations = [], []
-    for i, scale, features in zip(chosen, scales, found, strict=True):
-        view, seen = view_of(cameras, i, features, scale)
-        views.append(view)
-        observations.append(seen)
-    matches = [(i, j, *match_views(views[i], views[j])) for i, j in pairs]
+        views, observations = zip(*(
+            view_of(cameras, i, features, scale)
+            for i, scale, features in zip(chosen, scales, found, strict=True)), strict=True)
+        matches = list(pool.map(
+            lambda pair: (*pair, *match_views(*(views[i] for i in pair))), pairs))
     first = np.cumsum([0, *(len(view.directions) for view in views)]).tolist()
     observed = Observations(*(torch.cat(values) for values in zip(*observations, strict=True)))
     observed = observed._replace(point_idx=tracks_of(matches, first))
