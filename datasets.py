@@ -26,13 +26,13 @@ from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
-from loaders.pixels import Source, file_state, memory_mapped, read_masks_of
+from loaders.pixels import Source, memory_mapped, read_masks_of
+from loaders.points import points_of_scene
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
-from sparse.cache import matched_points
 from sparse.supervision import point_rays
 from structures import Batch, Cameras, Scene
 
@@ -65,7 +65,7 @@ class NeRFDataset:
         if read_pixels:
             self.scene = self._with_pixels(self.scene)
         if read_pixels and self.split == "train" and self.config.depth_points:
-            self.scene = self._with_points(self.scene)
+            self.scene = replace(self.scene, points=points_of_scene(loader, self.scene, self.split))
         self.point_rays = point_rays(self.scene)
         self.cameras = self.scene.cameras.to(self.device)
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
@@ -115,7 +115,9 @@ class NeRFDataset:
         those of observed points, if any are known; the weights of their distances add up to 1.
         """
         index = self._sample_pixels(batch_size, generator)
-        index, distance, weight = self._sample_points(index, num_points, generator)
+        distance = weight = None
+        if num_points and self.point_rays:
+            index, distance, weight = self.point_rays.replace_last(index, num_points, generator)
         index = index[rows]
         cam_idx = torch.searchsorted(self.scene.offsets, index, right=True) - 1
         within = index - self.scene.offsets[cam_idx]
@@ -167,41 +169,6 @@ class NeRFDataset:
         image = torch.randint(len(self), (1,), generator=generator)
         first, last = int(offsets[image]), int(offsets[image + 1])
         return torch.randint(first, last, (batch_size,), generator=generator)
-
-    def _sample_points(self, index, num_points, generator):
-        """Pixels of which the last `num_points` show points, with distances and their weights."""
-        if not num_points or self.point_rays is None:
-            return index, None, None
-        num_points = min(num_points, len(index))
-        chosen = torch.randint(len(self.point_rays), (num_points,), generator=generator)
-        seen = self.point_rays[chosen]
-        distance, weight = torch.zeros(2, len(index), 1)
-        distance[-num_points:, 0], weight[-num_points:, 0] = seen.t, seen.weight
-        index = torch.cat([index[:-num_points], seen.index])
-        return index, distance, weight / weight.sum().clamp(min=1e-9)
-
-    def _with_points(self, scene):
-        """The scene with the sparse points that its images show."""
-        count = self.num_photographs
-        sources = self._sources(scene.files)[:count]
-        files = [(source.file and file_state(source.file), source.full_size) for source in sources]
-        masks = [file and file_state(file) for file in scene.mask_files[:count]]
-        points = matched_points(self.loader.root, scene.cameras[torch.arange(count)], files + masks,
-                                self._grey_image, torch.get_num_threads())
-        return replace(scene, points=points)
-
-    def _grey_image(self, index):
-        """One image as uint8 `[h, w]`, and its mask, 0 where nothing is seen; None if all is."""
-        width, height = self.scene.cameras.sizes[index].tolist()
-        pixels = self._pixels_of(index)
-        grey = self.loader.to_rgb(pixels, self.scene.background).mean(dim=-1)
-        grey = (255 * grey.clamp(0, 1)).round().to(torch.uint8).reshape(height, width).numpy()
-        seen = torch.ones(len(pixels), dtype=torch.bool)
-        if self.scene.mask_files:
-            seen &= self._mask_of(index) > 0
-        if pixels.shape[-1] == 4:
-            seen &= pixels[:, 3] > 0
-        return grey, None if seen.all() else seen.to(torch.uint8).reshape(height, width).numpy()
 
     def _with_pixels(self, scene):
         """The scene with the pixels and masks of its files."""

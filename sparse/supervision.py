@@ -31,6 +31,19 @@ class PointRays(TensorRecord):
     def __len__(self):
         return len(self.index)
 
+    def replace_last(self, index: Tensor, count: int, generator: torch.Generator | None = None
+                     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixel indices `[B]`, of which the last `count` are replaced by random pixels of these.
+
+        Returns the indices, and `[B, 1]` each, the distances of points and their weights, which add
+        up to 1; both are 0 for the other pixels.
+        """
+        count = min(count, len(index))
+        chosen = self[torch.randint(len(self), (count,), generator=generator)]
+        distance, weight = torch.zeros(2, len(index), 1)
+        distance[-count:, 0], weight[-count:, 0] = chosen.t, chosen.weight / chosen.weight.sum()
+        return torch.cat([index[:-count], chosen.index]), distance, weight
+
 
 def point_rays(scene: Scene) -> PointRays | None:
     """The `PointRays` of a scene's points in the range of its rays; None if there are none."""

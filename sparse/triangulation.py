@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_utils import pixels_to_rays, points_to_pixels
+from ray_utils import RADIUS_PER_PIXEL, pixels_to_rays, points_to_pixels
 from sparse.features import (
     View,
     choose_pairs,
@@ -32,20 +32,32 @@ MIN_VIEWS, MIN_ANGLE, MAX_ERROR = 3, 1.5, 1.5
 ERROR_LIMITS = (16.0, 6.0, 3.0, 3.0)
 
 
-class Observations(NamedTuple):
-    """K features that may show a point.
+class Tracks(NamedTuple):
+    """K places in images, those of equal `point_idx` of one point.
 
-    image_idx: `[K]`; pixels: `[K, 2]`; point_idx: `[K]`; origins, directions (unit): `[K, 3]`;
-    pixel_angle: `[K]`, radians per pixel of the image with features; scale: `[K]`, of that image.
+    image_idx: `[K]`; pixels: `[K, 2]`, continuous coordinates; point_idx: `[K]`.
     """
 
     image_idx: Tensor
     pixels: Tensor
     point_idx: Tensor
+
+
+class Observations(NamedTuple):
+    """K places in images that show a point.
+
+    image_idx: `[K]`; pixels: `[K, 2]`, continuous coordinates; point_idx: `[K]`.
+    scale: `[K]`, of the image in which the place was found, beside this one. origins, directions
+    (unit): `[K, 3]`, of the rays; pixel_angle: `[K]`, radians per pixel of the former.
+    """
+
+    image_idx: Tensor
+    pixels: Tensor
+    point_idx: Tensor
+    scale: Tensor
     origins: Tensor
     directions: Tensor
     pixel_angle: Tensor
-    scale: Tensor
 
     def of_points(self, chosen: Tensor) -> "Observations":
         """The chosen ones of points that enough of these see; points are numbered anew."""
@@ -63,7 +75,8 @@ class Observations(NamedTuple):
 
     def sum_per_point(self, values: Tensor) -> Tensor:
         """Sums `[M, C]` of `values [K, C]` over each point's observations, in a fixed order."""
-        return torch.stack([self.point_idx.bincount(column, self.num_points)
+        # Without values, the library counts in integers.
+        return torch.stack([self.point_idx.bincount(column, self.num_points).double()
                             for column in values.double().unbind(dim=-1)], dim=-1)
 
     def mean_per_point(self, values: Tensor) -> Tensor:
@@ -85,37 +98,42 @@ def triangulate(cameras: Cameras,
     chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_IMAGES))})
     pairs = choose_pairs(cameras.camtoworlds[chosen], MAX_PAIRS)
     max_features = features_per_image(len(pairs))
-    scales = [feature_scale(*cameras.sizes[i].tolist(), len(chosen)) for i in chosen]
+
+    def find(i):
+        scale = feature_scale(*cameras.sizes[i].tolist(), len(chosen))
+        features = find_features(*read_image(i), scale, max_features)
+        index = torch.zeros(len(features.pixels), dtype=torch.int64)
+        return features, observe(cameras, index + i, features.pixels, index,
+                                 torch.full((len(index),), scale))
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(
-            lambda i, scale: find_features(*read_image(i), scale, max_features), chosen, scales))
-        views, observations = zip(*(
-            view_of(cameras, i, features, scale)
-            for i, scale, features in zip(chosen, scales, found, strict=True)), strict=True)
+        found = list(pool.map(find, chosen))
+        views = [View(cameras.camtoworlds[i, :, 3], seen.directions, features.descriptors,
+                      float(seen.pixel_angle.sum()) / max(1, len(seen.pixel_angle)))
+                 for i, (features, seen) in zip(chosen, found, strict=True)]
         matches = list(pool.map(
             lambda pair: (*pair, *match_views(*(views[i] for i in pair))), pairs))
-    first = np.cumsum([0, *(len(view.directions) for view in views)]).tolist()
-    observed = Observations(*(torch.cat(values) for values in zip(*observations, strict=True)))
-    observed = observed._replace(point_idx=tracks_of(matches, first))
-    return points_of(cameras, observed.of_points(observed.point_idx >= 0))
+    first = np.cumsum([0, *(len(seen.pixels) for _, seen in found)]).tolist()
+    point_idx = tracks_of(matches, first)
+    columns = zip(*(seen for _, seen in found), strict=True)
+    seen = Observations(*(torch.cat(values) for values in columns))._replace(point_idx=point_idx)
+    return points_of(cameras, seen.of_points(point_idx >= 0))
 
 
-def view_of(cameras: Cameras, index: int, features, scale: float) -> tuple[View, Observations]:
-    """The `View` of an image's features, and their `Observations` without points."""
-    pixels = features.pixels
-    rays = pixel_rays(cameras, torch.full((len(pixels),), index), pixels)
-    pixel_angle = rays.radii[:, 0] * (12**0.5 / 2) / rays.directions.norm(dim=-1) / scale
-    typical = float(pixel_angle.median()) if len(pixels) else 0.0
-    view = View(cameras.camtoworlds[index, :, 3], rays.viewdirs, features.descriptors, typical)
-    return view, Observations(
-        torch.full((len(pixels),), index), pixels, torch.zeros(len(pixels), dtype=torch.int64),
-        rays.origins, rays.viewdirs, pixel_angle, torch.full((len(pixels),), scale))
+def triangulate_tracks(cameras: Cameras, tracks: Tracks) -> SparsePoints:
+    """The points of known tracks, from their places in the images of these cameras alone."""
+    scales = torch.tensor([feature_scale(*size, 1) for size in cameras.sizes.tolist()])
+    seen = observe(cameras, *tracks, scales[tracks.image_idx])
+    return points_of(cameras, seen.of_points(torch.ones(len(seen.pixels), dtype=torch.bool)))
 
 
-def pixel_rays(cameras: Cameras, cam_idx: Tensor, pixels: Tensor):
-    """The world's rays through continuous pixel coordinates `[K, 2]`."""
-    return pixels_to_rays(replace(cameras, ndc=None), cam_idx, *(pixels - 0.5).unbind(-1))
+def observe(cameras: Cameras, image_idx: Tensor, pixels: Tensor, point_idx: Tensor,
+            scale: Tensor) -> Observations:
+    """The `Observations` of places in the images of some cameras."""
+    rays = pixels_to_rays(replace(cameras, ndc=None), image_idx, *(pixels - 0.5).unbind(-1))
+    angle = rays.radii / RADIUS_PER_PIXEL / rays.directions.norm(dim=-1, keepdim=True)
+    return Observations(image_idx, pixels, point_idx, scale, rays.origins, rays.viewdirs,
+                        angle[:, 0] / scale)
 
 
 def points_of(cameras: Cameras, seen: Observations) -> SparsePoints:
@@ -137,7 +155,8 @@ def points_of(cameras: Cameras, seen: Observations) -> SparsePoints:
 def intersect(seen: Observations, iterations: int = 5) -> Tensor:
     """The points `[M, 3]` nearest to their rays, in angles; large errors count less (Huber)."""
     origins, directions = seen.origins.double(), seen.directions.double()
-    across = torch.eye(3, dtype=torch.float64) - directions[:, :, None] * directions[:, None, :]
+    identity = torch.eye(3, dtype=torch.float64)
+    across = identity - directions[:, :, None] * directions[:, None, :]
     weights = torch.ones(len(origins), dtype=torch.float64)
     points = torch.zeros(seen.num_points, 3, dtype=torch.float64)
     for _ in range(iterations):
@@ -145,7 +164,7 @@ def intersect(seen: Observations, iterations: int = 5) -> Tensor:
         left = seen.sum_per_point(weighted.reshape(-1, 9)).reshape(-1, 3, 3)
         right = seen.sum_per_point((weighted @ origins[:, :, None])[..., 0])
         damping = 1e-12 * left.diagonal(dim1=1, dim2=2).sum(dim=-1)[:, None, None].clamp(min=1e-30)
-        points = torch.linalg.solve(left + damping * torch.eye(3, dtype=torch.float64), right)
+        points = torch.linalg.solve_ex(left + damping * identity, right).result
         offset = points[seen.point_idx] - origins
         distance = offset.norm(dim=-1).clamp(min=1e-12)
         off_ray = (across @ offset[:, :, None])[..., 0].norm(dim=-1)
