@@ -27,7 +27,7 @@ from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
 from loaders.pixels import Source, memory_mapped, read_masks_of
-from loaders.points import points_of_scene
+from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
 from ray_utils import image_rays, pixels_to_rays, ray_box
@@ -65,7 +65,8 @@ class NeRFDataset:
         if read_pixels:
             self.scene = self._with_pixels(self.scene)
         if read_pixels and self.split == "train" and self.config.depth_points:
-            self.scene = replace(self.scene, points=points_of_scene(loader, self.scene, self.split))
+            points = points_of_scene(loader, self.scene, self.split)
+            self.scene = replace(with_bounds(loader, self.scene, points), points=points)
         self.point_rays = point_rays(self.scene)
         self.cameras = self.scene.cameras.to(self.device)
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
@@ -77,7 +78,8 @@ class NeRFDataset:
 
     def scenes(self) -> dict[str, Scene]:
         """The scenes of all splits, without pixels."""
-        return self.loader.scenes()
+        return {split: with_bounds(self.loader, scene, self.scene.points)
+                for split, scene in self.loader.scenes().items()}
 
     def check_same_scene(self, scenes: dict[str, Scene]) -> None:
         """Raise UserError unless a run's `scenes` have this scene's cameras and lights."""

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 
 from loaders.base import Loader
+from loaders.bounds import bounding_box, visible_range
+from loaders.captures import Capture
 from loaders.pixels import file_state
-from sparse.cache import matched_points, summary
+from sparse.cache import MIN_POINTS, matched_points, summary
 from sparse.triangulation import triangulate_tracks
 from structures import Scene, SparsePoints
 
 logger = logging.getLogger(__name__)
-
-# Fewer points of the scene's own files than this do not suffice: its images are matched.
-MIN_POINTS = 50
 
 
 def points_of_scene(loader: Loader, scene: Scene, split: str) -> SparsePoints | None:
@@ -39,6 +38,19 @@ def points_of_scene(loader: Loader, scene: Scene, split: str) -> SparsePoints | 
     if points is None:
         return None
     return replace(points, image_idx=finest[points.image_idx])
+
+
+def with_bounds(loader: Loader, scene: Scene, points: SparsePoints | None) -> Scene:
+    """The scene with the range and box of its points, if it is a capture whose files have none."""
+    if points is None or not isinstance(loader, Capture) or len(loader.views.points):
+        return scene
+    cameras, positions = loader.aligned[0], points.positions.numpy()
+    visible = visible_range(cameras, positions)
+    if visible is None:
+        return scene
+    box = bounding_box(cameras.camtoworlds.double().numpy(), positions)
+    visible = tuple(float(t) for t in visible)
+    return replace(scene, box=box, cameras=replace(scene.cameras, visible_range=visible))
 
 
 def image_states(scene: Scene, index: Sequence[int]) -> list:

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = ".points"
 
+# Fewer points than this are accidents: even of noise, a few features match.
+MIN_POINTS = 20
+
 # Raised when points of the same images and cameras change.
 VERSION = 1
 
@@ -28,8 +31,8 @@ def matched_points(root: Path, cameras: Cameras, files: Sequence, read_image: Ca
 
     root: the scene's folder, in which (or in the user's cache, if that is read-only) the file lies;
     files: what the images depend on, such as names, sizes and times of their files, which with the
-    cameras makes the file's name; the others: of `triangulate`. None, with a notice, if no points
-    are found.
+    cameras makes the file's name; the others: of `triangulate`. None, with a notice, if too few
+    points are found.
     """
     path = _cache_file(root, cameras, files)
     points = _read(path) if path and path.is_file() else None
@@ -41,11 +44,12 @@ def matched_points(root: Path, cameras: Cameras, files: Sequence, read_image: Ca
             arrays = {f.name: getattr(points, f.name).numpy() for f in fields(points)}
             write_atomically(path, lambda file: np.savez(file, **arrays))
         seconds = time.perf_counter() - begin
-        if len(points):
+        if len(points) >= MIN_POINTS:
             logger.info("%s, %.0f s.", summary(points), seconds)
-    if not len(points):
-        logger.warning("No point was found that at least %d of the %d training images show, so "
-                       "training begins without points.", MIN_VIEWS, len(cameras))
+    if len(points) < MIN_POINTS:
+        logger.warning("%d point(s) were found that at least %d of the %d training images show; "
+                       "that is too few, so training goes on without points.", len(points),
+                       MIN_VIEWS, len(cameras))
         return None
     return points
 

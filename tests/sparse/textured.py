@@ -1,4 +1,4 @@
-"""Images of two textured planes, traced without the project's own cameras, and their true points."""
+"""Images of two textured planes, traced without the project's own rays, and the true surface."""
 
 import functools
 
@@ -23,7 +23,8 @@ def camera_poses(count):
     """Poses `[N, 4, 4]` on an arc in front of the corner, OpenGL axes."""
     poses = []
     for angle in np.linspace(-0.35, 0.35, count):
-        position = np.array([3 * np.sin(angle), 1 - 3 * np.cos(angle), 1.6 + 0.3 * np.cos(5 * angle)])
+        height = 1.6 + 0.3 * np.cos(5 * angle)
+        position = np.array([3 * np.sin(angle), 1 - 3 * np.cos(angle), height])
         back = position - (0, 0.6, 0.3)
         back /= np.linalg.norm(back)
         right = np.cross((0, 0, 1), back)
