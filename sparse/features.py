@@ -1,6 +1,5 @@
 """Features of images, and their matches between images whose cameras are known."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -145,40 +144,3 @@ def best_matches(normals: Tensor, directions: Tensor, a: Tensor, b: Tensor,
     similarity = (a @ b.T).masked_fill(off_plane, -1.0)
     two = torch.nn.functional.pad(similarity, (0, 1), value=-1.0).topk(2, dim=1).values
     return two[:, 0], two[:, 1], similarity.argmax(dim=1), similarity.argmax(dim=0)
-
-
-def tracks_of(matches: Sequence[tuple[int, int, Tensor, Tensor]], first: Sequence[int]) -> Tensor:
-    """The track of each feature, `[F]`, -1 for a feature without a match.
-
-    matches: of pairs of images (i, j, feature indices `[K, 2]`, distances `[K]`); first: the index
-    of each image's first feature, and behind the last image their number F. The closest matches
-    are joined first, and none that would give a track two features of one image.
-    """
-    ends, distances, images = [], [], []
-    for i, j, index, distance in matches:
-        ends.append(index + torch.tensor([first[i], first[j]]))
-        distances.append(distance)
-        images.append((i, j))
-    track = np.full(first[-1], -1, dtype=np.int64)
-    if not ends:
-        return torch.from_numpy(track)
-    pairs = torch.cat(ends)[torch.cat(distances).argsort(stable=True)].tolist()
-    parent = list(range(first[-1]))
-    # The images of each track, as bits.
-    seen_in = [1 << image for image in range(len(first) - 1)
-               for _ in range(first[image + 1] - first[image])]
-
-    def root_of(feature):
-        while parent[feature] != feature:
-            parent[feature] = parent[parent[feature]]
-            feature = parent[feature]
-        return feature
-
-    for a, b in pairs:
-        a, b = root_of(a), root_of(b)
-        if a != b and not seen_in[a] & seen_in[b]:
-            parent[max(a, b)] = min(a, b)
-            seen_in[min(a, b)] |= seen_in[max(a, b)]
-    roots = np.array([root_of(feature) for feature in range(first[-1])])
-    _, track, sizes = np.unique(roots, return_inverse=True, return_counts=True)
-    return torch.from_numpy(np.where(sizes[track] > 1, track, -1))

@@ -17,8 +17,8 @@ from sparse.features import (
     features_per_image,
     find_features,
     match_views,
-    tracks_of,
 )
+from sparse.tracks import Matches, tracks_of, verified
 from structures import Cameras, SparsePoints
 
 # Of more images, so many at equal steps; and the number of pairs of images that are matched.
@@ -111,13 +111,23 @@ def triangulate(cameras: Cameras,
         views = [View(cameras.camtoworlds[i, :, 3], seen.directions, features.descriptors,
                       float(seen.pixel_angle.sum()) / max(1, len(seen.pixel_angle)))
                  for i, (features, seen) in zip(chosen, found, strict=True)]
-        matches = list(pool.map(
-            lambda pair: (*pair, *match_views(*(views[i] for i in pair))), pairs))
-    first = np.cumsum([0, *(len(seen.pixels) for _, seen in found)]).tolist()
-    point_idx = tracks_of(matches, first)
+        found_matches = list(pool.map(lambda pair: match_views(*(views[i] for i in pair)), pairs))
     columns = zip(*(seen for _, seen in found), strict=True)
-    seen = Observations(*(torch.cat(values) for values in columns))._replace(point_idx=point_idx)
+    seen = Observations(*(torch.cat(values) for values in columns))
+    first = np.cumsum([0, *(len(view.directions) for view in views)]).tolist()
+    matches = join_matches(pairs, found_matches, first)
+    matches = verified(matches, seen.origins, seen.directions, seen.pixel_angle)
+    point_idx = tracks_of(matches, first)
+    seen = seen._replace(point_idx=point_idx)
     return points_of(cameras, seen.of_points(point_idx >= 0))
+
+
+def join_matches(pairs, found, first) -> Matches:
+    """The `Matches` of pairs of images (i, j), each with the result of `match_views`."""
+    index = [pair_index + torch.tensor([first[i], first[j]])
+             for (i, j), (pair_index, _) in zip(pairs, found, strict=True)]
+    return Matches(torch.cat([torch.zeros(0, 2, dtype=torch.int64), *index]),
+                   torch.cat([torch.zeros(0), *(distance for _, distance in found)]))
 
 
 def triangulate_tracks(cameras: Cameras, tracks: Tracks) -> SparsePoints:

@@ -44,6 +44,7 @@ def formula(s_of, batch, outputs):
     """The loss ray by ray and sample by sample in Python's numbers, and its gradients."""
     total, gradients = 0.0, []
     for output in outputs:
+        weights = output.weights.detach()
         gradient = torch.zeros(NUM_RAYS, SAMPLES, dtype=torch.float64)
         for ray in range(NUM_RAYS):
             weight, t = float(batch.distance_weight[ray]), float(batch.distance[ray])
@@ -53,8 +54,8 @@ def formula(s_of, batch, outputs):
             for k in range(SAMPLES):
                 middle = (float(output.sdist[ray, k]) + float(output.sdist[ray, k + 1])) / 2
                 off = abs(middle - s_of(t))
-                total += weight * off * float(output.weights[ray, k])
-                passed -= float(output.weights[ray, k])
+                total += weight * off * float(weights[ray, k])
+                passed -= float(weights[ray, k])
                 gradient[ray, k] = weight * (off - PASSED)
             total += weight * PASSED * passed
         gradients.append(gradient.float())

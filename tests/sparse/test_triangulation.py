@@ -8,7 +8,7 @@ import torch
 
 from ray_utils import points_to_pixels
 from sparse import features, matching_numba, triangulation
-from sparse.features import best_matches, choose_pairs, feature_scale, tracks_of
+from sparse.features import best_matches, choose_pairs, feature_scale
 from sparse.triangulation import Tracks, triangulate, triangulate_tracks
 from tests.sparse.textured import corner_scene, off_surface
 
@@ -129,19 +129,6 @@ def test_images_and_features_are_limited():
     assert features.features_per_image(10) == features.MAX_FEATURES
     assert features.features_per_image(10**9) == features.MIN_FEATURES
     assert features.features_per_image(0) == features.MAX_FEATURES
-
-
-def test_tracks_join_matches_but_no_two_features_of_one_image():
-    def match(i, j, pairs, distances):
-        return i, j, torch.tensor(pairs), torch.tensor(distances)
-
-    # Three images with 2 features each: 0 1 | 2 3 | 4 5. The worst match would join 0 and 1.
-    matches = [match(0, 1, [[0, 0], [1, 1]], [0.1, 0.2]), match(1, 2, [[0, 0]], [0.3]),
-               match(0, 2, [[1, 0]], [0.9])]
-    track = tracks_of(matches, [0, 2, 4, 6])
-    assert track[0] == track[2] == track[4] and track[1] == track[3] != track[0]
-    assert track[5] == -1
-    assert tracks_of([], [0, 2, 4]).tolist() == [-1] * 4
 
 
 # Known tracks.
