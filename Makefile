@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@echo "        $(RUN) train.py --model zipnerf --scene lego   (after scripts/download_blender.sh)"
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

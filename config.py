@@ -221,6 +221,9 @@ FLAGS = {
              shown=False),
         Flag("distortion_loss_mult", not_negative, 0.0, "weight of the distortion loss",
              shown=False),
+        Flag("depth_points", not_negative, 0.0, "weight of the distances to points triangulated "
+             "from the training images; falls to 0 at half of the training (0: no points)",
+             only=(WITHOUT_LIGHT, "models without light, not nerv"), shown=False),
         Flag("visibility_loss_mult", not_negative, 0.0, "weight of the visibility field's error",
              shown=False),
         Flag("orientation_loss_mult", not_negative, 0.0, "weight of Ref-NeRF's orientation loss",

@@ -27,12 +27,14 @@ from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
 from loaders.pixels import Source, memory_mapped, read_masks_of
+from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
 from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
+from sparse.supervision import point_rays
 from structures import Batch, Cameras, Scene
 
 
@@ -63,6 +65,10 @@ class NeRFDataset:
         self.scene = loader.load(self.split)
         if read_pixels:
             self.scene = self._with_pixels(self.scene)
+        if read_pixels and self.split == "train" and self.config.depth_points:
+            points = points_of_scene(loader, self.scene, self.split)
+            self.scene = replace(with_bounds(loader, self.scene, points), points=points)
+        self.point_rays = point_rays(self.scene)
         self.cameras = self.scene.cameras.to(self.device)
         self.lights = self.scene.lights and self.scene.lights.to(self.device)
 
@@ -73,7 +79,8 @@ class NeRFDataset:
 
     def scenes(self) -> dict[str, Scene]:
         """The scenes of all splits, without pixels."""
-        return self.loader.scenes()
+        return {split: with_bounds(self.loader, scene, self.scene.points)
+                for split, scene in self.loader.scenes().items()}
 
     def check_same_scene(self, scenes: dict[str, Scene]) -> None:
         """Raise UserError unless a run's `scenes` have this scene's cameras and lights."""
@@ -104,12 +111,17 @@ class NeRFDataset:
         return len(self) // len(self.config.scales)
 
     def batch(self, batch_size: int, generator: torch.Generator | None = None,
-              rows: slice = slice(None)) -> Batch:
+              rows: slice = slice(None), num_points: int = 0) -> Batch:
         """Sample `batch_size` pixels with the CPU `generator`; a flat `Batch`.
 
-        rows: the slice of that batch to return (a rank's).
+        rows: the slice of that batch to return (a rank's). num_points: how many of the pixels are
+        those of observed points, if any are known; the weights of their distances add up to 1.
         """
-        index = self._sample_pixels(batch_size, generator)[rows]
+        index = self._sample_pixels(batch_size, generator)
+        distance = weight = None
+        if num_points and self.point_rays:
+            index, distance, weight = self.point_rays.replace_last(index, num_points, generator)
+        index = index[rows]
         cam_idx = torch.searchsorted(self.scene.offsets, index, right=True) - 1
         within = index - self.scene.offsets[cam_idx]
         width = self.scene.cameras.sizes[cam_idx, 0]
@@ -125,6 +137,8 @@ class NeRFDataset:
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,
             cells=self._cells(cam_idx, x, y) if self.config.robust else None,
+            distance=None if distance is None else self._on_device(distance[rows]),
+            distance_weight=None if weight is None else self._on_device(weight[rows]),
         )
 
     def _cells(self, cam_idx, x, y):

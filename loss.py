@@ -19,6 +19,9 @@ Outputs = list[RenderOutput]
 # Colour errors well below this are penalised quadratically, larger ones linearly.
 CHARBONNIER_PADDING = 1e-3
 
+# Light that passes a known point counts as if it came from this far behind it, in s.
+PASSED = 0.1
+
 
 def fine_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     """Squared error of the finest level's colours (mip-NeRF, eq. 17)."""
@@ -115,6 +118,23 @@ def predicted_normal_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     return mean_over_rays((output.weights * (1 - cosine)).sum(dim=-1), batch)
 
 
+def depth_points_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
+    """Mean distance in s of the weights from known points, summed over all levels.
+
+    Unlike a mean over rays it is a sum weighted by `distance_weight`.
+    """
+    total = batch.rgb.new_zeros(())
+    if batch.distance is None or batch.distance_weight is None:
+        return total
+    rows = (batch.distance_weight[..., 0] > 0).nonzero(as_tuple=True)
+    known = model.normalized_distance(batch.rays[rows], batch.distance[rows])
+    for output in outputs:
+        weights, s = output.weights[rows], stepfun.midpoints(output.sdist[rows])
+        off = ((s - known).abs() * weights).sum(dim=-1) + PASSED * (1 - output.acc[rows])
+        total = total + (batch.distance_weight[rows][..., 0] * off).sum()
+    return total
+
+
 LOSSES = {
     "fine": fine_loss, "coarse": coarse_loss, "charbonnier": charbonnier_loss,
     "interlevel": interlevel_loss, "antialiased_interlevel": antialiased_interlevel_loss,
@@ -155,6 +175,10 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
             term = fn(model, outputs, batch)
             total = total + weight * term
             scalars[f"loss/{name}"] = term.detach()
+    if config.depth_points > 0 and batch.distance is not None:
+        term = depth_points_loss(model, outputs, batch)
+        total = total + config.depth_points * term
+        scalars["loss/depth_points"] = term.detach()
     scalars["loss/total"] = torch.as_tensor(total).detach()
     return total, scalars
 

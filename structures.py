@@ -113,6 +113,34 @@ class Cameras(TensorRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparsePoints(TensorRecord):
+    """M points on surfaces, and K observations of them in images.
+
+    positions: `[M, 3]` in the cameras' world; errors: `[M]`, mean reprojection error in pixels.
+    image_idx: `[K]`, index of the image; pixels: `[K, 2]`, where it shows the point, in continuous
+    coordinates; point_idx: `[K]`, index of the point.
+    """
+
+    positions: Tensor
+    errors: Tensor
+    image_idx: Tensor
+    pixels: Tensor
+    point_idx: Tensor
+
+    def __len__(self):
+        return len(self.positions)
+
+    def check(self) -> None:
+        """Raise ValueError if shapes or indices do not fit together."""
+        count, seen = len(self.positions), len(self.image_idx)
+        shapes = self.positions.shape, self.errors.shape, self.pixels.shape, self.point_idx.shape
+        if shapes != ((count, 3), (count,), (seen, 2), (seen,)):
+            raise ValueError(f"shapes {shapes} do not fit together")
+        if seen and not 0 <= int(self.point_idx.min()) <= int(self.point_idx.max()) < count:
+            raise ValueError("an observation has no point")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scene(TensorRecord):
     """The images of one split and the cameras that took them.
 
@@ -129,6 +157,7 @@ class Scene(TensorRecord):
     world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
     box: `[2, 3]` bounding box of the scene, in the coordinates of rays (NDC for NDC scenes).
     lights: the lights of each image, a record of tensors `[N, K, C]`; None if unknown.
+    points: `SparsePoints` that these images show; None if none are known, and in a checkpoint.
     """
 
     pixels: Tensor | None
@@ -143,6 +172,7 @@ class Scene(TensorRecord):
     world_to_scene: Tensor
     box: Tensor
     lights: TensorRecord | None = None
+    points: SparsePoints | None = None
 
     def __post_init__(self):
         count = len(self.names)
@@ -220,6 +250,8 @@ class Batch(TensorRecord):
     inliers: `[...]` bool, which pixels count in the losses of colours; None if all do.
     penalty_weight: sum of the loss weights for which penalties on parameters count here: in the
         first of several micro-batches that of all, in the others 0.0; None if these rays'.
+    distance: `[..., 1]`, t of a known point on each ray; distance_weight: `[..., 1]`, its weight in
+        the loss, 0 where no point is known; both None without points.
     """
 
     rays: Rays
@@ -231,6 +263,8 @@ class Batch(TensorRecord):
     cells: Tensor | None = None
     inliers: Tensor | None = None
     penalty_weight: Tensor | float | None = None
+    distance: Tensor | None = None
+    distance_weight: Tensor | None = None
 
     def loss_weights(self) -> Tensor:
         """The weight of each ray in the loss, `[..., 1]`."""

@@ -23,6 +23,7 @@ from config import (
 if __name__ == "__main__":
     early_config("train")
 
+import math
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +63,10 @@ from summary import measure_times, print_summary, print_time_estimate
 
 # Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
 MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048
+
+# The fraction of a batch's pixels that show a known point, and the fraction of training at whose
+# end the weight of their distances has fallen to 0.
+POINTS_FRACTION, POINTS_UNTIL = 1 / 8, 1 / 2
 
 
 def main(argv=None):
@@ -121,10 +126,9 @@ def run_steps(training, rows, log, stop):
     micro_batch = training.micro_batch
     for step in range(training.first_step, config.max_steps):
         pixels_seed, model_seed = step_seeds(config.seed, step)
-        batch = training.data.train.batch(
-            config.batch_size, torch.Generator().manual_seed(pixels_seed), rows)
-        rng = BatchRandom(model_seed, config.batch_size, training.device)
         train_frac = step / config.max_steps
+        batch = training_batch(training.data.train, config, train_frac, pixels_seed, rows)
+        rng = BatchRandom(model_seed, config.batch_size, training.device)
         model.set_train_frac(train_frac)
         scalars, micro_batch = compute_gradients(
             model, batch, config, train_frac, micro_batch, rng, training.refinement,
@@ -147,6 +151,17 @@ def run_steps(training, rows, log, stop):
         if stopped:
             return done
     return config.max_steps
+
+
+def training_batch(dataset, config, train_frac, seed, rows):
+    """A rank's rows of a step's random batch; at first some of its pixels show known points."""
+    fade = max(0.0, 1 - train_frac / POINTS_UNTIL)
+    num_points = math.ceil(POINTS_FRACTION * config.batch_size) if config.depth_points else 0
+    batch = dataset.batch(config.batch_size, torch.Generator().manual_seed(seed), rows,
+                          num_points if fade else 0)
+    if batch.distance_weight is None:
+        return batch
+    return replace(batch, distance_weight=fade * batch.distance_weight)
 
 
 def compute_gradients(model, batch, config, train_frac, micro_batch, rng=None, refinement=None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from loaders.folders import find_scene
 from loaders.pixels import Source, composite, read_pixels_of
 from loaders.scales import cameras_at_scales, check_sizes, scale_labels
+from sparse.triangulation import Tracks
 from structures import Cameras, Scene
 
 SPLITS = ("train", "val", "test")
@@ -79,6 +80,10 @@ class Loader(ABC):
     def points(self) -> np.ndarray:
         """Known surface points `[M, 3]` in the cameras' world; M is 0 if the files have none."""
         return np.empty((0, 3))
+
+    def tracks(self, split: str) -> Tracks | None:
+        """Which places of a split's images show the same points; None if the files do not say."""
+        return None
 
     def ground_truth(self, scene: Scene, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""

@@ -1,9 +1,11 @@
 """COLMAP reconstructions."""
 
 import struct
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import image_utils
 import pose_utils
@@ -12,6 +14,7 @@ from loaders.checks import check_poses
 from loaders.folders import every_nth, find_image, image_folder, log_left_out
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
+from sparse.triangulation import Tracks
 
 
 class Colmap(Capture):
@@ -21,11 +24,20 @@ class Colmap(Capture):
     marker = "sparse"
     num_channels = 3
 
+    @property
+    def model_path(self) -> Path:
+        """The folder of the model."""
+        path = self.root / "sparse"
+        return path / "0" if (path / "0").is_dir() else path
+
+    @cached_property
+    def model(self):
+        """The model, read once."""
+        return read_model(self.model_path)
+
     def read_views(self) -> Views:
         folder = image_folder(self.root, self.config.factor)
-        path = self.root / "sparse"
-        path = path / "0" if (path / "0").is_dir() else path
-        model = read_model(path)
+        model, path = self.model, self.model_path
         registered = {im.name: im for im in model.images.values() if im.has_pose}
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
@@ -40,6 +52,21 @@ class Colmap(Capture):
 
     def split_index(self, split: str) -> list[int]:
         return every_nth(split, len(self.views.names), self.config.llffhold, self.root)
+
+    def tracks(self, split: str) -> Tracks | None:
+        views, index = self.views, self.split_index(split)
+        images = {image.name: image for image in self.model.images.values()}
+        image_idx, pixels, point_idx = [], [], []
+        for k, i in enumerate(index):
+            seen = [place for place in images[views.names[i]].points2D if place.has_point3D()]
+            ratio = np.divide(views.sizes[i], views.lenses[i].size)
+            image_idx += [k] * len(seen)
+            pixels += [place.xy * ratio for place in seen]
+            point_idx += [place.point3D_id for place in seen]
+        if not pixels:
+            return None
+        return Tracks(torch.tensor(image_idx), torch.from_numpy(np.array(pixels)).float(),
+                      torch.tensor(point_idx))
 
     def write_demo(self, folder: Path) -> None:
         from procedural.scene import write_colmap

@@ -205,6 +205,10 @@ class RayModel(nn.Module, ABC):
         """Fenceposts `[..., S + 1]` between which the distortion loss measures distances."""
         return output.sdist
 
+    def normalized_distance(self, rays: Rays, t: Tensor) -> Tensor:
+        """Distances t `[..., 1]` along rays in s, in which `RenderOutput.sdist` is."""
+        return (t - rays.near) / (rays.far - rays.near)
+
     def view_inputs(self, rays: Rays) -> Tensor:
         """Inputs of the view branch, `[..., 3]`."""
         return rays.viewdirs

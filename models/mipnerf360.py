@@ -49,6 +49,9 @@ class MipNeRF360(RayModel):
         return (self.field.reference_params("NerfMLP_0/Dense_{index}/{kind}")
                 | self.proposal.reference_params("PropMLP_0/Dense_{index}/{kind}"))
 
+    def normalized_distance(self, rays: Rays, t: Tensor) -> Tensor:
+        return coord.construct_ray_warps(self.ray_warp, rays.near, rays.far).t_to_s(t)
+
     @property
     def samples_evenly(self) -> bool:
         return super().samples_evenly and self.ray_warp == "linear"

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "runtime", "structures", "stepfun_numba", "stepfun", "coord", "pose_utils", "presets",
     "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
-    "cameras", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
+    "cameras", "sparse", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
     "checkpoint", "capture", "exporters", "evaluate", "summary", "train", "visualize",
     "extract_mesh",
 ]
