@@ -175,7 +175,7 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
             term = fn(model, outputs, batch)
             total = total + weight * term
             scalars[f"loss/{name}"] = term.detach()
-    if config.depth_points > 0 and batch.distance is not None:
+    if config.depth_points > 0:
         term = depth_points_loss(model, outputs, batch)
         total = total + config.depth_points * term
         scalars["loss/depth_points"] = term.detach()

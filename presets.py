@@ -118,6 +118,10 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # `planning` fits these sizes and steps to the photographs and the time.
     ({"preset": "laptop", "model": "zipnerf"}, {
         "minutes": 5.0, "grid_features": 2, "fine_loss_mult": 1.0, "charbonnier_loss_mult": 0.0}),
+    # Photographs: points that several of them show tell the distances (flower: median error 0.5 %
+    # of the distance with them, 1.4 % without).
+    ({"preset": "laptop", "model": "zipnerf", "dataset_name": (*UNBOUNDED, "llff")}, {
+        "depth_points": 0.1}),
     # A small grid has no cells to spare for the space around a synthetic scene (demo: 25.8 dB
     # without contraction, 25.3 dB with it).
     ({"preset": "laptop", "model": "zipnerf", "dataset_name": SYNTHETIC}, {"contraction": False}),
