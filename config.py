@@ -34,6 +34,7 @@ ZOOM = {"path": "zoom"}, "--path zoom"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
+UNLIT_MODELS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
@@ -193,6 +194,8 @@ FLAGS = {
         Flag("lr_delay_mult", positive, 0.01, "initial multiple of the rate in warm-up",
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
+        Flag("robust", bool, False, "ignore what moves between photographs: pixels of large errors "
+             "(RobustNeRF)", only=UNLIT_MODELS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
              "cameras (CamP)", shown=WITHOUT_LIGHT),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",

@@ -30,6 +30,7 @@ from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
+from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
@@ -135,9 +136,14 @@ class NeRFDataset:
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,
+            cells=self._cells(cam_idx, x, y) if self.config.robust else None,
             distance=None if distance is None else self._on_device(distance[rows]),
             distance_weight=None if weight is None else self._on_device(weight[rows]),
         )
+
+    def _cells(self, cam_idx, x, y):
+        """The cell of each pixel in an `OutlierMap`; images at all scales share theirs."""
+        return cell_index(cam_idx % self.num_photographs, x, y, *self.cameras.sizes[cam_idx].T)
 
     def image(self, index: int) -> Batch:
         """All pixels of one image, row by row: a `Batch` of shape `[h, w]`."""

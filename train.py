@@ -133,6 +133,8 @@ def run_steps(training, rows, log, stop):
         scalars, micro_batch = compute_gradients(
             model, batch, config, train_frac, micro_batch, rng, training.refinement,
             training.data.train.cameras)
+        if config.robust:
+            scalars["low_errors"] = model.outliers.follow(scalars.pop("cells"), config.max_steps)
         log.step(scalars)
         training.optimizer.step()
         schedule.step()
