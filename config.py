@@ -56,7 +56,7 @@ FLAGS = {
              scope=RENDER),
         Flag("seed", integer(0, 2**63 - 1), 0, "determines weights, pixels, jitter and noise"),
         Flag("precision", ("auto", "fp32", "bf16"), "auto", "of linear layers; auto: bf16 "
-             "where it is fast (zipnerf: on GPUs)"),
+             "where fast (zipnerf: on GPUs)"),
         Flag("chunk", positive_int, None, "rays rendered at once", scope=RENDER,
              unset="as many as fit"),
     ],
@@ -193,7 +193,8 @@ FLAGS = {
         Flag("lr_delay_mult", positive, 0.01, "initial multiple of the rate in warm-up",
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
-        Flag("robust", bool, False, "ignore what moves between photographs (RobustNeRF)", only=UNLIT_MODELS),
+        Flag("robust", bool, False, "ignore what moves between photographs (RobustNeRF)",
+             only=UNLIT_MODELS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
              "cameras (CamP)", shown=WITHOUT_LIGHT),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
