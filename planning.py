@@ -34,6 +34,7 @@ def plan_sizes(config: Config, dataset: NeRFDataset) -> Config:
     if config.preset != "laptop" or config.model != "zipnerf":
         return config
     finest = 2 ** math.ceil(math.log2(CELLS_PER_PIXEL * pixels_per_side(config, dataset)))
+    finest = max(finest, CELLS_PER_PROPOSAL_CELL * config.grid_coarsest)
     num_pixels = len(dataset.scene.pixels)
     log2_size = int(math.log2(num_pixels / PIXELS_PER_ENTRY))
     return with_planned(

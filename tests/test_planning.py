@@ -60,6 +60,12 @@ def test_sizes_follow_pixels(num_pixels, focal, finest, log2_size):
     assert config.grid_log2_size == log2_size
 
 
+def test_no_grid_is_coarser_than_its_coarsest_level():
+    words = ["--dataset_name", "multicam", "--grid_coarsest", "64"]
+    config = plan_sizes(get_config([*LAPTOP, *words]), a_dataset(100, 20.0))
+    assert (config.grid_finest, config.prop_finest) == (256, (64,))
+
+
 def test_typed_sizes_and_other_presets_stay():
     dataset = a_dataset(10**9, 1000.0)
     words = ["--dataset_name", "multicam", "--grid_finest", "64"]
