@@ -9,8 +9,8 @@ RUN := $(VENV)/bin/python
 # lies. An interrupted demo resumes. The still life lies within 1.35 of the origin and the cameras at
 # distance 4, so near and far are 2.6 and 5.4.
 demo: $(VENV)/.installed
-	$(RUN) train.py --model zipnerf --preset laptop --dataset_name blender --scene demo \
-		--near 2.6 --far 5.4 --exp_name demo \
+	$(RUN) train.py --model zipnerf --preset laptop --minutes 2 --dataset_name blender \
+		--scene demo --near 2.6 --far 5.4 --exp_name demo \
 		$(if $(wildcard log/demo/checkpoint_*.pt),--continue_training)
 	$(RUN) visualize.py --run log/demo --width 400 --frames 30 --fps 15 --visualize_depth \
 		--visualize_normals
@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@echo "        $(RUN) train.py --model zipnerf --scene lego   (after scripts/download_blender.sh)"
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

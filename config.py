@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from contradictions import contradictions
-from presets import DEFAULTS, NERV_GEOMETRY, PRESETS
+from presets import DEFAULTS, NERV_GEOMETRY, PRESETS, UNBOUNDED
 from runtime import flags, process
 from runtime.errors import UserError, exit_on_user_error, run_script  # noqa: F401  (re-exported)
 from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, freeze, integer, number
@@ -34,6 +34,7 @@ ZOOM = {"path": "zoom"}, "--path zoom"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
+UNLIT_MODELS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
@@ -55,7 +56,7 @@ FLAGS = {
              scope=RENDER),
         Flag("seed", integer(0, 2**63 - 1), 0, "determines weights, pixels, jitter and noise"),
         Flag("precision", ("auto", "fp32", "bf16"), "auto", "of linear layers; auto: bf16 "
-             "if the hardware supports it, but fp32 for zipnerf on a CPU"),
+             "where fast (zipnerf: on GPUs)"),
         Flag("chunk", positive_int, None, "rays rendered at once", scope=RENDER,
              unset="as many as fit"),
     ],
@@ -76,8 +77,8 @@ FLAGS = {
              only=LIT_SCENES),
         Flag("light_intensity", positive, None, "scale of the point lights", only=POINT_LIGHTS,
              unset="the value in the files, or that of the released scenes", shown=False),
-        Flag("bg_range", fraction, (1.0, 1.0), "background: drawn from this range in training, "
-             "its middle in images", nargs=2, metavar=("LOW", "HIGH"), shown=WITHOUT_LIGHT),
+        Flag("bg_range", fraction, (1.0, 1.0), "background: drawn in this range; its middle in "
+             "images", nargs=2, metavar=("LOW", "HIGH"), shown=WITHOUT_LIGHT),
         Flag("near", not_negative, None, "t at which rays begin", unset="the dataset's"),
         Flag("far", positive, None, "t at which rays end", unset="the dataset's"),
         Flag("ndc", bool, False, "normalized device coordinates, for forward-facing captures",
@@ -179,6 +180,8 @@ FLAGS = {
              "for indirect light", only=NERV, shown=False),
     ],
     "training": [
+        Flag("minutes", positive, None, "length of the training, which plans --max_steps",
+             scope=RESUME, before=None, unset="not planned"),
         Flag("max_steps", positive_int, 200_000, "optimisation steps", scope=RESUME),
         Flag("batch_size", positive_int, 2048, "rays per step, over all ranks"),
         Flag("micro_batch", positive_int, None, "rays per forward pass", scope=RESUME,
@@ -190,6 +193,8 @@ FLAGS = {
         Flag("lr_delay_mult", positive, 0.01, "initial multiple of the rate in warm-up",
              shown=False),
         Flag("grid_lr_mult", positive, 1.0, "multiple of the rate for hash grids", only=GRIDS),
+        Flag("robust", bool, False, "ignore what moves between photographs (RobustNeRF)",
+             only=UNLIT_MODELS),
         Flag("refine_cameras", bool, False, "also learn small corrections of the training "
              "cameras (CamP)", shown=WITHOUT_LIGHT),
         Flag("camera_lr_init", positive, 1e-4, "initial learning rate of the cameras",
@@ -319,6 +324,12 @@ class Config(flags.Config):
     """The resolved flags of a run. Values change by `config.replace(name=value)` only."""
 
     __slots__ = ()
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a capture shows endless surroundings, unlike a scene in a box or in NDC."""
+        inward_llff = self.dataset_name == "llff" and self.spherify
+        return self.dataset_name in UNBOUNDED or inward_llff
 
     @property
     def geometry(self) -> str:

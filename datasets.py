@@ -30,6 +30,7 @@ from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
 from loaders.transforms import blender_views
+from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
@@ -135,9 +136,14 @@ class NeRFDataset:
             rgb=self.loader.to_rgb(pixels, self.scene.background),
             mask=None if masks is None else self._on_device(masks[index, None]).float(),
             pixels=torch.stack([x, y], dim=-1), batch_index=batch_index,
+            cells=self._cells(cam_idx, x, y) if self.config.robust else None,
             distance=None if distance is None else self._on_device(distance[rows]),
             distance_weight=None if weight is None else self._on_device(weight[rows]),
         )
+
+    def _cells(self, cam_idx, x, y):
+        """The cell of each pixel in an `OutlierMap`; images at all scales share theirs."""
+        return cell_index(cam_idx % self.num_photographs, x, y, *self.cameras.sizes[cam_idx].T)
 
     def image(self, index: int) -> Batch:
         """All pixels of one image, row by row: a `Batch` of shape `[h, w]`."""
@@ -331,6 +337,9 @@ class LLFF(Loader):
         sizes, pixtocams, focal = self._intrinsics(files, full_sizes, focals)
         near, far = self._near_far(bounds)
         all_cameras = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far)
+        if config.spherify:
+            # The rays may reach farther.
+            all_cameras = replace(all_cameras, visible_range=_range_of(bounds))
         if config.ndc:
             check_forward_facing(all_cameras, files)
             all_cameras = replace(all_cameras, ndc=(focal, *(int(side) for side in sizes[0])))
@@ -399,7 +408,7 @@ class LLFF(Loader):
         if self.config.ndc:
             near, far = 0.0, 1.0
         else:
-            near, far = 0.9 * bounds.min(), bounds.max()
+            near, far = _range_of(bounds)
         return near_far(self.config, near, far)
 
     def _intrinsics(self, files, full_sizes, focals):
@@ -418,6 +427,11 @@ class LLFF(Loader):
             sizes.append(size)
             pixtocams.append(pixtocam(focal_x, focal_y, *size))
         return sizes, pixtocams, float(focals[0] * sizes[0][0] / full_sizes[0][0])
+
+
+def _range_of(bounds):
+    """The range of t that holds the bounds `[N, 2]` of all views."""
+    return float(0.9 * bounds.min()), float(bounds.max())
 
 
 # In the order in which the format of a folder is detected: a multiscale or COLMAP scene may also

@@ -4,6 +4,7 @@ A term is `fn(model, outputs, batch) -> scalar`, unweighted; its weight is the f
 `--<name>_loss_mult`. `outputs` holds one `RenderOutput` per level, coarse to fine.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def coarse_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
 def charbonnier_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
     """Charbonnier error of the finest level's colours (mip-NeRF 360, section 5)."""
     squared = (outputs[-1].rgb - batch.rgb) ** 2
-    return mean_over_rays((squared + CHARBONNIER_PADDING**2).sqrt().mean(dim=-1), batch)
+    return mean_of_colours((squared + CHARBONNIER_PADDING**2).sqrt(), batch)
 
 
 def interlevel_loss(model, outputs: Outputs, batch: Batch) -> Tensor:
@@ -148,7 +149,13 @@ def colour_error(rgb: Tensor, batch: Batch) -> Tensor:
     The official code sums over channels. The mean differs by a factor of 3, which Adam's step size
     hardly depends on, and converts to PSNR.
     """
-    return mean_over_rays(((rgb - batch.rgb) ** 2).mean(dim=-1), batch)
+    return mean_of_colours((rgb - batch.rgb) ** 2, batch)
+
+
+def mean_of_colours(errors: Tensor, batch: Batch) -> Tensor:
+    """Mean of `errors [..., 3]` over channels and rays; those of outliers count as 0."""
+    per_ray = errors.mean(dim=-1)
+    return mean_over_rays(per_ray if batch.inliers is None else batch.inliers * per_ray, batch)
 
 
 def mean_over_rays(values: Tensor, batch: Batch) -> Tensor:
@@ -160,18 +167,31 @@ def weighted_loss(config, model, outputs: Outputs, batch: Batch) -> tuple[Tensor
     """Weighted sum of all terms whose weight is not 0, and a `dict` of scalars to log."""
     total: Any = 0.0
     scalars = {}
+    if config.robust:
+        batch, scalars["cells"] = without_outliers(model.outliers, outputs[-1], batch)
     for name, fn in LOSSES.items():
         weight = getattr(config, f"{name}_loss_mult")
         if weight > 0:
             term = fn(model, outputs, batch)
             total = total + weight * term
             scalars[f"loss/{name}"] = term.detach()
-    if config.depth_points > 0 and batch.distance is not None:
+    if config.depth_points > 0:
         term = depth_points_loss(model, outputs, batch)
         total = total + config.depth_points * term
         scalars["loss/depth_points"] = term.detach()
     scalars["loss/total"] = torch.as_tensor(total).detach()
     return total, scalars
+
+
+def without_outliers(outliers, output: RenderOutput, batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with its inliers, by the errors of the finest `output` (RobustNeRF).
+
+    Also returns what the `OutlierMap` counts of it. No gradient flows through either.
+    """
+    errors = ((output.rgb.detach() - batch.rgb) ** 2).mean(dim=-1)
+    is_low, is_valid = errors <= outliers.threshold, batch.loss_weights()[..., 0] > 0
+    inliers = outliers.inliers(is_low, batch.cells)
+    return replace(batch, inliers=inliers), outliers.count(is_low, is_valid, batch.cells)
 
 
 def level_errors(model, outputs: Outputs, batch: Batch) -> Tensor:

@@ -102,7 +102,7 @@ def build_model(config, device: torch.device | str = "cpu", box: Tensor | None =
     """The config's model on a device, its weights initialised from `--seed` only.
 
     box: `[2, 3]`, the scene's bounding box in the coordinates of rays, for models with a grid.
-    num_images: number of photographs to train on, for `--glo_features`.
+    num_images: number of photographs to train on, for `--glo_features` and `--robust`.
     """
     device = torch.device(device)
     compute_dtype = select_precision(config, device)
@@ -110,6 +110,8 @@ def build_model(config, device: torch.device | str = "cpu", box: Tensor | None =
         torch.manual_seed(config.seed)
         model = MODELS[config.model](config, compute_dtype)
         model.add_embeddings(num_images)
+    if config.robust:
+        model.add_outlier_map(num_images)
     if box is not None:
         model.set_box(box)
     return model.to(device)

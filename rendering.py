@@ -12,7 +12,7 @@ import image_utils
 from coord import points_to_ndc, smallest_eigenvector
 from fields import hash_grid
 from fields.hash import HashField
-from fields.march import MAX_FINEST, Footprints, Marcher
+from fields.march import Footprints, Marcher
 from fields.occupancy import OccupancyGrid, build_occupancy_grid
 from models.base import RayModel
 from models.zipnerf import ZipNeRF
@@ -208,8 +208,6 @@ def can_march(model: RayModel, device: torch.device) -> bool:
         reason = "the surfaces of a NeRV are shaded under its lights"
     elif model.field.num_multisamples > 1:
         reason = "the fast path takes one multisample per interval"
-    elif cast(HashField, model.field).levels.resolutions[-1] > MAX_FINEST:
-        reason = f"the fast path takes grids of at most {MAX_FINEST} cells per side"
     else:
         return True
     logger.info("Images are rendered by the exact path: %s.", reason)

@@ -246,6 +246,8 @@ class Batch(TensorRecord):
         in images.
     lossmult_sum: sum of the loss weights of the global batch, a scalar, so that the losses of
         micro-batches add up to its loss; None if this is the global batch.
+    cells: `[...]`, each pixel's cell in an `OutlierMap`; None without --robust and in images.
+    inliers: `[...]` bool, which pixels count in the losses of colours; None if all do.
     penalty_weight: sum of the loss weights for which penalties on parameters count here: in the
         first of several micro-batches that of all, in the others 0.0; None if these rays'.
     distance: `[..., 1]`, t of a known point on each ray; distance_weight: `[..., 1]`, its weight in
@@ -258,6 +260,8 @@ class Batch(TensorRecord):
     pixels: Tensor | None = None
     batch_index: Tensor | None = None
     lossmult_sum: Tensor | None = None
+    cells: Tensor | None = None
+    inliers: Tensor | None = None
     penalty_weight: Tensor | float | None = None
     distance: Tensor | None = None
     distance_weight: Tensor | None = None

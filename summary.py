@@ -1,39 +1,40 @@
 """Summary of a training before its first step: expected time, model, data."""
 
+import copy
+from typing import NamedTuple
+
 import torch
 
 from cameras.alignment import num_refined_rays
 from config import steps_before
 from rendering import render_image
 from runtime import distributed
-from runtime.devices import time_second_call
+from runtime.devices import time_calls
 from runtime.randomness import BatchRandom
 from runtime.run_log import format_duration
+from scheduler import make_optimizer
 
 # Fewest rays of the trial that estimates how long the training will take.
 TIMING_RAYS = 256
 
 
-def print_time_estimate(training, compute_gradients):
-    """Time a few rays, and print the preset and how long training and its images will take.
-
-    compute_gradients: that of train.py.
-    """
+def print_time_estimate(training, times):
+    """Print the preset and how long training and its images will take; times: `measure_times`."""
     config, data = training.config, training.data
     num_steps = config.max_steps - training.first_step
     if not num_steps:
         return
-    per_trained, per_rendered = times_per_ray(training, compute_gradients)
     num_pixels = int(data.test.scene.offsets[-1]) if data.test else 0
     if data.validation:
         num_pixels += int(data.validation.scene.offsets[1]) * (num_steps // config.eval_every)
-    seconds_of_training = per_trained * config.batch_size * num_steps
-    seconds_of_images = per_rendered * num_pixels
+    seconds_of_training = times.per_step * num_steps
+    seconds_of_images = times.per_rendered_ray * num_pixels
     if data.test and training.refinement:
-        seconds_of_images += per_trained * num_refined_rays(data.test, config)
+        per_ray = times.per_step / config.batch_size
+        seconds_of_images += per_ray * num_refined_rays(data.test, config)
     print(f"{describe_preset(training)}about {format_duration(seconds_of_training)} of training "
-          f"({1 / per_trained:,.0f} rays/s) and {format_duration(seconds_of_images)} for images "
-          "and scores.", flush=True)
+          f"({config.batch_size / times.per_step:,.0f} rays/s) and "
+          f"{format_duration(seconds_of_images)} for images and scores.", flush=True)
 
 
 def describe_preset(training):
@@ -46,8 +47,19 @@ def describe_preset(training):
     return f"--preset {config.preset}{reason}: "
 
 
-def times_per_ray(training, compute_gradients):
-    """Seconds per trained ray, averaged over the stages of training, and per rendered ray."""
+class Times(NamedTuple):
+    """Seconds of a training step, averaged over the stages of training, and of a rendered ray."""
+
+    per_step: float
+    per_rendered_ray: float
+
+
+def measure_times(training, compute_gradients):
+    """The `Times` of a training, the slowest rank's, by trials that change nothing.
+
+    compute_gradients: that of train.py. A trial takes as many rays as fit at once; the time of the
+    optimizer's step is included.
+    """
     config, device, model = training.config, training.device, training.model
     count = max(TIMING_RAYS, training.micro_batch) * distributed.num_ranks()
     count = min(count, config.batch_size)
@@ -59,16 +71,27 @@ def times_per_ray(training, compute_gradients):
                           BatchRandom(0, count, device), training.refinement,
                           training.data.train.cameras)
 
-    per_trained = sum(length * time_second_call(device, lambda start=start: train_at(start))
-                      for start, length in model.stages) / count
+    per_step = config.batch_size / count * sum(
+        length * time_calls(device, lambda start=start: train_at(start))
+        for start, length in model.stages)
+    per_step += time_optimizer(training)
     model.zero_grad(set_to_none=True)
     model.eval()
     model.set_train_frac(model.stages[-1][0])  # The scores are those of the last stage.
-    per_rendered = time_second_call(
+    per_rendered = time_calls(
         device, lambda: render_image(model, batch.rays, config.chunk)) / count
     model.set_train_frac(training.first_step / config.max_steps)
     model.train()
-    return per_trained, per_rendered
+    return Times(*map(distributed.max_over_ranks, (per_step, per_rendered)))
+
+
+def time_optimizer(training):
+    """Seconds of a step of a copy of the optimizer, with the gradients that the model has now."""
+    model, refinement = copy.deepcopy((training.model, training.refinement))
+    for copied, original in zip(model.parameters(), training.model.parameters(), strict=True):
+        copied.grad = original.grad
+    optimizer = make_optimizer(model, training.config, refinement)
+    return time_calls(training.device, optimizer.step)
 
 
 def print_summary(training):

@@ -46,6 +46,7 @@ from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
+from planning import longer_plan, plan_sizes, plan_steps
 from rendering import render_view
 from runtime import distributed
 from runtime.devices import select_device
@@ -58,7 +59,7 @@ from runtime.run_folder import run_folder
 from runtime.run_log import open_log
 from runtime.signals import StopSignals
 from scheduler import make_optimizer, make_scheduler, scheduled_rate
-from summary import print_summary, print_time_estimate
+from summary import measure_times, print_summary, print_time_estimate
 
 # Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
 MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048
@@ -93,14 +94,19 @@ def train(config, device):
     data = open_datasets(config, device)
     if resumed:
         data.train.check_same_scene(resumed.original_scene)
+    else:
+        config = plan_sizes(config, data.train)
     training = prepare(config, device, folder, data, resumed)
+    times = measure_times(training, compute_gradients)
+    if not resumed:
+        training = training._replace(config=plan_steps(config, times.per_step))
 
-    with StopSignals() as stop, locked_run_folder(folder, config, resumed):
+    with StopSignals() as stop, locked_run_folder(folder, training.config, resumed):
         if not resumed:
             training.save(0)  # From here on --continue_training works.
-        print_time_estimate(training, compute_gradients)
+        print_time_estimate(training, times)
         print_summary(training)
-        with open_log(folder, training.first_step, config.max_steps, device) as log:
+        with open_log(folder, training.first_step, training.config.max_steps, device) as log:
             step = run_steps(training, rows, log, stop)
         stopped = distributed.max_over_ranks(stop.received)
     if stopped:
@@ -127,6 +133,8 @@ def run_steps(training, rows, log, stop):
         scalars, micro_batch = compute_gradients(
             model, batch, config, train_frac, micro_batch, rng, training.refinement,
             training.data.train.cameras)
+        if config.robust:
+            scalars["low_errors"] = model.outliers.follow(scalars.pop("cells"), config.max_steps)
         log.step(scalars)
         training.optimizer.step()
         schedule.step()
@@ -265,6 +273,7 @@ def resume(command_line, folder):
     """
     run = load_checkpoint(folder, command_line.device)
     config, old_steps = override(run.config, command_line, RESUMABLE), run.config.max_steps
+    config = config.replace(**longer_plan(run.config, command_line))
     if config.max_steps < old_steps:
         raise UserError(f"--max_steps {config.max_steps} was given, but the run in {folder} was "
                         f"started with {old_steps}; only a larger number can be given.")

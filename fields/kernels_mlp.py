@@ -332,12 +332,16 @@ def _backward_group(group, gradient, features, per_ray, parameters, sizes, densi
 
 
 @compiled()
-def _forward(first_group, last_group, *arguments):
+def _forward(first_group, last_group, features, per_ray, parameters, sizes, density_layer,
+             density_row, samples_per_ray, outputs):
     for group in range(first_group, last_group):
-        _forward_group(group, *arguments)
+        _forward_group(group, features, per_ray, parameters, sizes, density_layer, density_row,
+                       samples_per_ray, outputs)
 
 
 @compiled()
-def _backward(first_group, last_group, *arguments):
+def _backward(first_group, last_group, gradient, features, per_ray, parameters, sizes,
+              density_layer, density_row, samples_per_ray, grad_features, grad_rays, sums):
     for group in range(first_group, last_group):
-        _backward_group(group, *arguments)
+        _backward_group(group, gradient, features, per_ray, parameters, sizes, density_layer,
+                        density_row, samples_per_ray, grad_features, grad_rays, sums)

@@ -16,16 +16,15 @@ from torch import Tensor
 import coord
 from fields.base import is_skip_layer
 from fields.hash import CONTRACTED_RADIUS, PRECONDITIONING, HashField
-from fields.occupancy import MarchGrid, find_occupied
+from fields.occupancy import MarchGrid, find_occupied, halved
 from structures import Rays
 
 # Cells per side of the grid, and intervals per cell (without contraction and with it) and at least
 # per ray. With 1 per cell images are 0.4 to 0.7 dB worse against the photographs.
 RESOLUTION, STEPS_PER_CELL, MIN_STEPS = 128, {False: 2.5, True: 3.0}, 16
 
-# Cells per side of the finest level of a field. The intervals are about as long as its cells, and
-# would be too long for the thinner surfaces of finer grids.
-MAX_FINEST = 256
+# Fields with levels of more cells per side have thinner surfaces, and a grid of cells half as wide.
+LARGEST_COARSE = 256
 
 # A ray ends at this transmittance, and lighter samples are not shaded by themselves.
 MIN_TRANSMITTANCE, MIN_WEIGHT = 0.01, 0.003
@@ -284,8 +283,9 @@ class Marcher:
                  is_opaque: bool):
         self.packed, self.directions = pack_field(field)
         self.grid = build_grid(field, self.packed, footprints)
+        steps = STEPS_PER_CELL[field.contraction] * len(self.grid.skip)
         self.options = MarchOptions(
-            step=1 / (STEPS_PER_CELL[field.contraction] * RESOLUTION), longest=1 / MIN_STEPS,
+            step=1 / steps, longest=1 / MIN_STEPS,
             min_transmittance=MIN_TRANSMITTANCE, min_weight=MIN_WEIGHT,
             is_cone=footprints.positions is not None, is_opaque=is_opaque,
             padding=field.head.rgb_padding, background=background)
@@ -303,9 +303,9 @@ def build_grid(field: HashField, packed: PackedField, footprints: Footprints) ->
     low, high = field.box
     side, centre = float((high - low).max()), 0.5 * (low + high)
 
-    def opacity(points: Tensor) -> Tensor:
+    def opacity(points: Tensor, resolution: int) -> Tensor:
         positions = (points - 0.5) * side + centre
-        length, shrink = torch.full_like(points[:, 0], side / RESOLUTION), 1.0
+        length, shrink = torch.full_like(points[:, 0], side / resolution), 1.0
         outside = torch.zeros_like(length, dtype=torch.bool)
         if field.contraction:
             outside = positions.norm(dim=-1) >= CONTRACTED_RADIUS
@@ -317,11 +317,14 @@ def build_grid(field: HashField, packed: PackedField, footprints: Footprints) ->
         density = torch.from_numpy(march_numba.density_at(points.numpy(), stds.numpy(), packed))
         return -torch.expm1(-density * length).where(outside.logical_not(), 0.0)
 
-    def in_chunks(points: Tensor) -> Tensor:
-        return torch.cat([opacity(part) for part in points.split(CHUNK_POINTS)])
+    def occupied_cells(resolution: int, among: Tensor | None = None) -> Tensor:
+        return find_occupied(lambda points: torch.cat(
+            [opacity(part, resolution) for part in points.split(CHUNK_POINTS)]), resolution, among)
 
-    return MarchGrid.from_cells(find_occupied(in_chunks, RESOLUTION), centre, side,
-                                field.contraction)
+    occupied = occupied_cells(RESOLUTION)
+    if field.levels.resolutions[-1] > LARGEST_COARSE:
+        occupied = occupied_cells(2 * RESOLUTION, halved(occupied))
+    return MarchGrid.from_cells(occupied, centre, side, field.contraction)
 
 
 # The plain twin.

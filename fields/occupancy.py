@@ -184,20 +184,30 @@ class MarchGrid:
 
 
 @torch.no_grad()
-def find_occupied(opacity: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
+def find_occupied(opacity: Callable[[Tensor], Tensor], resolution: int,
+                  among: Tensor | None = None) -> Tensor:
     """Which cells `[R, R, R]` of the unit cube hold something, by x, y and z.
 
     opacity: a function from points `[M, 3]` in the unit cube to the opacity `[M]` of a cell of the
     density there; NaN counts as occupied. Near centres with some opacity, thin surfaces are also
-    looked for at 4 points between a cell's centre and its corners.
+    looked for at 4 points between a cell's centre and its corners. among: bool `[R, R, R]`, the
+    cells that may hold something; all if None.
     """
-    axis = (torch.arange(resolution) + 0.5) / resolution
-    centres = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-    at_centres = opacity(centres.reshape(-1, 3)).reshape(3 * (resolution,))
+    among = torch.ones(3 * (resolution,), dtype=torch.bool) if among is None else among
+    cells, at_centres = among.nonzero(), torch.zeros(among.shape)
+    at_centres[among] = opacity((cells + 0.5) / resolution)
     occupied = ~(at_centres < MIN_OPACITY)
-    candidates = (_dilate(~(at_centres < CANDIDATE_OPACITY)) & ~occupied).nonzero()
+    near_some = _dilate(~(at_centres < CANDIDATE_OPACITY))
+    candidates = (near_some & among & ~occupied).nonzero()
     corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     points = (candidates[:, None] + 0.5 + 0.25 * corners) / resolution
     found = ~(opacity(points.reshape(-1, 3)) < MIN_OPACITY)
     occupied[tuple(candidates.T)] = found.reshape(-1, len(corners)).any(dim=-1)
     return occupied
+
+
+def halved(cells: Tensor) -> Tensor:
+    """Cells `[R, R, R]` as cells of half the width, `[2R, 2R, 2R]`."""
+    for axis in range(3):
+        cells = cells.repeat_interleave(2, dim=axis)
+    return cells

@@ -12,6 +12,7 @@ from fields.base import Field, FieldOutput
 from fields.hash import HashField
 from fields.normals import query_with_normals
 from fields.occupancy import RayOccupancy
+from models.outliers import OutlierMap
 from ray_utils import cast_rays, compute_weights, multisample_rays, volumetric_rendering
 from runtime.memory import free_memory
 from structures import Rays, RenderOutput, Shading
@@ -46,6 +47,7 @@ class RayModel(nn.Module, ABC):
 
     field: Field
     embeddings: ImageEmbeddings | None
+    outliers: OutlierMap | None
     max_samples_per_level: int
     first_rgb_level: int
     compute_dtype: torch.dtype
@@ -59,6 +61,7 @@ class RayModel(nn.Module, ABC):
         self.opaque_background, self.contraction = config.opaque_background, config.contraction
         self.bg_range = config.bg_range
         self.embeddings = None
+        self.outliers = None
 
     def forward(self, rays: Rays, train_frac: float = 1.0, rng=None,
                 ray_occupancy: RayOccupancy | None = None, shading: Shading | None = None,
@@ -180,6 +183,13 @@ class RayModel(nn.Module, ABC):
             raise ValueError("num_images is None; the number of training images is expected with "
                              f"--glo_features {features}")
         self.embeddings = ImageEmbeddings(num_images, features)
+
+    def add_outlier_map(self, num_images: int | None):
+        """Add the memory of the training images' errors (--robust)."""
+        if num_images is None:
+            raise ValueError("num_images is None; the number of training images is expected with "
+                             "--robust")
+        self.outliers = OutlierMap(num_images)
 
     def appearance_of(self, rays: Rays) -> Tensor | None:
         """Appearance embeddings `[..., N]`; None, which fields take for zero, without an image."""

@@ -2,21 +2,22 @@
 
 import functools
 import logging
-import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
+import numpy as np
 import torch
+from numba import types
 from numba.core import event
+
+from runtime import team
 
 logger = logging.getLogger(__name__)
 
-# Calls of a kernel whose times are compared, on several threads and on one, and seconds from which
-# on several are always worth waking.
-TRIALS, LONG = 16, 0.02
+# Parts of a kernel's work for each thread, so that a thread that finishes early takes another.
+PARTS_PER_THREAD = 4
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -25,13 +26,14 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     Compiled functions release Python's lock, for `run_on_threads`. numba's own parallel loops are
     not used: they take several times as long to compile, and their threads compete with PyTorch's.
     """
-    def compile_one(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # Neither this folder nor the user's cache is writable.
-            return numba.njit(nogil=True, **options)(function)
+    return functools.partial(_compile, numba.njit, nogil=True, **options)
 
-    return compile_one
+
+def _compile(decorator, function, *signature, **options):
+    try:
+        return decorator(*signature, cache=True, **options)(function)
+    except RuntimeError:  # Neither this folder nor the user's cache is writable.
+        return decorator(*signature, **options)(function)
 
 
 class _Announcement(event.Listener):
@@ -53,56 +55,61 @@ event.register("numba:compile", ANNOUNCEMENT)
 
 
 def run_on_threads(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
-    """Call `kernel(first, last, *arguments)` for parts of range(count), as many as threads.
+    """Call `kernel(first, last, *arguments)` for parts of range(count), on PyTorch's threads.
 
-    A kernel's results must not depend on the parts: a short kernel runs as one part where waking
-    threads takes longer than they save, as on virtual machines, which its first calls measure.
+    kernel: a `compiled` function that returns and raises nothing, and whose results do not depend
+    on the parts. arguments: arrays, numbers, and tuples of them. Where PyTorch's OpenMP library
+    cannot be called, threads of Python serve.
     """
-    num_threads = min(torch.get_num_threads(), count)
-    if num_threads <= 1:
-        kernel(0, count, *arguments)
+    if not count:
         return
-    timing = _timing(kernel, num_threads)
-    use_threads = timing.prefers_threads()
-    begin = time.perf_counter()
-    if use_threads:
-        _run_parts(kernel, count, num_threads, arguments)
-    else:
-        kernel(0, count, *arguments)
-    timing.add(use_threads, time.perf_counter() - begin)
+    num_threads = min(torch.get_num_threads(), count)
+    parallel = team.parallel_address()
+    if not parallel:
+        _run_on_python_threads(kernel, count, num_threads, arguments)
+        return
+    num_parts = 1 if num_threads == 1 else min(PARTS_PER_THREAD * num_threads, count)
+    _run_on_team(parallel, num_threads, _entry(kernel, arguments).address, count, num_parts,
+                 arguments)
 
 
-def _run_parts(kernel, count, num_threads, arguments):
+@compiled()
+def _run_on_team(parallel, num_threads, kernel, count, num_parts, arguments):
+    team.run(parallel, num_threads, kernel, count, num_parts, arguments)
+
+
+def _entry(kernel, arguments):
+    """A kernel as a function that other libraries can call."""
+    entries, kinds = _entries(kernel), tuple(map(_kind, arguments))
+    if kinds not in entries:
+        signature = types.void(types.intp, types.intp, *map(numba.typeof, arguments))
+        entries[kinds] = _compile(numba.cfunc, kernel.py_func, signature, **kernel.targetoptions)
+    return entries[kinds]
+
+
+@functools.cache
+def _entries(kernel):
+    """The entries of a kernel by the kinds of their arguments."""
+    return {}
+
+
+def _kind(value):
+    """What of an argument decides how a kernel is compiled for it."""
+    if isinstance(value, np.ndarray):
+        flags = value.flags
+        return value.dtype, value.ndim, flags.c_contiguous, flags.f_contiguous, flags.writeable
+    if isinstance(value, tuple):
+        return type(value), *map(_kind, value)
+    return type(value)
+
+
+def _run_on_python_threads(kernel, count, num_threads, arguments):
     ends = [count * i // num_threads for i in range(num_threads + 1)]
-    others = [_pool(num_threads - 1).submit(kernel, *ends[i : i + 2], *arguments)
+    others = [_pool(num_threads).submit(kernel, *ends[i : i + 2], *arguments)
               for i in range(1, num_threads)]
     kernel(*ends[:2], *arguments)
     for other in others:
         other.result()
-
-
-class _Timing:
-    """Times of a kernel's first calls on several threads, then on one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
-
-    def prefers_threads(self) -> bool:
-        """Whether the next call uses several threads."""
-        several, one = self.seconds[True], self.seconds[False]
-        if len(several) < TRIALS or statistics.median(several) > LONG:
-            return True
-        return len(one) == TRIALS and statistics.median(several) <= statistics.median(one)
-
-    def add(self, used_threads: bool, seconds: float) -> None:
-        """Add a call's time, if it is one of the first."""
-        if len(self.seconds[used_threads]) < TRIALS:
-            self.seconds[used_threads].append(seconds)
-
-
-@functools.cache
-def _timing(kernel: Callable[..., Any], num_threads: int) -> _Timing:
-    return _Timing()
 
 
 @functools.cache

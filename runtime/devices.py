@@ -1,5 +1,6 @@
 """Device and precision of a run."""
 
+import statistics
 import time
 from typing import Any
 
@@ -7,6 +8,9 @@ import torch
 
 from runtime import distributed
 from runtime.errors import UserError
+
+# Calls that are timed: at most this many, and no more after this many seconds.
+MAX_CALLS, MAX_SECONDS = 7, 2.0
 
 
 def select_device(config: Any) -> torch.device:
@@ -58,11 +62,17 @@ def synchronize(device):
         torch.mps.synchronize()
 
 
-def time_second_call(device, call):
-    """Seconds of the second of two calls: the first also allocates the memory that both use."""
+def time_calls(device, call):
+    """The median seconds of a few calls, fewer if they are long.
+
+    The first call is not counted: it also allocates the memory that all use.
+    """
     call()
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - begin
+    times = []
+    while len(times) < MAX_CALLS and sum(times) < MAX_SECONDS:
+        synchronize(device)
+        begin = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)

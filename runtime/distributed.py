@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ import torch.distributed.nn  # noqa: F401
 from torch import Tensor
 
 from runtime.errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 # Longest wait for a rank that renders validation images or writes a checkpoint.
 TIMEOUT = timedelta(hours=1)
@@ -144,13 +146,13 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-def max_over_ranks(number: int) -> int:
-    """The largest of the ranks' integers. Uses CPU tensors, so it does not wait for a GPU."""
+def max_over_ranks(number: Number) -> Number:
+    """The largest of the ranks' numbers. Uses CPU tensors, so it does not wait for a GPU."""
     if not dist.is_initialized():
         return number
-    largest = torch.tensor(number)
+    largest = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return type(number)(largest)
 
 
 def wait_for_all() -> None:

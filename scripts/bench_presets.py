@@ -22,7 +22,7 @@ from scripts.benchmark import (  # noqa: E402
     table_head,
     table_row,
 )
-from summary import times_per_ray  # noqa: E402
+from summary import measure_times  # noqa: E402
 from train import compute_gradients, open_datasets, prepare  # noqa: E402
 
 EIGHT_GPUS = ("--batch_size 65536 --max_steps 25000 --lr_init 1e-2 --lr_final 1e-3 "
@@ -65,11 +65,12 @@ def measure(name, flags, args):
     device = select_device(config)
     with tempfile.TemporaryDirectory() as folder:
         training = prepare(config, device, Path(folder), open_datasets(config, device), None)
-    per_ray, _ = times_per_ray(training, compute_gradients)
+    per_step = measure_times(training, compute_gradients).per_step
     parameters = sum(p.numel() for p in training.model.parameters())
-    days = per_ray * config.batch_size * config.max_steps / 86_400
+    days = per_step * config.max_steps / 86_400
     return table_row([name, f"`{flags}`", f"{config.batch_size:,}", f"{config.max_steps:,}",
-                      f"{parameters / 1e6:.1f} M", f"{1 / per_ray:,.0f}", f"{days:,.1f}"])
+                      f"{parameters / 1e6:.1f} M", f"{config.batch_size / per_step:,.0f}",
+                      f"{days:,.1f}"])
 
 
 if __name__ == "__main__":

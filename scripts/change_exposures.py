@@ -23,6 +23,7 @@ import image_utils  # noqa: E402
 from capture.photos import JPEG_QUALITY  # noqa: E402
 from capture.report import detect_format, scene_config  # noqa: E402
 from datasets import DATASETS  # noqa: E402
+from loaders.base import SPLITS  # noqa: E402
 from loaders.folders import shipped_folders  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.files import new_folder  # noqa: E402
@@ -71,10 +72,11 @@ def parse(argv):
     return args
 
 
-def find_photographs(scene):
+def find_photographs(scene, splits=SPLITS, llffhold=8):
     """The names, relative to a scene folder, of each photograph's files: one per stored size.
 
-    Raises UserError if the folder is no scene of a known format.
+    Of some splits; llffhold: every n-th view of a capture is a test view. Raises UserError if the
+    folder is no scene of a known format.
     """
     dataset_name = detect_format(scene) if scene.is_dir() else None
     if dataset_name not in FORMATS:
@@ -83,9 +85,9 @@ def find_photographs(scene):
     factors = [1] if dataset_name == "blender" else sorted(shipped_folders(scene)) or [1]
     photographs = {}
     for factor in factors:
-        config = scene_config(scene, dataset_name, factor).replace(ndc=False)
+        config = scene_config(scene, dataset_name, factor).replace(ndc=False, llffhold=llffhold)
         loader = DATASETS[dataset_name](config)
-        for split in loader.splits():
+        for split in (s for s in loader.splits() if s in splits):
             part = loader.load(split)
             # LLFF's downsampled images have other names, but the same order.
             keys = range(len(part.names)) if dataset_name == "llff" else part.names
@@ -111,13 +113,18 @@ def write_exposed(file, target, multiple):
     levels = image_utils.to_uint8(image_utils.linear_to_srgb((multiple * light).clamp(max=1)))
     exposed = pixels.copy()
     exposed[..., :3] = levels[pixels[..., :3]]
+    write_like(file, target, exposed)
+
+
+def write_like(file, target, pixels):
+    """Write the changed pixels of a photograph `file` over its copy, with its EXIF data."""
     target.unlink()  # The copy may be read-only.
     if file.suffix.lower() == ".png":
-        image_utils.write_image(target, exposed)
+        image_utils.write_image(target, pixels)
         return
     with Image.open(file) as original:
         exif = original.getexif()
-    Image.fromarray(exposed).save(target, quality=JPEG_QUALITY, subsampling=0, exif=exif)
+    Image.fromarray(pixels).save(target, quality=JPEG_QUALITY, subsampling=0, exif=exif)
 
 
 if __name__ == "__main__":

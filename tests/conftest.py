@@ -15,7 +15,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Files of long tests start first, so that at the end no worker is busy alone.
+LONG_FILES = ("test_training.py", "test_photos.py", "test_distributed.py", "test_demo_training.py",
+              "test_nerv.py", "test_rendering.py", "test_visualize.py", "test_zipnerf.py")
+
 GOLDEN = Path(__file__).parent / "golden" / "google_mipnerf.npz"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (LONG_FILES.index(item.path.name) if item.path.name in LONG_FILES
+                                 else len(LONG_FILES)))
 
 
 @pytest.fixture(autouse=True)

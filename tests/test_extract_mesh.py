@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from ray_utils import image_rays
 from rendering import render_image
 from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
+from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff
-from tests.test_training import run_script, start_script
 
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.8)
 
@@ -47,6 +48,13 @@ def analytic_run(folder, model, dataset_name="blender", **flags):
 @pytest.fixture
 def blender_scene(tmp_path):
     write_blender(tmp_path / "scene", num_views=12, size=(48, 40))
+    return tmp_path / "scene"
+
+
+@pytest.fixture
+def coarse_scene(tmp_path):
+    """Of a quarter of the pixels, for errors."""
+    write_blender(tmp_path / "scene", num_views=12, size=(24, 20))
     return tmp_path / "scene"
 
 
@@ -218,9 +226,9 @@ def test_without_the_dataset_a_rendering_replaces_the_photograph(monkeypatch, bl
 # Errors.
 
 
-def test_an_empty_scene_is_an_error(monkeypatch, blender_scene):
+def test_an_empty_scene_is_an_error(monkeypatch, coarse_scene):
     model = AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side, peak=0.01)
-    run = analytic_run(blender_scene, model)
+    run = analytic_run(coarse_scene, model)
     with pytest.raises(UserError, match="no ray of the training views hits a surface.*longer"):
         extract(monkeypatch, run)
     with pytest.raises(UserError, match=r"densities range from .* to 0\.0.*--sigma_threshold"):
@@ -228,8 +236,8 @@ def test_an_empty_scene_is_an_error(monkeypatch, blender_scene):
     assert not list(run.path.parent.glob("mesh_*"))
 
 
-def test_a_density_out_of_range_or_a_box_beside_the_scene_is_an_error(monkeypatch, blender_scene):
-    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+def test_a_density_out_of_range_or_a_box_beside_the_scene_is_an_error(monkeypatch, coarse_scene):
+    run = analytic_run(coarse_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
     message = r"no surface of density 1e\+04.*densities range from 0 to 2"
     with pytest.raises(UserError, match=message):
         extract(monkeypatch, run, "--sigma_threshold", "10000")
@@ -239,8 +247,8 @@ def test_a_density_out_of_range_or_a_box_beside_the_scene_is_an_error(monkeypatc
         extract(monkeypatch, run, "--y_range", "1", "-1")
 
 
-def test_an_impossible_output_folder_is_an_error_before_the_work(monkeypatch, blender_scene):
-    run = analytic_run(blender_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+def test_an_impossible_output_folder_is_an_error_before_the_work(monkeypatch, coarse_scene):
+    run = analytic_run(coarse_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
     run.path.parent.mkdir()
     (run.path.parent / "mesh_00000007_64").write_text("a file")
     with pytest.raises(FileExistsError):
@@ -248,8 +256,8 @@ def test_an_impossible_output_folder_is_an_error_before_the_work(monkeypatch, bl
     assert run.model.num_queries == 0
 
 
-def test_a_surface_that_no_camera_sees_is_an_error(monkeypatch, blender_scene):
-    run = analytic_run(blender_scene, AnalyticModel(
+def test_a_surface_that_no_camera_sees_is_an_error(monkeypatch, coarse_scene):
+    run = analytic_run(coarse_scene, AnalyticModel(
         union(ball([0, 0, 0], 0.8), ball([0, 0, -2.4], 0.2)), colour_by_side))
     run.scene["train"] = replace(run.scene["train"], box=torch.tensor([[-3.0] * 3, [3.0] * 3]))
     with pytest.raises(UserError, match="no training view sees the surface|there is no surface"):
@@ -294,12 +302,12 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(trained):
 def test_an_interrupted_extraction_leaves_no_mesh_and_can_be_repeated(trained, stop):
     folder, words = trained
     words = [*words, "--grid_size", "150"]
-    process = start_script(*words)
-    for line in process.stdout:
-        if line.startswith("Surface of density"):
-            break
+    process = Script(*words)
+    while "\nSurface of density" not in process.printed():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.send_signal(stop)
-    out, _ = process.communicate(timeout=60)
+    out = "".join(process.communicate(timeout=60))
     assert process.returncode != 0 and "Traceback" not in out
     assert not list(folder.glob("mesh_*_150*/mesh.*"))
     assert run_script(*words[:-1], "24").returncode == 0

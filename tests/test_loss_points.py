@@ -112,6 +112,9 @@ def test_rays_without_points_and_a_weight_of_zero_add_nothing():
     assert float(total - plain) == pytest.approx(0.5 * float(scalars["loss/depth_points"]),
                                                  rel=1e-4)
     assert "loss/depth_points" not in without
+    # The log averages over steps with points and, later, without.
+    _, faded = weighted_loss(with_points, model, outputs, unknown)
+    assert float(faded["loss/depth_points"]) == 0
 
 
 def test_micro_batches_add_up_to_the_loss_of_the_whole():

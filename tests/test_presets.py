@@ -9,7 +9,7 @@ from contradictions import contradictions
 from presets import DEFAULTS, NERV_GEOMETRY, PRESETS
 
 DATASETS, MODELS = BY_NAME["dataset_name"].kind, BY_NAME["model"].kind
-CHOOSING = {"preset", "dataset_name", "model", "nerv_field", "spherify", "geometry",
+CHOOSING = {"preset", "dataset_name", "model", "nerv_field", "spherify", "geometry", "unbounded",
             "predicted_normals"}
 
 
@@ -184,6 +184,16 @@ def test_preset_gpu_is_the_released_method_on_another_schedule():
 def test_spherified_captures_have_cones_and_no_ndc():
     config = get_config(["--dataset_name", "llff", "--spherify"])
     assert (config.ndc, config.ray_shape) == (False, "cone")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model", ["mipnerf360", "zipnerf"])
+def test_inward_facing_llff_captures_are_unbounded_as_colmap_s(model, preset):
+    inward, colmap = (
+        get_config(["--preset", preset, "--model", model, "--dataset_name", *words])
+        for words in (["llff", "--spherify"], ["colmap"]))
+    differing = {name for name in vars(colmap) if getattr(colmap, name) != getattr(inward, name)}
+    assert differing <= {"dataset_name", "spherify", "exp_name", "density_noise"}
 
 
 def test_no_config_can_alter_the_table():

@@ -156,7 +156,6 @@ def test_few_rays_and_other_normals_take_the_exact_path(trained):
 @pytest.mark.parametrize("flags,reason", [
     ({"model": "mipnerf"}, None), ({"model": "zipnerf", "num_multisamples": 6}, "multisample"),
     ({"model": "zipnerf", "num_multisamples": 1, "without_numba": True}, "numba is missing"),
-    ({"model": "zipnerf", "num_multisamples": 1, "grid_finest": 512}, "256 cells"),
     ({"model": "nerv"}, "NeRV")])
 def test_models_that_cannot_be_marched_take_the_exact_path(flags, reason, tmp_path, caplog,
                                                            monkeypatch):

@@ -3,13 +3,10 @@
 import json
 import random
 import re
-import resource
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +21,9 @@ from model import build_model, compile_fields
 from runtime.errors import UserError
 from runtime.randomness import BatchRandom, step_seeds
 from runtime.run_log import read_metrics
+from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_multicam
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--preset", "debug", "--device", "cpu", "--precision", "fp32", "--eval_every", "0",
         "--no-final_eval"]
 
@@ -40,19 +37,6 @@ def scene(tmp_path_factory):
 
 def flags(scene, log_dir, *more):
     return [*TINY, "--scene", str(scene), "--log_dir", str(log_dir), "--exp_name", "run", *more]
-
-
-def run_script(*words, limit=None):
-    """A script in its own process; `limit` is the largest file it may write, in bytes."""
-    cap = None if limit is None else lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True, timeout=120,
-                          capture_output=True, preexec_fn=cap)
-
-
-def start_script(*words):
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def weights(folder):
@@ -200,7 +184,8 @@ def test_seeds_differ_between_steps_and_between_runs():
 
 
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, scene):
-    more = ["--max_steps", "400", "--save_every", "4", "--log_every", "4"]
+    more = ["--max_steps", "300", "--save_every", "3", "--log_every", "3", "--batch_size", "16",
+            "--num_samples", "4"]
     assert train.main(flags(scene, tmp_path / "whole", *more)) == 0
     words = ["train.py", *flags(scene, tmp_path / "killed", *more)]
     folder = tmp_path / "killed" / "run"
@@ -210,17 +195,17 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted_to_the_bit(tm
     steps = [0]
     for attempt in range(4):
         known = list_checkpoints(folder)
-        process = start_script(*words, *(["--continue_training"] if known else []))
+        process = Script(*words, *(["--continue_training"] if known else []))
         # Some kills strike while the process still starts, others, the last two at least, later.
         if attempt > 1 or rng.random() < 0.5:
             while process.poll() is None and list_checkpoints(folder)[:1] == known[:1]:
                 time.sleep(0.005)
-        time.sleep(rng.uniform(0, 1))
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
         steps.append(load_checkpoint(folder).step if list_checkpoints(folder) else 0)
-    assert steps == sorted(steps) and 0 < steps[-1] < 400, steps
+    assert steps == sorted(steps) and 0 < steps[-1] < 300, steps
     end = run_script(*words, "--continue_training")
     assert end.returncode == 0, end.stderr
     assert_bit_equal(weights(tmp_path / "whole" / "run"), weights(folder))
@@ -257,14 +242,14 @@ def test_a_broken_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, scene
 def test_signals_save_first_and_print_how_to_resume(number, times, tmp_path, scene):
     """SIGTERM comes twice where a system stops a job and its launcher passes that on."""
     words = flags(scene, tmp_path, "--max_steps", "100000", "--save_every", "100000")
-    process = start_script("train.py", *words)
+    process = Script("train.py", *words)
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     for _ in range(times):
         process.send_signal(number)
         time.sleep(0.001)
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 128 + number
     saved = int(re.search(r"after step (\d+); saved", output).group(1))
     assert load_checkpoint(tmp_path / "run").step == saved
@@ -386,13 +371,14 @@ def test_a_runs_config_file_starts_the_same_run_under_another_name(tmp_path, sce
 def test_two_runs_cannot_share_a_folder(tmp_path, scene):
     """Neither when the first is training already, nor when both start at once."""
     words = ["train.py", *flags(scene, tmp_path, "--max_steps", "100000")]
-    both = [start_script(*words, "--seed", str(seed)) for seed in (1, 2)]
+    both = [Script(*words, "--seed", str(seed)) for seed in (1, 2)]
     while all(process.poll() is None for process in both):
         time.sleep(0.02)
     loser = next(process for process in both if process.poll() is not None)
     winner = next(process for process in both if process is not loser)
     assert loser.returncode == 2
-    assert re.search("another process is training|already holds a run", loser.communicate()[0])
+    _, errors = loser.communicate()
+    assert re.search("another process is training|already holds a run", errors)
     third = run_script(*words, "--continue_training")
     assert third.returncode == 2 and "another process is training" in third.stderr
     winner.kill()

@@ -26,8 +26,8 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sole_writer
 from tests.analytic import AnalyticModel, ball
+from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff, write_multicam
-from tests.test_training import run_script
 
 ROOT = Path(__file__).parents[1]
 WRITERS = {"blender": write_blender, "multicam": write_multicam,
@@ -190,30 +190,29 @@ def test_the_colour_scale_of_a_video_is_kept(runs, tmp_path, monkeypatch):
 
 
 def words_for(folder, *more):
-    return ["visualize.py", "--run", folder, "--device", "cpu", "--frames", "40", "--width", "48",
+    return ["visualize.py", "--run", folder, "--device", "cpu", "--frames", "24", "--width", "48",
             "--visualize_depth", "--visualize_normals", *more]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_video_continues_and_keeps_its_frames(runs, tmp_path, stop):
     folder = copied(runs, tmp_path)
-    process = subprocess.Popen([sys.executable, *map(str, words_for(folder))], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Script(*words_for(folder))
     deadline = time.monotonic() + 60
     while len(list(folder.glob("video_*/frames/normals_*.png"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(stop)
-    out, _ = process.communicate(timeout=60)
+    out = "".join(process.communicate(timeout=60))
     assert process.returncode != 0 and "Traceback" not in out
     rendered, = folder.glob("video_*")
     kept = {p.name: p.stat().st_mtime_ns for p in (rendered / "frames").glob("rgb_*.png")}
-    assert 5 <= len(kept) < 40 and not (rendered / "rgb_30fps.mp4").exists()
+    assert 5 <= len(kept) < 24 and not (rendered / "rgb_30fps.mp4").exists()
     result = run_script(*words_for(folder))
     assert result.returncode == 0 and "frames exist already" in result.stdout
     assert all((rendered / "frames" / name).stat().st_mtime_ns == t for name, t in kept.items()
                if name != max(kept))
-    assert count_frames(rendered / "rgb_depth_normals_30fps.mp4") == 40
+    assert count_frames(rendered / "rgb_depth_normals_30fps.mp4") == 24
     assert not list(rendered.rglob("*.partial"))
 
 

@@ -10,7 +10,7 @@ from fields import hash_grid, march, march_numba
 from fields.base import Head, Trunk
 from fields.hash import HashField
 from fields.march import Footprints, Marcher, MarchOptions, march_torch
-from fields.occupancy import MarchGrid, find_occupied
+from fields.occupancy import MarchGrid, find_occupied, halved
 from structures import Rays
 
 LEVELS = hash_grid.make_levels(4, 32, 10)
@@ -19,12 +19,13 @@ LEVELS = hash_grid.make_levels(4, 32, 10)
 def make_field(contraction=False, density_bias=3.0, **changes):
     """A field of random features, of the shape of the laptop preset."""
     options = {"downweight": True, "append_scale": True, "depth": 1, "view_depth": 2,
-               "view_skip": 2, "use_viewdirs": True, "glo_features": 0, "features": 4} | changes
+               "view_skip": 2, "use_viewdirs": True, "glo_features": 0, "features": 4,
+               "levels": LEVELS} | changes
     head = Head(bottleneck=6, view_hidden=10, view_depth=options["view_depth"],
                 view_skip=options["view_skip"], view_deg=2, use_viewdirs=options["use_viewdirs"],
                 rgb_padding=0.001, glo_features=options["glo_features"], glo_affine=True)
     field = HashField(
-        Trunk(10, options["depth"]), head, levels=LEVELS, features=options["features"],
+        Trunk(10, options["depth"]), head, levels=options["levels"], features=options["features"],
         num_multisamples=1, downweight=options["downweight"],
         append_scale=options["append_scale"], density_bias=density_bias, contraction=contraction)
     with torch.no_grad():
@@ -199,6 +200,40 @@ def test_not_a_number_counts_as_occupied_and_nothing_is_all_empty():
     assert find_occupied(lambda points: torch.full((len(points),), torch.nan), 4).all()
     empty = find_occupied(lambda points: torch.zeros(len(points)), 4)
     assert (MarchGrid.from_cells(empty, torch.zeros(3), 1.0, False).skip == 255).all()
+
+
+def test_cells_are_looked_for_among_some_cells_alone():
+    queried = []
+
+    def opacity(points):
+        queried.append(points)
+        return (points[:, 0] > 0.5).float()
+
+    among = torch.zeros(8, 8, 8, dtype=torch.bool)
+    among[2:6, 1:3, 4] = True
+    occupied = find_occupied(opacity, 8, among)
+    expected = among.clone()
+    expected[:4] = False
+    assert torch.equal(occupied, expected)
+    assert among[tuple((8 * torch.cat(queried)).long().T)].all()
+
+
+def test_halved_cells_cover_the_same_space():
+    cells = torch.rand(4, 4, 4) < 0.5
+    points = torch.rand(500, 3)
+    fine = halved(cells)
+    assert fine.shape == (8, 8, 8)
+    assert torch.equal(cells[tuple((4 * points).long().T)], fine[tuple((8 * points).long().T)])
+
+
+@pytest.mark.parametrize("finest,resolution", [(256, 8), (512, 16)])
+def test_grids_of_fine_fields_have_cells_half_as_wide(monkeypatch, finest, resolution):
+    monkeypatch.setattr(march, "RESOLUTION", 8)
+    field = make_field(levels=hash_grid.make_levels(4, finest, 10))
+    marcher = march.Marcher(field, march.Footprints(0.02, None), 0.0, False)
+    assert marcher.grid.skip.shape == 3 * (resolution,)
+    assert marcher.options.step == pytest.approx(
+        1 / (march.STEPS_PER_CELL[False] * resolution))
 
 
 @pytest.mark.parametrize("contraction", [False, True])

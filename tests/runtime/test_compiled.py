@@ -1,51 +1,58 @@
 """Kernels: their parts on threads, their cache, and the notice that they are compiled."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
 
-from runtime.compiled import ANNOUNCEMENT, TRIALS, compiled, run_on_threads
+from runtime import team
+from runtime.compiled import ANNOUNCEMENT, compiled, run_on_threads
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("count", [0, 1, 4, 11])
-def test_parts_cover_the_range_once(threads, count):
-    visits, before = np.zeros(count, int), torch.get_num_threads()
-
-    def visit(first, last, amount):
-        visits[first:last] += amount
-
-    torch.set_num_threads(threads)
-    run_on_threads(visit, count, 3)
-    torch.set_num_threads(before)
-    assert (visits == 3).all()
+@compiled()
+def visit(first, last, amount, visits):
+    for i in range(first, last):
+        visits[i] += amount[0] * amount[1]
 
 
-@pytest.mark.parametrize("seconds,is_split", [((0.0, 0.004), True), ((0.004, 0.0), False),
-                                              ((0.03, 0.0), True)])
-def test_short_kernels_take_the_faster_way(seconds, is_split):
-    """seconds: of a part on two threads, and of the whole on one."""
-    parts = []
-
-    def sleep(first, last):
-        parts.append((first, last))
-        time.sleep(seconds[last - first == 4])
-
+@pytest.fixture(params=[1, 2, 5])
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    for _ in range(2 * TRIALS + 3):
-        run_on_threads(sleep, 4)
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
-    assert ((0, 4) != parts[-1]) == is_split
 
 
-def test_an_error_in_any_part_is_raised():
+@pytest.fixture(params=["team", "python"])
+def way(request, monkeypatch):
+    """The team of PyTorch's OpenMP library, and Python's threads in its absence."""
+    if request.param == "python":
+        monkeypatch.setattr(team, "parallel_address", lambda: 0)
+    elif not team.parallel_address():
+        pytest.skip("This platform's OpenMP library has no GOMP_parallel")
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 11, 1000])
+def test_parts_cover_the_range_once(threads, way, count):
+    visits = np.zeros(count + 1)
+    for _ in range(20):
+        run_on_threads(visit, count, (3, 0.5), visits)
+    assert (visits == [30.0] * count + [0.0]).all()
+
+
+@pytest.mark.parametrize("dtype,amount", [(np.float32, (2, 3)), (np.int64, (2, 3)),
+                                          (np.float64, (0.25, 24.0))])
+def test_kernels_are_compiled_for_each_kind_of_arguments(threads, way, dtype, amount):
+    visits = np.zeros((7, 2), dtype)[:, 0]
+    run_on_threads(visit, len(visits), amount, visits)
+    assert visits.tolist() == [6] * 7
+
+
+def test_an_error_in_any_part_is_raised_on_python_threads(monkeypatch):
     def fail(first, last):
         if last == 4:
             raise ZeroDivisionError
 
+    monkeypatch.setattr(team, "parallel_address", lambda: 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):

@@ -18,6 +18,7 @@ import visualize
 from checkpoint import load_checkpoint
 from procedural.lit_scene import write_nerv
 from runtime import distributed
+from tests.processes import run_ranks
 from tests.scenes import write_blender, write_multicam
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +28,6 @@ def torchrun(count, script, *words):
     """The command that runs a script on `count` CPU ranks of this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
             str(count), "--", script, "--device", "cpu", *words]
-
-
-def run_ranks(*args):
-    result = subprocess.run(torchrun(*args), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +127,7 @@ def test_threads_of_the_process_group_end_with_it(tmp_path):
             torch.optim.Adam([weight]).step()
         assert len(os.listdir("/proc/self/task")) == alone, os.listdir("/proc/self/task")
     """)
-    run_ranks(2, str(script))
+    subprocess.run(torchrun(2, str(script)), check=True, timeout=300)
 
 
 def test_ranks_divide_the_frames_of_a_video(tmp_path):
