@@ -81,7 +81,8 @@ def test_mipnerf_measures_in_its_own_distance():
     model, batch = make_model("mipnerf"), make_batch()
     outputs = [make_outputs(model, batch.rays, 0)]
     total, _ = formula(lambda t: (t - 0.5) / 7.5, batch, outputs)
-    assert float(depth_points_loss(model, outputs, batch)) == pytest.approx(total, rel=1e-5)
+    loss = depth_points_loss(model, outputs, batch).detach()
+    assert float(loss) == pytest.approx(total, rel=1e-5)
 
 
 def test_weights_at_the_point_have_no_loss_and_elsewhere_are_drawn_to_it():
@@ -109,8 +110,8 @@ def test_rays_without_points_and_a_weight_of_zero_add_nothing():
                                  antialiased_interlevel_loss_mult=0.0)
     total, scalars = weighted_loss(with_points, model, outputs, batch)
     plain, without = weighted_loss(with_points.replace(depth_points=0.0), model, outputs, batch)
-    assert float(total - plain) == pytest.approx(0.5 * float(scalars["loss/depth_points"]),
-                                                 rel=1e-4)
+    added = 0.5 * float(scalars["loss/depth_points"])
+    assert float((total - plain).detach()) == pytest.approx(added, rel=1e-4)
     assert "loss/depth_points" not in without
     # The log averages over steps with points and, later, without.
     _, faded = weighted_loss(with_points, model, outputs, unknown)

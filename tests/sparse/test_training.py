@@ -11,16 +11,17 @@ from tests.loaders.test_points import write_capture
 
 
 def run(scene, log, name, *more):
-    words = ["--preset", "debug", "--device", "cpu", "--precision", "fp32", "--model", "zipnerf",
+    words = ["--preset", "debug", "--device", "cpu", "--precision", "fp32", "--model", "mipnerf",
              "--dataset_name", "nerfstudio", "--scene", str(scene), "--llffhold", "7",
              "--log_dir", str(log), "--exp_name", name, "--eval_every", "0", "--no-final_eval",
-             "--save_every", "4", "--keep_checkpoints", "9", *more]
+             "--save_every", "4", "--batch_size", "64", "--factor", "1",
+             "--keep_checkpoints", "9", *more]
     assert train.main(words) == 0
     return log / name
 
 
 def test_a_run_with_points_resumes_to_the_bit_and_logs_their_loss(tmp_path):
-    write_capture(tmp_path / "scene")
+    write_capture(tmp_path / "scene", size=(100, 75))
     flags = "--depth_points", "0.1", "--max_steps", "8", "--log_every", "1"
     whole = run(tmp_path / "scene", tmp_path, "whole", *flags)
     shutil.copytree(whole, tmp_path / "broken")
