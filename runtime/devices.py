@@ -63,16 +63,22 @@ def synchronize(device):
 
 
 def time_calls(device, call):
-    """The median seconds of a few calls, fewer if they are long.
+    """The median seconds of a few calls, fewer if they are long, and as many on all ranks.
 
     The first call is not counted: it also allocates the memory that all use.
     """
     call()
-    times = []
-    while len(times) < MAX_CALLS and sum(times) < MAX_SECONDS:
-        synchronize(device)
-        begin = time.perf_counter()
-        call()
-        synchronize(device)
-        times.append(time.perf_counter() - begin)
+    times = [time_call(device, call)]
+    affordable = int(MAX_SECONDS / max(distributed.max_over_ranks(times[0]), 1e-9))
+    for _ in range(min(affordable, MAX_CALLS) - 1):
+        times.append(time_call(device, call))
     return statistics.median(times)
+
+
+def time_call(device, call):
+    """The seconds of a call."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse import matching_numba
+from fields import hash_grid
 
 # Features are found in images no longer than this, and in fewer pixels if there are many images:
 # SIFT takes about a microsecond per pixel.
@@ -122,7 +122,12 @@ def match_views(a: View, b: View) -> tuple[Tensor, Tensor]:
     limit = MAX_EPIPOLAR_ERROR * max(a.pixel_angle, b.pixel_angle)
     normals = torch.nn.functional.normalize(torch.linalg.cross(
         baseline.expand_as(a.directions), a.directions), dim=-1)
-    best, second, index, index_of_b = matching_numba.best_matches(
+    find = best_matches
+    if hash_grid.has_numba():
+        from sparse import matching_numba
+
+        find = matching_numba.best_matches
+    best, second, index, index_of_b = find(
         normals, b.directions, a.descriptors, b.descriptors, limit)
     distance, next_distance = ((2 - 2 * x.clamp(max=1)).sqrt() for x in (best, second))
     i = torch.arange(len(index))

@@ -414,15 +414,18 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_good_checkp
     tmp_path, scene, monkeypatch
 ):
     honest = train.weighted_loss
-    calls = []
+    steps = []
 
     def poisoned(*args):
         loss, scalars = honest(*args)
-        calls.append(1)
-        return (loss * float("nan"), scalars) if len(calls) == 15 + 2 else (loss, scalars)
+        return (loss * float("nan"), scalars) if len(steps) == 15 else (loss, scalars)
+
+    def next_step(seed, step):
+        steps.append(step)
+        return step_seeds(seed, step)
 
     monkeypatch.setattr(train, "weighted_loss", poisoned)
-    # The first two calls time the run; then each step is one part.
+    monkeypatch.setattr(train, "step_seeds", next_step)
     with pytest.raises(UserError, match="not finite at step 15 .*--lr_init"):
         train.main(flags(scene, tmp_path, "--max_steps", "40", "--save_every", "10",
                          "--micro_batch", "128"))

@@ -81,7 +81,7 @@ def test_the_time_estimate_renders_as_the_last_stage_does(scene, tmp_path, monke
 
     monkeypatch.setattr(summary, "render_image", render)
     trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
-    assert is_shading == [True, True]
+    assert len(is_shading) > 1 and all(is_shading)
 
 
 @pytest.mark.parametrize("flags", [
