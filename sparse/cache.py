@@ -22,7 +22,7 @@ FOLDER = ".points"
 MIN_POINTS = 20
 
 # Raised when points of the same images and cameras change.
-VERSION = 1
+VERSION = 2
 
 
 def matched_points(root: Path, cameras: Cameras, files: Sequence, read_image: Callable,

@@ -8,7 +8,7 @@ import torch
 
 from ray_utils import points_to_pixels
 from sparse import features, matching_numba, triangulation
-from sparse.features import best_matches, choose_pairs, feature_scale
+from sparse.features import best_matches, choose_pairs, feature_scale, find_features
 from sparse.triangulation import Tracks, triangulate, triangulate_tracks
 from tests.sparse.textured import corner_scene, off_surface
 
@@ -91,6 +91,18 @@ def test_of_many_images_some_are_read():
 
 
 # Features and matches.
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_features_lie_at_the_centres_of_blobs(scale):
+    centres = np.array([[40.3, 30.6], [120.8, 61.1], [63.25, 90.75]])
+    # Pixel centres are at halves.
+    x, y = np.meshgrid(np.arange(160) + 0.5, np.arange(120) + 0.5)
+    image = sum(200 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 5.0**2)) for u, v in centres)
+    found = find_features(image.round().astype(np.uint8), None, scale, 50)
+    distance = np.linalg.norm(found.pixels.numpy()[:, None] - centres, axis=-1)
+    assert distance.min(axis=0).max() < 0.12 / scale
+    torch.testing.assert_close(found.descriptors.norm(dim=-1), torch.ones(len(found.pixels)))
 
 
 def test_the_kernel_finds_the_matches_of_its_plain_twin():
