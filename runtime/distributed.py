@@ -152,7 +152,7 @@ def max_over_ranks(number: Number) -> Number:
         return number
     largest = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return type(number)(largest)
+    return type(number)(largest.item())
 
 
 def wait_for_all() -> None:
