@@ -13,7 +13,7 @@ from datasets import NeRFDataset
 from fields.hash import CONTRACTED_RADIUS
 from runtime.errors import UserError
 
-# The finest cells are this fraction of a pixel's width at the middle of the scene, or less.
+# At least so many of the finest cells lie side by side in a pixel at the middle of the scene.
 CELLS_PER_PIXEL = 1.25
 
 # Pixels for each entry of a level's table, and the range of its size (log2).
@@ -74,12 +74,15 @@ def plan_steps(config: Config, seconds_per_step: float) -> Config:
                         eval_every=-(-steps // 2), save_every=-(-steps // 4))
 
 
-def longer_plan(run: Config, command_line: Config) -> dict[str, int]:
-    """What a resumed run's longer --minutes changes: as many steps a minute as planned at first.
+def longer_plan(run: Config, command_line: Config) -> dict[str, int | None]:
+    """Changes of a resumed run by a longer --minutes: as many steps a minute as at first.
 
-    Raises UserError if the run was not planned by minutes, or for fewer minutes than planned.
+    A typed --max_steps ends the plan. Raises UserError if the run was not planned by minutes, or
+    for fewer minutes than planned.
     """
-    if "minutes" not in command_line.typed or "max_steps" in command_line.typed:
+    if "max_steps" in command_line.typed:
+        return {"minutes": None}
+    if "minutes" not in command_line.typed:
         return {}
     if run.minutes is None:
         raise UserError("--minutes was given, but this run was started with --max_steps "

@@ -54,7 +54,7 @@ def with_bounds(loader: Loader, scene: Scene, points: SparsePoints | None) -> Sc
 
 
 def image_states(scene: Scene, index: Sequence[int]) -> list:
-    """What the pixels of some images depend on: their files and masks, and their sizes."""
+    """The files and masks of some images, which determine their pixels, and their sizes."""
     files = [file_state(scene.files[i]) for i in index]
     masks = [file and file_state(file) for file in scene.mask_files]
     return [files, [masks[i] for i in index] if masks else [], scene.cameras.sizes[index].tolist()]

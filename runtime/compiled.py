@@ -94,7 +94,7 @@ def _entries(kernel):
 
 
 def _kind(value):
-    """What of an argument decides how a kernel is compiled for it."""
+    """The properties of an argument by which a kernel is compiled for it."""
     if isinstance(value, np.ndarray):
         flags = value.flags
         return value.dtype, value.ndim, flags.c_contiguous, flags.f_contiguous, flags.writeable
@@ -105,7 +105,7 @@ def _kind(value):
 
 def _run_on_python_threads(kernel, count, num_threads, arguments):
     ends = [count * i // num_threads for i in range(num_threads + 1)]
-    others = [_pool(num_threads).submit(kernel, *ends[i : i + 2], *arguments)
+    others = [_pool(num_threads - 1).submit(kernel, *ends[i : i + 2], *arguments)
               for i in range(1, num_threads)]
     kernel(*ends[:2], *arguments)
     for other in others:

@@ -10,7 +10,6 @@ of their pixels that was painted. For Blender, LLFF, COLMAP and nerfstudio scene
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 import image_utils  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.files import new_folder  # noqa: E402
-from scripts.change_exposures import find_photographs, write_like  # noqa: E402
+from runtime.errors import run_script  # noqa: E402
+from scripts.copies import copied_scene, find_photographs, write_like  # noqa: E402
 
 # Shapes in a view, and their radius as a fraction of the image's shorter side.
 NUM_SHAPES, RADII = (2, 5), (0.1, 0.25)
@@ -71,18 +69,12 @@ class Shape(NamedTuple):
 
 def main(argv=None):
     args = parse(argv)
-    source, destination = args.source.absolute(), args.destination.absolute()
-    if destination.exists():
-        raise UserError(f"{args.destination} exists and is not changed; give a new folder.")
-    if source in destination.parents:
-        raise UserError(f"{args.destination} lies inside {args.source}; give a folder outside.")
+    source = args.source.absolute()
     photographs = find_photographs(source, ("train",), args.llffhold)
     rng = np.random.default_rng(args.seed)
     count = round(args.fraction * len(photographs))
     fractions = {}
-    with new_folder(destination) as unfinished:
-        shutil.copytree(source, unfinished, dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns(".pixels"))
+    with copied_scene(source, args.destination) as unfinished:
         for index in sorted(rng.permutation(len(photographs))[:count]):
             shapes = [Shape.random(rng) for _ in range(rng.integers(*NUM_SHAPES))]
             for name in photographs[index]:

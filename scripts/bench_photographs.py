@@ -229,7 +229,7 @@ def run_flags(folder):
 
 
 def scores_folder(folder):
-    """Where evaluate.py writes the scores of a finished run's test views."""
+    """The file of a finished run's test scores, as evaluate.py writes it."""
     return folder / f"eval_test_{run_flags(folder)['max_steps']:08d}"
 
 
@@ -248,7 +248,7 @@ def result_cells(folder, device):
 
 
 def further_results(folder, device):
-    """What evaluate.py does not score: kept in photographs.json beside its scores."""
+    """Figures that evaluate.py does not give: kept in photographs.json beside its scores."""
     path = scores_folder(folder) / "photographs.json"
     if not path.exists():
         run = load_checkpoint(folder, device)

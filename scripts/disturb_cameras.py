@@ -11,7 +11,6 @@ is in Blender's, nerfstudio's, COLMAP's or LLFF's format.
 import argparse
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from loaders.folders import every_nth  # noqa: E402
 from loaders.nerfstudio import listed_splits  # noqa: E402
 from loaders.transforms import read_frames  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.files import new_folder  # noqa: E402
+from scripts.copies import copied_scene  # noqa: E402
 
 
 def main(argv=None):
@@ -50,10 +49,7 @@ def main(argv=None):
     if disturb is None:
         raise UserError(f"{args.source} holds none of {', '.join(FORMATS)}; give the folder of a "
                         "scene.")
-    if args.destination.exists():
-        raise UserError(f"{args.destination} exists; remove it or choose another folder.")
-    with new_folder(args.destination) as folder:
-        shutil.copytree(args.source, folder, dirs_exist_ok=True)
+    with copied_scene(args.source, args.destination) as folder:
         count = disturb(folder, args)
     print(f"{args.source} -> {args.destination}: {count} training cameras turned by "
           f"{args.degrees:g} degrees and moved by {args.percent:g}%.")

@@ -62,7 +62,7 @@ class Script:
         os.kill(self.process.pid, number)
 
     def printed(self):
-        """What it has printed so far."""
+        """The output so far."""
         return Path(self.outputs[0].name).read_text()
 
     def communicate(self, timeout=120):

@@ -53,7 +53,7 @@ def blender_scene(tmp_path):
 
 @pytest.fixture
 def coarse_scene(tmp_path):
-    """Of a quarter of the pixels, for errors."""
+    """A survey of a quarter of the pixels, for errors."""
     write_blender(tmp_path / "scene", num_views=12, size=(24, 20))
     return tmp_path / "scene"
 

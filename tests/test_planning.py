@@ -95,7 +95,8 @@ def test_other_trainings_are_planned_if_minutes_are_typed():
 
 @pytest.mark.parametrize("words,changes", [
     ([], {}), (["--minutes", "15"], {"max_steps": 1800}),
-    (["--minutes", "15", "--max_steps", "900"], {}), (["--minutes", "5"], {"max_steps": 600}),
+    (["--minutes", "15", "--max_steps", "900"], {"minutes": None}),
+    (["--minutes", "5"], {"max_steps": 600}),
 ])
 def test_a_longer_plan_has_as_many_steps_a_minute(words, changes):
     run = get_config(LAPTOP).replace(max_steps=600)

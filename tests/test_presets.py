@@ -196,6 +196,17 @@ def test_inward_facing_llff_captures_are_unbounded_as_colmap_s(model, preset):
     assert differing <= {"dataset_name", "spherify", "exp_name", "density_noise"}
 
 
+@pytest.mark.parametrize("preset,model,dataset,weight", [
+    ("laptop", "zipnerf", "llff", 0.1), ("laptop", "zipnerf", "colmap", 0.1),
+    ("laptop", "zipnerf", "nerfstudio", 0.1), ("laptop", "zipnerf", "blender", 0.0),
+    ("laptop", "mipnerf360", "llff", 0.0), ("debug", "zipnerf", "llff", 0.0),
+    ("paper", "zipnerf", "colmap", 0.0),
+])
+def test_points_are_for_photographs_on_a_laptop(preset, model, dataset, weight):
+    config = get_config(["--preset", preset, "--model", model, "--dataset_name", dataset])
+    assert config.depth_points == weight
+
+
 def test_no_config_can_alter_the_table():
     for _, values in DEFAULTS:
         assert not any(isinstance(value, list | dict | set) for value in values.values())

@@ -1,5 +1,7 @@
 """Kernels: their parts on threads, their cache, and the notice that they are compiled."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,11 @@ def way(request, monkeypatch):
         monkeypatch.setattr(team, "parallel_address", lambda: 0)
     elif not team.parallel_address():
         pytest.skip("This platform's OpenMP library has no GOMP_parallel")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP library is that of Linux")
+def test_pytorch_s_threads_are_found():
+    assert team.parallel_address()
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 11, 1000])

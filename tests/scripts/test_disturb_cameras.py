@@ -68,8 +68,19 @@ def test_views_that_a_file_lists_for_training_are_disturbed(tmp_path):
 
 def test_nothing_is_overwritten_and_a_folder_without_a_scene_is_refused(tmp_path):
     WRITERS["blender"](tmp_path / "scene")
-    with pytest.raises(UserError, match="exists; remove it"):
+    with pytest.raises(UserError, match="exists and is not changed"):
         disturb_cameras.main([str(tmp_path / "scene"), str(tmp_path)])
     with pytest.raises(UserError, match="holds none of transforms_train.json"):
         disturb_cameras.main([str(tmp_path / "nowhere"), str(tmp_path / "copy")])
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_copy_lies_outside_and_leaves_the_caches_behind(tmp_path):
+    WRITERS["blender"](tmp_path / "scene")
+    for name in (".points", ".pixels"):
+        (tmp_path / "scene" / name).mkdir()
+    with pytest.raises(UserError, match="lies inside"):
+        disturb_cameras.main([str(tmp_path / "scene"), str(tmp_path / "scene" / "copy")])
+    disturb_cameras.main([str(tmp_path / "scene"), str(tmp_path / "copy")])
+    hidden = {path.name for path in (tmp_path / "copy").iterdir() if path.name.startswith(".")}
+    assert not hidden & {".points", ".pixels"}
