@@ -200,7 +200,7 @@ def test_documents_name_only_flags_and_files_that_exist(document):
     foreign = {"--upgrade", "--logdir", "--nodes", "--ntasks-per-node", "--gpus-per-node",
                "--cpus-per-task", "--help"}
     foreign |= {option for action in get_args_parser()._actions for option in action.option_strings}
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", text)) - foreign:
         name = flag.removeprefix("--").removeprefix("no-")
         assert name in BY_NAME or f'"{flag}"' in scripts, flag
     names = r"`((?:[a-z]+/)?\w+\.(?:py|sh|yml|md|txt|toml))"

@@ -32,7 +32,7 @@ from tests.processes import run_script
 from tests.scenes import write_colmap
 
 ROOT = Path(__file__).parents[2]
-COUNT, SIZE = 12, (320, 240)
+COUNT, SIZE = 16, (320, 240)
 ORIENTATION = 0x0112
 
 
