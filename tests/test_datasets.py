@@ -113,6 +113,16 @@ def test_world_to_scene_maps_the_files_camera_positions_to_the_cameras(tmp_path)
         )
 
 
+def test_endless_rays_of_spherified_llff_keep_the_range_of_its_bounds(tmp_path):
+    """The bounds of all views are 2 and 9, in units of the files."""
+    write_llff(tmp_path / "scene")
+    dataset = open_scene(tmp_path / "scene", "llff", "train", "--spherify", "--model", "zipnerf")
+    near, far = dataset.cameras.visible_range
+    scale = np.cbrt(np.linalg.det(dataset.scene.world_to_scene[:3, :3].double().numpy()))
+    assert (near, far) == pytest.approx((0.9 * 2 * scale, 9 * scale), rel=1e-4)
+    assert float(dataset.cameras.near.max()) == 0 and float(dataset.cameras.far.min()) == 1e6
+
+
 # Every format.
 
 

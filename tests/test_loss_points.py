@@ -1,10 +1,12 @@
 """The loss on distances of known points, against a formula written out for each ray."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import train
 from config import default_config
 from loss import PASSED, depth_points_loss, weighted_loss
 from model import build_model
@@ -125,3 +127,26 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole():
     parts = [depth_points_loss(model, [output[i : i + 2] for output in outputs], part)
              for i, part in zip(range(0, NUM_RAYS, 2), batch.split(2), strict=True)]
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("train_frac,weight", [(0.0, 1.0), (0.25, 0.5), (0.45, 0.1)])
+def test_the_weight_of_points_falls_to_zero_at_half_of_the_training(train_frac, weight):
+    batch = replace(make_batch(), distance_weight=torch.full((NUM_RAYS, 1), 1 / NUM_RAYS))
+    dataset = SimpleNamespace(batch=lambda size, generator, rows, num_points: batch)
+    config = default_config(depth_points=0.1)
+    found = train.training_batch(dataset, config, train_frac, 0, slice(None)).distance_weight
+    assert float(found.sum()) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("train_frac,depth_points,expected", [
+    (0.49, 0.1, 3), (0.5, 0.1, 0), (0.9, 0.1, 0), (0.0, 0.0, 0)])
+def test_an_eighth_of_the_pixels_show_points_while_they_count(train_frac, depth_points, expected):
+    asked = []
+
+    def draw(size, generator, rows, num_points):
+        asked.append(num_points)
+        return replace(make_batch(), distance=None, distance_weight=None)
+
+    config = default_config(depth_points=depth_points, batch_size=20)
+    train.training_batch(SimpleNamespace(batch=draw), config, train_frac, 0, slice(None))
+    assert asked == [expected]

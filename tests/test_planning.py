@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import summary
 import train
 from checkpoint import list_checkpoints, step_of
 from config import get_config
@@ -123,3 +124,12 @@ def test_a_planned_run_is_saved_as_planned_and_goes_on_for_longer(tmp_path):
     assert step_of(list_checkpoints(tmp_path / "run")[0]) == steps
     train.main([*words, "--minutes", "0.06", "--continue_training"])
     assert step_of(list_checkpoints(tmp_path / "run")[0]) == 3 * steps
+
+
+def test_a_step_takes_the_time_of_the_optimizer_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "time_optimizer", lambda training: 25.0)
+    write_blender(tmp_path / "scene", num_views=2, size=(12, 8))
+    train.main(["--preset", "debug", "--device", "cpu", "--no-final_eval", "--eval_every", "0",
+                "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run",
+                "--batch_size", "16", "--minutes", "1.5"])
+    assert step_of(list_checkpoints(tmp_path / "run")[0]) == 3

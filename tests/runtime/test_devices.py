@@ -19,6 +19,8 @@ from model import build_model
 from models.base import RayModel
 from relighting.components import COMPONENTS
 from relighting.lights import point_lights
+from runtime import devices
+from runtime.devices import MAX_CALLS, time_calls
 from scripts.bench_throughput import BOX, make_batch
 from structures import Cameras, Rays
 from train import compute_gradients
@@ -120,3 +122,12 @@ def test_densities_of_a_mesh_mix_no_devices(model_name, without_values, monkeypa
         self.shape))
     assert density_at(model, survey, 0.1, chunk=1)(np.zeros((70, 3))).shape == (70,)
     assert fetched and all(tensor.is_meta for tensor in fetched)
+
+
+@pytest.mark.parametrize("slowest,calls", [(0.01, 1 + MAX_CALLS), (0.7, 1 + 2), (50.0, 1 + 1)])
+def test_all_ranks_time_as_many_calls_as_the_slowest_affords(monkeypatch, slowest, calls):
+    """Otherwise they would wait for each other in different calls."""
+    monkeypatch.setattr(devices.distributed, "max_over_ranks", lambda seconds: slowest)
+    made = []
+    assert time_calls(torch.device("cpu"), lambda: made.append(1)) >= 0
+    assert len(made) == calls
