@@ -46,7 +46,10 @@ from evaluate import evaluate, evaluation_folder, format_table, score_image
 from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
-from planning import longer_plan, plan_sizes, plan_steps
+from planning.sizes import plan_sizes
+from planning.steps import longer_plan, plan_steps
+from planning.summary import print_summary, print_time_estimate
+from planning.timing import measure_times
 from rendering import render_view
 from runtime import distributed
 from runtime.devices import select_device
@@ -59,7 +62,6 @@ from runtime.run_folder import run_folder
 from runtime.run_log import open_log
 from runtime.signals import StopSignals
 from scheduler import make_optimizer, make_scheduler, scheduled_rate
-from summary import measure_times, print_summary, print_time_estimate
 
 # Default rays per micro-batch: what a CPU's cache holds of an MLP's layers, and what fills a GPU.
 MICRO_BATCH_MLP_CPU, MICRO_BATCH = 64, 2048

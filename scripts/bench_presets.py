@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import get_config  # noqa: E402
+from planning.timing import measure_times  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
@@ -22,7 +23,6 @@ from scripts.benchmark import (  # noqa: E402
     table_head,
     table_row,
 )
-from summary import measure_times  # noqa: E402
 from train import compute_gradients, open_datasets, prepare  # noqa: E402
 
 EIGHT_GPUS = ("--batch_size 65536 --max_steps 25000 --lr_init 1e-2 --lr_final 1e-3 "

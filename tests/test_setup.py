@@ -20,7 +20,7 @@ ORDER = [
     "runtime", "structures", "stepfun_numba", "stepfun", "coord", "pose_utils", "presets",
     "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
     "cameras", "sparse", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
-    "checkpoint", "capture", "exporters", "evaluate", "planning", "summary", "train",
+    "checkpoint", "capture", "exporters", "evaluate", "planning", "train",
     "visualize", "extract_mesh",
 ]
 COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]

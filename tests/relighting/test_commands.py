@@ -12,12 +12,12 @@ import torch
 
 import evaluate
 import extract_mesh
-import summary
 import train
 import visualize
 from checkpoint import load_checkpoint
 from config import get_config
 from datasets import load_dataset
+from planning import timing
 from procedural import lit_scene
 from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights, typical_light
@@ -79,7 +79,7 @@ def test_the_time_estimate_renders_as_the_last_stage_does(scene, tmp_path, monke
         is_shading.append(model.is_shading())
         return render_image(model, *args)
 
-    monkeypatch.setattr(summary, "render_image", render)
+    monkeypatch.setattr(timing, "render_image", render)
     trained(scene, tmp_path, "--no-final_eval", "--eval_every", "0")
     assert len(is_shading) > 1 and all(is_shading)
 

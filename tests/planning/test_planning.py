@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import summary
 import train
 from checkpoint import list_checkpoints, step_of
 from config import get_config
-from planning import longer_plan, pixels_per_side, plan_sizes, plan_steps
+from planning import timing
+from planning.sizes import pixels_per_side, plan_sizes
+from planning.steps import longer_plan, plan_steps
 from ray_utils import pixels_to_rays
 from runtime.errors import UserError
 from structures import Batch, Cameras
@@ -127,7 +128,7 @@ def test_a_planned_run_is_saved_as_planned_and_goes_on_for_longer(tmp_path):
 
 
 def test_a_step_takes_the_time_of_the_optimizer_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "time_optimizer", lambda training: 25.0)
+    monkeypatch.setattr(timing, "time_optimizer", lambda training: 25.0)
     write_blender(tmp_path / "scene", num_views=2, size=(12, 8))
     train.main(["--preset", "debug", "--device", "cpu", "--no-final_eval", "--eval_every", "0",
                 "--scene", str(tmp_path / "scene"), "--log_dir", str(tmp_path), "--exp_name", "run",
