@@ -26,6 +26,26 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def check_string(value, path: Path, key: str) -> str:
+    """A string from a JSON file. Raises UserError for anything else."""
+    if not isinstance(value, str):
+        raise UserError(f"{path} has the {key} {value!r}; a string is expected.")
+    return value
+
+
+def read_ply_points(path: Path) -> np.ndarray:
+    """The finite vertices `[M, 3]` of a PLY file, in float64. Raises UserError if it is damaged."""
+    import trimesh
+
+    try:
+        vertices = np.asarray(trimesh.load(path, file_type="ply", process=False).vertices)
+        points = vertices.astype(np.float64).reshape(-1, 3)
+    except Exception as error:  # trimesh raises many kinds for damaged files.
+        raise UserError(f"{path} cannot be read as PLY points ({first_line(error)}); replace it, "
+                        "or remove the key ply_file_path.") from None
+    return points[np.isfinite(points).all(axis=-1)]
+
+
 def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
     """Poses as float64 `[N, 3, 4]`. Raises UserError naming the first that is not rigid."""
     try:

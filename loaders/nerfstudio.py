@@ -1,5 +1,6 @@
 """nerfstudio and instant-ngp captures: `transforms.json`."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import image_utils
 from loaders.base import FALLBACKS, SPLITS
 from loaders.captures import Capture, Views
-from loaders.checks import check_poses, read_json
+from loaders.checks import check_poses, check_string, read_json, read_ply_points
 from loaders.folders import every_nth, find_image, log_left_out
 from loaders.lenses import stored_size, transforms_lens
 from loaders.transforms import read_frames
 from runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Nerfstudio(Capture):
@@ -52,8 +55,19 @@ class Nerfstudio(Capture):
         return Views(
             names=[names[i] for i in order], files=[files[i][0] for i in order],
             camtoworlds=poses[order], lenses=list(lenses), sizes=list(sizes),
-            points=np.empty((0, 3)), mask_files=masks if any(masks) else [],
+            points=self._read_points(), mask_files=masks if any(masks) else [],
         )
+
+    def _read_points(self):
+        """The points `[M, 3]` of the file's `ply_file_path`, in its coordinates; M may be 0."""
+        if "ply_file_path" not in self.meta:
+            return np.empty((0, 3))
+        path = self.root / check_string(self.meta["ply_file_path"], self.path, "ply_file_path")
+        if not path.is_file():
+            logger.warning("%s is missing, which %s names as its points; range and box do "
+                           "without it.", path, self.path)
+            return np.empty((0, 3))
+        return read_ply_points(path)
 
     def _image_file(self, name):
         """The image of a frame (None if missing) and the factor by which it is to be reduced."""

@@ -11,8 +11,9 @@ nothing else run: the number of steps follows from their speed. A checkout witho
 as many steps as fit at the speed of a short trial.
 
 Columns: means over the test views; the mean PSNR of the training views, at random pixels; the
-median relative error of the rendered distance at sparse points that test views show ('-' if none
-are known); training rays per pixel of the training views; seconds and steps of training.
+median relative error of the rendered distance at sparse points of the test views, those of a COLMAP
+model or else those matched in the test views alone ('-' if too few are found); training rays per
+pixel of the training views; seconds and steps of training.
 
 Runs that have scores are reused and unfinished ones resumed, so an interrupted table is continued
 by the same command. The messages of the trainings go to standard error. <scene>.png in the folder
@@ -50,6 +51,7 @@ from image_utils import (  # noqa: E402
     write_image,
 )
 from loaders.colmap import Colmap, check_points, read_model  # noqa: E402
+from loaders.points import points_of_scene  # noqa: E402
 from ray_utils import pixels_to_rays, points_to_pixels  # noqa: E402
 from rendering import render_image, world_distance  # noqa: E402
 from runtime.commands import ROOT, command, run_command  # noqa: E402
@@ -89,10 +91,6 @@ TRIAL_STEPS, TRIAL_LOG = 120, 20
 
 # Random pixels of all training views that give the training PSNR.
 TRAINING_PIXELS = 65_536
-
-# Where the tracks of points are unknown, only the nearest point in each square of so many pixels
-# is compared: those behind it may be hidden.
-TILE = 16
 
 # Each pixel of a crop becomes a square of so many.
 ENLARGEMENT = 2
@@ -295,7 +293,7 @@ def depth_error(run):
 
     The rendered distance is the median one of the point's pixel.
     """
-    dataset = open_dataset(run, "test")
+    dataset = open_dataset(run, "test", read_pixels=True)
     cameras, training = dataset.scene.cameras, training_cameras(run)
     views, points = reference_points(dataset)
     pixels, _ = points_to_pixels(cameras, views, points)
@@ -315,15 +313,18 @@ def depth_error(run):
 
 
 def reference_points(dataset):
-    """Surface points that the views of a dataset show: indices of views `[K]`, points `[K, 3]`.
+    """Surface points that test views show: indices of views `[K]`, points `[K, 3]`.
 
-    Those that a COLMAP model's tracks name; else, of the known points that lie inside a view, the
-    nearest in each `TILE`. K is 0 if no point is known.
+    dataset: the test split, with pixels. They are those that a COLMAP model's tracks name, else
+    those matched in the test views alone, which no training has seen. K is 0 if there are none.
     """
     views, points = tracked_points(dataset)
     if not len(views):
-        return nearest_points(dataset.scene.cameras, torch.as_tensor(dataset.loader.points()))
-    return inside(dataset.scene.cameras, views, points)[:2]
+        matched = points_of_scene(dataset.loader, dataset.scene, "test")
+        if matched is None:
+            return views, points
+        views, points = matched.image_idx, matched.positions[matched.point_idx]
+    return inside(dataset.scene.cameras, views, points)
 
 
 def tracked_points(dataset):
@@ -343,23 +344,11 @@ def tracked_points(dataset):
     return torch.cat(views), torch.cat(points)
 
 
-def nearest_points(cameras, points):
-    """The views and points of the points `[M, 3]` that are the nearest of a tile of a view."""
-    points = points.float()
-    all_views = torch.arange(len(cameras)).repeat_interleave(len(points))
-    views, points, pixels, depths = inside(cameras, all_views, points.repeat(len(cameras), 1))
-    order = depths.argsort()
-    tiles = torch.cat([views[:, None], pixels.long() // TILE], dim=-1)[order]
-    _, first = np.unique(tiles.numpy(), axis=0, return_index=True)
-    chosen = order[torch.as_tensor(first)]
-    return views[chosen], points[chosen]
-
-
 def inside(cameras, views, points):
-    """Those of pairs of views and points that project into the view: with pixels and depths."""
+    """Those of pairs of views and points that project into the view."""
     pixels, depths = points_to_pixels(cameras, views, points)
     kept = ((pixels >= 0) & (pixels < cameras.sizes[views])).all(dim=-1) & (depths > 0)
-    return views[kept], points[kept], pixels[kept], depths[kept]
+    return views[kept], points[kept]
 
 
 # Images.

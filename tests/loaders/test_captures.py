@@ -633,3 +633,50 @@ def test_broken_json_and_too_large_a_factor_are_one_sentence_errors(tmp_path):
 def test_the_lens_of_the_small_scenes_is_off_centre():
     """Otherwise these tests would not notice an ignored principal point."""
     assert NERFSTUDIO_LENS["cx"] != 6 and NERFSTUDIO_LENS["cy"] != 4
+
+
+# Points of nerfstudio captures.
+
+
+def write_ply(path, points):
+    """Points `[M, 3]` as an ASCII PLY file with colours, as COLMAP and nerfstudio write it."""
+    names = [f"property float {axis}" for axis in "xyz"] + [
+        f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    head = ["ply", "format ascii 1.0", f"element vertex {len(points)}", *names, "end_header"]
+    rows = [" ".join(map(str, point)) + " 10 20 30" for point in points.tolist()]
+    path.write_text("\n".join([*head, *rows]) + "\n")
+
+
+def test_points_of_a_nerfstudio_capture_give_range_and_box(tmp_path):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-0.5, 0.5, (400, 3)).round(4)
+    write_nerfstudio(tmp_path / "scene", ply_file_path="sparse_pc.ply")
+    write_ply(tmp_path / "scene" / "sparse_pc.ply", points)
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", read_pixels=False)
+    moved = dataset.scene.world_to_scene.double().numpy()
+    expected = points @ moved[:3, :3].T + moved[:3, 3]
+    np.testing.assert_allclose(dataset.loader.points(), expected, atol=1e-5)
+    cameras = dataset.loader.aligned[0].camtoworlds.double().numpy()
+    depths = ((cameras[:, None, :, 3] - expected) * cameras[:, None, :, 2]).sum(-1)
+    near, far = dataset.scene.cameras.visible_range
+    assert 0.9 * depths.min() <= near < far <= 1.1 * depths.max()
+    assert far < 1.2 * depths.max() and near > 0.5 * depths.min()
+
+
+@pytest.mark.parametrize("value, content, message", [
+    (7, None, "has the ply_file_path 7; a string"),
+    ("pc.ply", b"no ply", r"cannot be read as PLY points"),
+    ("pc.ply", b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\n", "cannot be read"),
+])
+def test_damaged_points_are_refused(value, content, message, tmp_path):
+    write_nerfstudio(tmp_path / "scene", ply_file_path=value)
+    if content:
+        (tmp_path / "scene" / "pc.ply").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_scene(tmp_path / "scene", "nerfstudio", "train", read_pixels=False)
+
+
+def test_missing_points_are_a_warning(tmp_path, caplog):
+    write_nerfstudio(tmp_path / "scene", ply_file_path="lost.ply")
+    dataset = open_scene(tmp_path / "scene", "nerfstudio", "train", read_pixels=False)
+    assert len(dataset.loader.points()) == 0 and "lost.ply is missing" in caplog.text

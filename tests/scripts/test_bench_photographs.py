@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from ray_utils import points_to_pixels
 from runtime.errors import UserError
 from scripts import bench_photographs
 from scripts.bench_photographs import Bench
-from structures import RenderOutput
+from structures import RenderOutput, SparsePoints
 from tests.scenes import open_scene, write_colmap, write_llff
 
 TRAIN, CONTINUE, SCORE = "train", "continue", "evaluate"
@@ -219,27 +218,29 @@ class FarBy:
                             distance_median=self.factor * t)
 
 
-def test_the_depth_error_is_relative_to_points_of_the_test_views(tmp_path, monkeypatch):
+def matched(index, points):
+    """Stands in for `points_of_scene`: each of `points [K, 3]` matched in one view of `index`."""
+    return SparsePoints(positions=points, errors=torch.zeros(len(points)), image_idx=index,
+                        pixels=torch.zeros(len(points), 2), point_idx=torch.arange(len(points)))
+
+
+def test_the_depth_error_is_relative_to_points_matched_in_the_test_views(tmp_path, monkeypatch):
     write_colmap(tmp_path / "scene", factor=1, size=(96, 64))
-    dataset = open_scene(tmp_path / "scene", "colmap", "test", "--factor", "1", read_pixels=False)
+    dataset = open_scene(tmp_path / "scene", "colmap", "test", "--factor", "1")
     run = argparse.Namespace(config=dataset.config, refinement=None, model=torch.nn.Linear(1, 1),
                              original_scene=dataset.scenes())
-    views, points = bench_photographs.reference_points(dataset)
-    assert len(views) > 7 and set(views.tolist()) == {0, 1}
-    monkeypatch.setattr(bench_photographs, "render_image", FarBy(points, 1.25))
+    poses = dataset.scene.cameras.camtoworlds
+    # The third point lies behind its camera.
+    index, depths = torch.tensor([0, 1, 1]), torch.tensor([[0.9], [0.4], [-0.5]])
+    points = poses[index, :, 3] - depths * poses[index, :, 2]
+    monkeypatch.setattr(bench_photographs, "points_of_scene",
+                        lambda loader, scene, split: matched(index, points))
+    views, found = bench_photographs.reference_points(dataset)
+    assert views.tolist() == [0, 1] and torch.equal(found, points[:2])
+    monkeypatch.setattr(bench_photographs, "render_image", FarBy(found, 1.25))
     assert bench_photographs.depth_error(run) == pytest.approx(0.25, abs=1e-4)
-    monkeypatch.setattr(type(dataset.loader), "points", lambda self: np.empty((0, 3)))
+    monkeypatch.setattr(bench_photographs, "points_of_scene", lambda *_: None)
     assert bench_photographs.depth_error(run) is None
-
-
-def test_points_hidden_behind_nearer_ones_are_left_out(tmp_path):
-    write_colmap(tmp_path / "scene", factor=1, size=(96, 64))
-    dataset = open_scene(tmp_path / "scene", "colmap", "test", "--factor", "1", read_pixels=False)
-    cameras = dataset.scene.cameras
-    centre, axis = cameras.camtoworlds[0, :, 3], -cameras.camtoworlds[0, :, 2]
-    points = centre + torch.tensor([[0.9], [0.4], [0.6], [-0.5]]) * axis
-    views, found = bench_photographs.nearest_points(cameras, points)
-    assert torch.equal(found[views == 0], points[1:2])
 
 
 def test_tracks_of_a_colmap_model_name_the_points_of_a_view(tmp_path):
@@ -261,10 +262,8 @@ def test_tracks_of_a_colmap_model_name_the_points_of_a_view(tmp_path):
     assert len(points) > 0 and (views == 0).all()
 
 
-def test_points_of_no_view_are_none(tmp_path):
+def test_views_without_matches_have_no_points(tmp_path):
     write_llff(tmp_path / "scene")
-    dataset = open_scene(tmp_path / "scene", "llff", "test", read_pixels=False)
+    dataset = open_scene(tmp_path / "scene", "llff", "test")
     views, points = bench_photographs.reference_points(dataset)
     assert views.shape == (0,) and points.shape == (0, 3)
-    behind = replace(dataset.scene.cameras, ndc=None)
-    assert len(bench_photographs.nearest_points(behind, torch.full((1, 3), torch.nan))[0]) == 0
