@@ -297,6 +297,12 @@ FLAGS = {
         Flag("min_component", fraction, 0.01, "drop components below this fraction of the "
              "largest", scope=RENDER),
     ],
+    "export": [
+        Flag("format", ("html", "ply", "cameras"), "html", "html: one page that renders the model "
+             "in a browser; ply: surface points with colours and normals; cameras: "
+             "transforms.json and a COLMAP model", scope=RENDER),
+        Flag("num_points", positive_int, 200_000, "about so many surface points", scope=RENDER),
+    ],
 }
 BY_NAME: dict[str, Flag] = {flag.name: flag for group in FLAGS.values() for flag in group}
 
@@ -316,6 +322,8 @@ SCRIPTS = {
                         ("run", "model", "video"), RENDERING, also=("normals_from",)),
     "extract_mesh": Script(f"Extract a coloured mesh from a trained model. {FIND_RUN}",
                            ("run", "model", "mesh"), RENDERING, also=("exact",)),
+    "export": Script(f"Write a trained model as a page, points or cameras. {FIND_RUN}",
+                     ("run", "export"), RENDERING),
 }
 ANY_SCRIPT = Script("Flags of all scripts.", tuple(FLAGS))
 

@@ -21,9 +21,9 @@ ORDER = [
     "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
     "cameras", "sparse", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
     "checkpoint", "capture", "exporters", "evaluate", "planning", "train",
-    "visualize", "extract_mesh",
+    "visualize", "extract_mesh", "export",
 ]
-COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
+COMMANDS = ["train", "evaluate", "visualize", "extract_mesh", "export"]
 # Longer than 450 lines, and why.
 LONG_FILES = {
     "config.py": "a table of all flags beside what resolves them",
@@ -161,7 +161,7 @@ def test_every_imported_package_is_required_and_pinned():
     used = {PACKAGES.get(n, n) for path in paths for n in packages_imported(path) - known}
     pins = set(requirements(ROOT / "requirements.txt"))
     # Imported inside the functions that can do without them.
-    optional = {"lpips", "certifi", "triton"}
+    optional = {"lpips", "certifi", "triton", "selenium"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
     assert pins - used <= {"tensorboard"}
