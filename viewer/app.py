@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import threading
 from typing import Any
 
@@ -38,6 +39,7 @@ def open_server(host: str, port: int) -> Any:
     except ImportError:
         raise UserError("the viewer needs the package viser; install it by `pip install "
                         "viser`, or all of the extra by `pip install \".[viewer]\"`.") from None
+    logging.getLogger("websockets").setLevel(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return viser.ViserServer(host=host, port=port, verbose=False)
@@ -96,7 +98,7 @@ class Viewer:
         panel.build_cameras(names, self._set_markers, self.go_to)
         self.film = Film(self.server, self.stage, self.loaded.scene.world_to_scene, run,
                          self.markers.size)
-        with panel.tabs.add_tab("Film", "movie"):
+        with panel.tabs.add_tab("Film"):
             self.film.build()
         panel.build_training()
 

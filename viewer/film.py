@@ -131,7 +131,7 @@ class Film:
                                             strict=True)):
             wxyz, position = to_viser(pose)
             self.nodes.append(scene.add_camera_frustum(
-                f"/film/{i}", fov=float(fov), aspect=4 / 3, scale=0.8 * self.size, thickness=2.0,
+                f"/film/{i}", fov=float(fov), aspect=self.stage.aspect, scale=0.8 * self.size, thickness=2.0,
                 thickness_units="screen", wxyz=wxyz, position=position,
                 color=CHOSEN_COLOUR if i == self._chosen() else COLOUR))
         if len(self.key_frames) > 1:

@@ -19,7 +19,7 @@ THUMBNAIL_SIDE = 96
 MAX_POINTS = 60_000
 
 # Size of a camera relative to the distance of its neighbour, and its limits relative to the scene.
-CAMERA_SIZE, SIZE_LIMITS = 0.35, (0.015, 0.1)
+CAMERA_SIZE, SIZE_LIMITS = 0.35, (0.01, 0.05)
 
 # The far side of a box in NDC is at infinity; it is drawn where NDC's z has this value.
 FARTHEST_NDC = 0.9
@@ -120,7 +120,7 @@ class Markers:
         frustum = self.server.scene.add_camera_frustum(
             f"/cameras/{index}", fov=shot.fov, aspect=shot.width / shot.height, scale=self.size,
             thickness=1.5, thickness_units="screen", color=CAMERA_COLOUR, wxyz=wxyz,
-            position=position, cast_shadow=False, receive_shadow=False)
+            position=position, cast_shadow=False, receive_shadow=False, visible=False)
         frustum.on_click(lambda event: self.on_click(event.client, index))
         return frustum
 

@@ -45,7 +45,7 @@ class Panel:
         self.headline = gui.add_markdown("")
         self.progress = gui.add_markdown("Waiting for a browser.")
         self.tabs = gui.add_tab_group()
-        with self.tabs.add_tab("View", "eye"):
+        with self.tabs.add_tab("View"):
             self._build_view(loaded)
         self.set_run(loaded, None)
 
@@ -82,8 +82,8 @@ class Panel:
                       on_choice: Callable[[Any, int | None], None]) -> None:
         """Add the tab of the training cameras, point cloud and box."""
         gui = self.server.gui
-        with self.tabs.add_tab("Cameras", "camera"):
-            self.cameras = gui.add_checkbox("Training cameras", True)
+        with self.tabs.add_tab("Cameras"):
+            self.cameras = gui.add_checkbox("Show them", False)
             self.camera_size = gui.add_slider("Camera size", min=0.2, max=4, step=0.1,
                                               initial_value=1)
             self.points = gui.add_checkbox("Point cloud", False)
@@ -112,7 +112,7 @@ class Panel:
         from viser import uplot
 
         gui = self.server.gui
-        with self.tabs.add_tab("Training", "chart-line"):
+        with self.tabs.add_tab("Training"):
             self.training_status = gui.add_markdown("No curve yet.")
             self.plots = {
                 name: gui.add_uplot(
