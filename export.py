@@ -10,6 +10,7 @@ files; refined cameras are exported as refined.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from config import early_config, get_config
 from runtime.errors import run_script
@@ -37,7 +38,7 @@ def export_page(run: Checkpoint) -> None:
     path = run.path.parent / "page.html"
     title = f"{run.config.scene} by {run.config.model}"
     page = make_page(run.model, run.scene["train"], title)
-    write_atomically(path, lambda file: file.write(page.text.encode()))
+    write_text(path, page.text)
     print(f"{len(page.text) / 1e6:.1f} MB; entries of the grid in 8 bits are "
           f"{100 * page.table_error:.1f} % off.")
     print(f"Page: {path} (open it in a browser)")
@@ -62,9 +63,14 @@ def export_cameras(run: Checkpoint) -> None:
         f"sparse/0/{name}": text for name, text in colmap_files(scenes).items()}
     with sole_writer(folder, "exporting cameras"):
         for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+            write_text(folder / name, text)
     print(f"Cameras: {folder / 'transforms.json'} and {folder / 'sparse' / '0'}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically write a text file, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":
