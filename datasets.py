@@ -201,6 +201,9 @@ class NeRFDataset:
                             "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
+            if not masks.any():
+                raise UserError(f"the masks in {loader.root} leave out every pixel; white pixels "
+                                "are those that count, so invert the masks, or remove them.")
         return replace(scene, pixels=pixels, masks=masks)
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:

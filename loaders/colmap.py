@@ -14,7 +14,7 @@ from loaders.checks import check_poses
 from loaders.folders import every_nth, find_image, image_folder, log_left_out
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
-from runtime.numbers import check_numbers
+from runtime.numbers import LARGEST, check_numbers
 from runtime.reading import check_file, read_bytes
 from sparse.triangulation import Tracks
 
@@ -43,7 +43,7 @@ class Colmap(Capture):
         registered = {im.name: im for im in model.images.values() if im.has_pose}
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
-        worldtocams = np.stack([registered[name].cam_from_world().matrix() for name in files])
+        worldtocams = np.stack([_matrix(registered[name], path) for name in files])
         return Views(
             names=list(files), files=list(files.values()), lenses=lenses, mask_files=[],
             camtoworlds=check_poses(pose_utils.from_opencv(worldtocams), path, list(files)),
@@ -75,6 +75,17 @@ class Colmap(Capture):
 
         import_pycolmap()
         write_colmap(folder)
+
+
+def _matrix(image, path):
+    """The world-to-camera matrix `[3, 4]` of a registered image."""
+    pose = image.cam_from_world()
+    # COLMAP would turn a quaternion of zeros into the identity.
+    length = float(np.linalg.norm(pose.rotation.quat))
+    if not (abs(length - 1) < 1e-3 and np.abs(pose.translation).max() <= LARGEST):
+        raise UserError(f"the pose of {image.name} in {path} is no finite rotation and position; "
+                        "correct or remove it.")
+    return pose.matrix()
 
 
 def _registered_files(registered, folder, path):

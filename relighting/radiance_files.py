@@ -16,7 +16,7 @@ import image_utils
 from relighting.lights import Lights, environment_lights, point_lights
 from runtime.errors import UserError, first_line
 from runtime.numbers import SMALLEST, check_number, check_numbers
-from runtime.reading import check_file, short
+from runtime.reading import check_file, short, text
 from structures import stack
 
 # Finer environments are averaged to this height: each texel is a light that is evaluated at every
@@ -167,9 +167,13 @@ def read_frame_lights(meta: dict, path: Path, intensity: float | None) -> Lights
 def _environment(frame, path, cache):
     """The lights of a frame's environment; `cache` keeps the maps that were read."""
     name = frame["environment"]
-    file = path.parent / str(name)
-    if not isinstance(name, str) or file.is_dir():
-        raise UserError(f"{path} has environment = {short(name)}; the name of a map is expected.")
+    try:
+        file = path.parent / text(name)
+        if file.is_dir():
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{path} has environment = {short(name)}; the name of a map is expected."
+                        ) from None
     if file not in cache:
         cache[file] = read_environment(file)
     turn = check_number(frame.get("environment_turn", 0.0), path, "environment_turn")

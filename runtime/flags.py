@@ -71,7 +71,7 @@ class Flag:
         elif isinstance(self.kind, tuple):
             options |= {"choices": self.kind, "type": type(self.kind[0]), "nargs": self.nargs}
         else:
-            kind = text if self.kind is str else self.kind
+            kind = _text if self.kind is str else self.kind
             options |= {"type": kind, "nargs": self.nargs, "metavar": self.metavar}
         parser.add_argument(f"--{self.name}", **options)
 
@@ -235,6 +235,13 @@ def _value_of(source: str, flag: Flag, value: Any) -> Any:
         return flag.from_json(value)
     except (ValueError, TypeError, OverflowError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{source} has {flag.name} = {short(value)}: {error}.") from None
+
+
+def _text(value: str) -> str:
+    try:
+        return text(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{short(value)}: {error}") from None
 
 
 @dataclass(frozen=True)

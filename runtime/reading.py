@@ -17,6 +17,9 @@ from runtime.errors import UserError, first_line
 MAX_BYTES = 1 << 28
 MAX_DEPTH = 64
 
+# The longest names and paths of files.
+MAX_NAME, MAX_PATH = 255, 4000
+
 # Whole numbers of more digits become floats, perhaps infinite ones, so that none overflows later.
 MAX_DIGITS = 19
 
@@ -32,8 +35,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 def short(value: Any) -> str:
-    """`repr(value)`, with the middle of long values left out, for messages."""
-    return _short.repr(value)
+    """`repr(value)` in one line, with the middle of long values left out, for messages."""
+    return _short.repr(value.tolist() if hasattr(value, "tolist") else value)
 
 
 def text(value: Any) -> str:
@@ -42,6 +45,8 @@ def text(value: Any) -> str:
         raise ValueError("a string is expected")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("Unicode text without null characters is expected")
+    if max(len(part.encode()) for part in value.split("/")) > MAX_NAME or len(value) > MAX_PATH:
+        raise ValueError(f"names of at most {MAX_NAME} bytes are expected")
     return value
 
 
