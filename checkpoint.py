@@ -8,10 +8,11 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,15 +26,19 @@ from runtime.devices import select_device
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
 from runtime.flags import RENDERABLE
+from runtime.reading import check_file
 from runtime.run_folder import run_folder
 from structures import Cameras, Scene, Shading, TensorRecord
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 # Format 1 had other hash grids, another order of the icosahedron's directions, and two flags in
 # place of --bg_range.
 FORMAT = 2
-KEYS = {"format", "step", "config", "scene", "model", "optimizer"}
+KINDS = {"format": int, "step": int, "config": dict, "scene": dict, "model": dict,
+         "optimizer": dict}
 FILENAME = "checkpoint_{step:08d}.pt"
 
 
@@ -135,20 +140,53 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     else:
         content = read_checkpoint(path)
     config = config_of(content, path).replace(device=str(device))
-    scene = {split: scene_from_dict(values) for split, values in content["scene"].items()}
+    if not 0 <= content["step"] <= config.max_steps:
+        raise UserError(f"{path} has the step {content['step']} of {config.max_steps}; copy it "
+                        "again, or train again.")
+    scene = {split: fitting(path, f"{split} scene", partial(scene_from_dict, values))
+             for split, values in content["scene"].items()}
     num_images = None
     if "train" in scene:
         num_images = len(scene["train"].names) // len(config.scales)
     model = build_model(config, select_device(config), num_images=num_images)
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit this version's {config.model}: "
-                        f"{first_line(error)}") from None
+    fitting(path, f"model of --model {config.model}",
+            lambda: model.load_state_dict(content["model"]))
     run = Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
         scene=scene, optimizer=content["optimizer"])
-    return with_refinement(run, content["refinement"]) if "refinement" in content else run
+    if "refinement" not in content:
+        return run
+    return fitting(path, "cameras", lambda: with_refinement(run, content["refinement"]))
+
+
+def fitting(path: Path, part: str, read: Callable[[], Result]) -> Result:
+    """The result of `read()`, a part of the checkpoint at `path`; raises UserError if it fails."""
+    try:
+        return read()
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError,
+            ValueError) as error:
+        raise UserError(f"{path} holds no {part} that fits this version ({first_line(error)}); "
+                        "copy it again, or train again.") from None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, run: Checkpoint) -> None:
+    """Load a run's optimizer state, but not its rates and options, which the config determines.
+
+    Raises UserError if the state is not that of these parameters: the fused optimizer would read
+    beyond the end of a tensor that is too small.
+    """
+    fitting(run.path, "optimizer", lambda: _restore_optimizer(optimizer, run.optimizer))
+
+
+def _restore_optimizer(optimizer, saved):
+    own = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
+        raise ValueError("other groups of parameters")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != parameter.shape or state["step"].dim():
+                raise ValueError(f"{name} of another shape")
 
 
 @torch.no_grad()
@@ -169,6 +207,8 @@ def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
     surfaces yet.
     """
     run = load_checkpoint(run_folder(command_line), command_line.device)
+    if "train" not in run.scene:
+        raise UserError(f"{run.path} holds no training cameras; copy it again, or train again.")
     config = override(run.saved_config, command_line, RENDERABLE, also)
     if shading_name(config, run.saved_config) and not run.model.is_shading():
         raise UserError(f"{run.path} was saved before surfaces are shaded, so --shade_at, "
@@ -179,19 +219,26 @@ def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; raises UserError if it is damaged."""
+    check_file(path, "--run expects a run folder")
     try:
-        # torch.load does not compare the checksums in the archive.
+        # torch.load does not compare the checksums in the archive, and it would unpack what is
+        # compressed, which PyTorch never writes, to any size.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} is damaged")
+            packed = any(info.compress_type for info in archive.infolist())
+        if damaged or packed:
+            raise ValueError(f"{damaged or 'its archive'} is {'damaged' if damaged else 'packed'}")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; --run expects a run folder.") from None
     except Exception as error:  # Truncated archives fail in many ways.
         raise UserError(f"{path} is not a complete checkpoint ({first_line(error)}).") from None
-    if not isinstance(content, dict) or not KEYS <= set(content):
+    if not isinstance(content, dict) or not KINDS.keys() <= content.keys():
         raise UserError(f"{path} is not a checkpoint of this project.")
+    for key, kind in KINDS.items():
+        if not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise UserError(f"{path} has a {type(content[key]).__name__} as its {key}; "
+                            f"{kind.__name__} is expected, so copy it again, or train again.")
+    if {"state", "param_groups"} - content["optimizer"].keys():
+        raise UserError(f"{path} has no complete optimizer; copy it again, or train again.")
     return content
 
 
@@ -199,11 +246,11 @@ def config_of(content: dict[str, Any], path: Path) -> Config:
     """The config of a checkpoint's content. Raises UserError if its model renders otherwise now."""
     saved = content["config"]
     if content["format"] == 1:
-        saved = flags_of_format_1(saved, path)
+        saved = fitting(path, "config", partial(flags_of_format_1, saved, path))
     elif content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']}; this version reads {FORMAT}. "
                         "Update the project.")
-    return loaded_config(saved)
+    return loaded_config(saved, str(path))
 
 
 def flags_of_format_1(saved: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -250,7 +297,17 @@ def to_dict(record: TensorRecord) -> dict[str, Any]:
 
 
 def scene_from_dict(values: dict[str, Any]) -> Scene:
-    """The `Scene` of a saved `dict`."""
+    """The `Scene` of a saved `dict`. Raises TypeError or ValueError if its values do not fit."""
     lights = values.get("lights")
-    return Scene(**values | {"cameras": Cameras(**values["cameras"]),
-                             "lights": lights and Lights(**lights)})
+    scene = Scene(**values | {"cameras": Cameras(**values["cameras"]),
+                              "lights": lights and Lights(**lights)})
+    for record in (scene, scene.cameras, scene.lights):
+        for f in fields(record) if record is not None else ():
+            if not isinstance(getattr(record, f.name), f.type):
+                raise TypeError(f"{f.name} is a {type(getattr(record, f.name)).__name__}")
+    ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)
+    if scene.box.shape != (2, 3) or scene.world_to_scene.shape != (4, 4):
+        raise ValueError("a box or a transformation of another shape")
+    if scene.offsets[1:].tolist() != ends.tolist():
+        raise ValueError("sizes of images that do not add up")
+    return scene

@@ -38,6 +38,9 @@ UNLIT_MODELS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
 EMBEDDED = UNLIT, "--model mipnerf360 or zipnerf"
 
 positive_int = integer(1)
+# Widths, layers and frequencies, beyond which a model fits no machine and its encoding no float32.
+width, layers, frequency = integer(1, 16384), integer(1, 128), integer(1, 64)
+intervals, rays = integer(1, 4096), integer(1, 1 << 20)
 positive, not_negative, fraction = number(above=0), number(0), number(0, 1)
 resolution = integer(2, 1 << 20)
 camera_path = OneOf(("auto", "ellipse", "spherical", "spiral", "zoom", "still"),
@@ -94,22 +97,22 @@ FLAGS = {
         Flag("model", ("mipnerf", "mipnerf360", "zipnerf", "nerv"), "mipnerf", "model to train"),
         Flag("nerv_field", tuple(sorted(NERV_GEOMETRY)), "hash", "hash grids, or MLPs as in the "
              "paper", only=NERV),
-        Flag("num_levels", positive_int, 2, "sampling levels, coarse to fine", only=MIPNERF),
-        Flag("num_samples", positive_int, 128, "intervals per ray and level"),
-        Flag("hidden", positive_int, 256, "width of the trunk"),
-        Flag("depth", positive_int, 8, "layers of the trunk"),
+        Flag("num_levels", integer(1, 8), 2, "sampling levels, coarse to fine", only=MIPNERF),
+        Flag("num_samples", intervals, 128, "intervals per ray and level"),
+        Flag("hidden", width, 256, "width of the trunk"),
+        Flag("depth", layers, 8, "layers of the trunk"),
         Flag("skip", positive_int, 4, "the encoding is concatenated again after every layer "
              "whose index is a positive multiple of this", only=MLPS, shown=False),
-        Flag("bottleneck", positive_int, None, "width between trunk and view branch",
+        Flag("bottleneck", width, None, "width between trunk and view branch",
              unset="--hidden", shown=False),
-        Flag("view_hidden", positive_int, 128, "width of the view branch", shown=False),
-        Flag("view_depth", positive_int, 1, "layers of the view branch", shown=False),
+        Flag("view_hidden", width, 128, "width of the view branch", shown=False),
+        Flag("view_depth", layers, 1, "layers of the view branch", shown=False),
         Flag("view_skip", positive_int, 4, "as --skip, in the view branch", shown=False),
         Flag("use_viewdirs", bool, True, "colour depends on the view direction", shown=False),
-        Flag("min_deg", integer(0), 0, "lowest frequency 2^n of positions", only=MLPS,
+        Flag("min_deg", integer(0, 63), 0, "lowest frequency 2^n of positions", only=MLPS,
              shown=False),
-        Flag("max_deg", positive_int, 16, "one above the highest frequency 2^n", only=MLPS),
-        Flag("view_deg", positive_int, 4, "frequencies of view directions", shown=False),
+        Flag("max_deg", frequency, 16, "one above the highest frequency 2^n", only=MLPS),
+        Flag("view_deg", frequency, 4, "frequencies of view directions", shown=False),
         Flag("ray_shape", ("cone", "cylinder"), "cone", "shape of a pixel's ray"),
         Flag("lindisp", bool, False, "coarse samples linear in disparity, not distance",
              only=MIPNERF),
@@ -132,9 +135,9 @@ FLAGS = {
         Flag("prop_rounds", integer(1, 8), 2, "proposal rounds", only=PROPOSALS),
         Flag("prop_samples", integer(2, 4096), 64, "intervals per proposal round",
              only=PROPOSALS),
-        Flag("prop_hidden", positive_int, 256, "width of the proposal field", only=PROPOSALS,
+        Flag("prop_hidden", width, 256, "width of the proposal field", only=PROPOSALS,
              shown=MIPNERF360[0]),
-        Flag("prop_depth", positive_int, 4, "layers of the proposal field", only=PROPOSALS,
+        Flag("prop_depth", layers, 4, "layers of the proposal field", only=PROPOSALS,
              shown=MIPNERF360[0]),
         Flag("anneal_slope", positive, 10.0, "slope of the annealing of proposal weights",
              only=PROPOSALS, shown=False),
@@ -167,27 +170,27 @@ FLAGS = {
              only=PREDICTED_NORMALS, shown=False),
         Flag("visibility_finest", resolution, 64, "--grid_finest of the visibility field; finer "
              "grids overfit the sampled directions", only=NERV_GRIDS, shown=False),
-        Flag("visibility_features", positive_int, 8, "bottleneck of the visibility field",
+        Flag("visibility_features", width, 8, "bottleneck of the visibility field",
              only=NERV, shown=False),
-        Flag("visibility_hidden", positive_int, 128, "width of the visibility field's view "
+        Flag("visibility_hidden", width, 128, "width of the visibility field's view "
              "branch", only=NERV, shown=False),
-        Flag("visibility_depth", positive_int, 4, "layers of the visibility field's view branch",
+        Flag("visibility_depth", layers, 4, "layers of the visibility field's view branch",
              only=NERV, shown=False),
         Flag("shade_at", ("samples", "surface"), "samples", "shade every sample, or only "
              "each ray's expected surface", only=NERV, scope=SHADE),
-        Flag("bounce_directions", positive_int, 128, "directions sampled for indirect light",
+        Flag("bounce_directions", intervals, 128, "directions sampled for indirect light",
              only=NERV, scope=SHADE),
         Flag("march_shadows", bool, False, "rendering: march shadow rays through the density",
              only=NERV, scope=SHADE),
-        Flag("light_samples", positive_int, 32, "maximum number of lights sampled in training and "
+        Flag("light_samples", intervals, 32, "maximum number of lights sampled in training and "
              "for indirect light", only=NERV, shown=False),
     ],
     "training": [
         Flag("minutes", positive, None, "length of the training, which plans --max_steps",
              scope=RESUME, before=None, unset="not planned"),
         Flag("max_steps", positive_int, 200_000, "optimisation steps", scope=RESUME),
-        Flag("batch_size", positive_int, 2048, "rays per step, over all ranks"),
-        Flag("micro_batch", positive_int, None, "rays per forward pass", scope=RESUME,
+        Flag("batch_size", rays, 2048, "rays per step, over all ranks"),
+        Flag("micro_batch", rays, None, "rays per forward pass", scope=RESUME,
              unset="64 for MLPs on a CPU, else 2048"),
         Flag("compile", bool, False, "train with torch.compile (for GPUs)", scope=RESUME),
         Flag("lr_init", positive, 5e-4, "initial learning rate"),
@@ -488,14 +491,15 @@ def saved_flags(config: Config) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if BY_NAME[name].scope != PLACE}
 
 
-def loaded_config(saved: Mapping[str, Any]) -> Config:
+def loaded_config(saved: Mapping[str, Any], source: str = "the checkpoint") -> Config:
     """The `Config` of a checkpoint's flags.
 
     Flags newer than the checkpoint take `Flag.before`, else the default that the saved ones imply.
+    Raises UserError naming `source` for a value that no command line would have.
     """
     before = {name: flag.before for name, flag in BY_NAME.items() if flag.before is not ...}
-    known = {name: freeze(value) for name, value in saved.items() if name in BY_NAME}
-    return resolve(before | known)
+    known = {name: value for name, value in saved.items() if name in BY_NAME}
+    return resolve(before | flags.checked(known, BY_NAME, source))
 
 
 def steps_before(fraction: float, max_steps: int) -> int:

@@ -1,6 +1,7 @@
 """Random ray batches and whole images of a scene. Formats are in loaders/."""
 
 import copy
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from loaders.checks import (
     check_array,
     check_forward_facing,
     check_poses,
+    check_string,
     near_far,
     read_json,
 )
@@ -34,6 +36,8 @@ from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
 from runtime.errors import UserError, first_line
+from runtime.numbers import SMALLEST, check_numbers
+from runtime.reading import read_bytes
 from sparse.supervision import point_rays
 from structures import Batch, Cameras, Scene
 
@@ -161,6 +165,13 @@ class NeRFDataset:
         width, height = self.scene.cameras.sizes[index].tolist()
         return self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
 
+    def check_images(self) -> None:
+        """Read every image and mask once; raises UserError for the first that cannot be read."""
+        for index in range(len(self)):
+            self._pixels_of(index)
+            if self.scene.mask_files:
+                self._mask_of(index)
+
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
         return self.loader.ground_truth(self.scene, index)
@@ -190,6 +201,9 @@ class NeRFDataset:
                             "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
+            if not masks.any():
+                raise UserError(f"the masks in {loader.root} leave out every pixel; white pixels "
+                                "are those that count, so invert the masks, or remove them.")
         return replace(scene, pixels=pixels, masks=masks)
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:
@@ -267,7 +281,7 @@ class Multicam(Loader):
     def load(self, split: str) -> Scene:
         path = self.root / "metadata.json"
         meta = self._split_metadata(read_json(path), split, path)
-        names = [str(name) for name in meta["file_path"]]
+        names = [check_string(name, path, "file_path") for name in meta["file_path"]]
         files = [self.root / name for name in names]
         sizes = np.stack([meta["width"], meta["height"]], axis=-1)
         for file, size in zip(files, sizes, strict=True):
@@ -362,32 +376,29 @@ class LLFF(Loader):
         table = self._read_table(path)
         if len(table) != num_images:
             raise UserError(f"{path} has {len(table)} poses but {folder} has {num_images} images.")
-        table = table.astype(np.float64)
         matrices = table[:, :15].reshape(-1, 3, 5)
         down, right, rest = np.split(matrices[:, :, :4], [1, 2], axis=2)
         names = [f"row {i}" for i in range(len(table))]
         poses = check_poses(np.concatenate([right, -down, rest], axis=2), path, names)
-        bounds, hwf = table[:, 15:], matrices[:, :, 4]
-        if not np.isfinite(table).all() or (hwf <= 0).any():
-            raise UserError(f"{path} has a size or focal length that is not above 0.")
-        if (bounds[:, 0] <= 0).any() or (bounds[:, 0] >= bounds[:, 1]).any():
+        hwf = check_numbers(matrices[:, :, 4], (-1, 3), path, "sizes and focal lengths",
+                            low=SMALLEST)
+        bounds = check_numbers(table[:, 15:], (-1, 2), path, "bounds", low=SMALLEST)
+        if (bounds[:, 0] >= bounds[:, 1]).any():
             raise UserError(f"{path} has bounds that are not 0 < near < far.")
         return poses, bounds, hwf[:, [1, 0]], hwf[:, 2]
 
     def _read_table(self, path):
         """The array `[N, 17]` of `poses_bounds.npy`. Raises UserError if the file is damaged."""
+        content = read_bytes(path, "check --scene and --dataset_name")
         try:
-            with open(path, "rb") as file:
-                table = np.lib.format.read_array(file, allow_pickle=False)
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
+            table = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except Exception as error:  # A damaged header fails in many ways.
             raise UserError(f"{path} is not a NumPy array ({first_line(error)}).") from None
         rows_fit = table.ndim == 2 and table.shape[1] == 17 and len(table) > 0
         if not rows_fit or table.dtype.kind not in "fiu":
             raise UserError(f"{path} has {table.dtype} numbers of shape {table.shape}; real ones "
                             "of shape [N, 17] are expected.")
-        return table
+        return table.astype(np.float64)
 
     def _align_poses(self, poses, scaling):
         """Poses scaled and recentred (with `--spherify` also spherified), and the similarity."""

@@ -5,6 +5,7 @@ Functions take NumPy arrays and tensors alike.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,13 +13,18 @@ from typing import Any, TypeVar
 import cv2
 import imageio.v3 as iio
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
+from runtime.reading import check_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+# The most pixels of an image; above `MANY_PIXELS`, also the most for each byte of its file.
+MAX_PIXELS, MANY_PIXELS, PIXELS_PER_BYTE = 1 << 28, 1 << 26, 100
 
 # Fits in `correct_colours`; closer to 0 or 1 than this, 8-bit values are saturated; pixels whose
 # features are in memory at once.
@@ -43,33 +49,71 @@ def list_images(folder: str | Path) -> list[Path]:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file in pixels, from its header.
 
-    Raises UserError if the file is missing or not an image.
+    Raises UserError if the file is missing or not an image, and as `check_size`.
     """
-    height, width = _guarded(path, lambda: iio.improps(path, plugin="pillow").shape[:2])
-    return width, height
+    return _opened(path, lambda image: image.size)
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Raise UserError for an image with more pixels than a camera takes or its file can hold."""
+    count, num_bytes = width * height, check_file(path)
+    if not 0 < count <= MAX_PIXELS:
+        raise UserError(f"{path} has {width} x {height} pixels; 1 to {MAX_PIXELS:,} are expected, "
+                        "so replace it, or make it smaller.")
+    if count > MANY_PIXELS and count > PIXELS_PER_BYTE * num_bytes:
+        raise UserError(f"{path} has {num_bytes:,} bytes for {width} x {height} pixels, which is "
+                        "no photograph; replace it.")
 
 
 def read_image(path: str | Path, num_channels: int) -> np.ndarray:
-    """An 8-bit image file as uint8 `[h, w, num_channels]`; further channels are dropped.
+    """An image file as uint8 `[h, w, num_channels]`; further channels are dropped.
 
-    Raises UserError if the file is missing, broken, not RGB, not 8-bit, or has too few channels.
+    Grey becomes RGB, palettes are looked up, 16 bits are rounded to 8, and of several frames the
+    first is read. Raises UserError if the file is missing, broken, not RGB, or has too few
+    channels.
     """
-    mode = _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"])
-    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        raise UserError(f"{path} holds {mode} colours; RGB is expected.")
-    image = _guarded(path, lambda: iio.imread(path, plugin="pillow"))
-    if image.dtype != np.uint8:
-        raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are expected.")
-    image = np.atleast_3d(image)
+    image = _opened(path, lambda image: _pixels(path, image, num_channels))
     if image.shape[-1] < num_channels:
         expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
         raise UserError(f"{path} has {image.shape[-1]} channel(s); {expected} is expected.")
     return image[..., :num_channels]
 
 
+def _pixels(path, image, num_channels):
+    """The pixels of an open Pillow image as uint8 `[h, w, C]`."""
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F", "I"):
+        raise UserError(f"{path} holds {image.mode} colours; RGB is expected.")
+    if num_channels == 1 and image.mode == "L":
+        return np.asarray(image)[..., None]
+    if is_deep(image):
+        image.load()  # Its errors explain what is wrong with the file; OpenCV's do not.
+        return _read_16_bits(path)
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an open Pillow image has 16 bits per channel, which Pillow itself would cut off."""
+    return any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _read_16_bits(path):
+    """An image of 16 bits per channel as uint8 `[h, w, C]`, rounded."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
+        raise ValueError("16 bits per channel in another layout")
+    image = np.atleast_3d(image)
+    channels = [2, 1, 0, 3][: image.shape[-1]] if image.shape[-1] > 1 else [0, 0, 0]
+    return np.rint(image[..., channels] / 257).astype(np.uint8)
+
+
 def has_alpha(path: str | Path) -> bool:
     """Whether an image file is RGBA, from its header."""
-    return _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"]) == "RGBA"
+    return _opened(path, lambda image: image.mode) == "RGBA"
+
+
+def verify(path: str | Path) -> None:
+    """Raise UserError for an image file that is damaged, as far as its checksums tell."""
+    _opened(path, lambda image: image.verify())
 
 
 def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
@@ -77,7 +121,7 @@ def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
 
     If the file is larger, a pixel is 1 only if all of the file's pixels inside it are.
     """
-    image = np.atleast_3d(_guarded(path, lambda: iio.imread(path, plugin="pillow"))) != 0
+    image = np.atleast_3d(_opened(path, np.asarray)) != 0
     alpha = image[..., -1] if image.shape[-1] in (2, 4) else True
     colour = image[..., :3] if image.shape[-1] > 2 else image[..., :1]
     kept = (colour.any(axis=-1) & alpha).astype(np.float32)
@@ -85,12 +129,17 @@ def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
     return (small > 0.999).astype(np.uint8)
 
 
-def _guarded(path: str | Path, read: Callable[[], Result]) -> Result:
-    """Call `read()`, turning its errors into a UserError about the image file."""
+def _opened(path: str | Path, read: Callable[[Any], Result]) -> Result:
+    """`read(image)` of an open Pillow image; its errors become a UserError about the file."""
+    check_file(path, "but the scene's files name it, so restore it")
     try:
-        return read()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, though the scene's files name it.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes that `check_size` allows.
+            with PIL.Image.open(path) as image:
+                check_size(path, *image.size)
+                return read(image)
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises many types for broken files.
         raise UserError(f"{path} cannot be read as an image ({first_line(error)}); replace it."
                         ) from None

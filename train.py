@@ -38,6 +38,7 @@ from checkpoint import (
     clean_run_folder,
     list_checkpoints,
     load_checkpoint,
+    restore_optimizer,
     save_checkpoint,
     write_config,
 )
@@ -341,7 +342,7 @@ def prepare(config, device, folder, data, resumed):
     model.train()
     optimizer = make_optimizer(model, config, refinement)
     if resumed:
-        optimizer.load_state_dict(resumed.optimizer)
+        restore_optimizer(optimizer, resumed)
     return Training(
         config, device, folder, data, data.train.scenes(), model, refinement, optimizer,
         micro_batch=config.micro_batch or default_micro_batch(config, device),

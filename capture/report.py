@@ -75,6 +75,8 @@ def examine_scene(config) -> Report:
     """The `Report` of a config's scene. Raises UserError for missing or inconsistent files."""
     dataset = load_dataset(config, "train", read_pixels=False)
     loader, scenes = dataset.loader, dataset.scenes()
+    for split in scenes:
+        load_dataset(config, split, read_pixels=False).check_images()
     train, test = scenes["train"], scenes["test"]
     cameras = concatenate([train.cameras, test.cameras])
     path, arrangement = choose_path(train.cameras)

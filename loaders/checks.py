@@ -1,6 +1,5 @@
 """Read and validate values of a scene's files; every defect becomes a UserError."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,41 +8,47 @@ import numpy as np
 
 import pose_utils
 from ray_utils import corner_rays
+from runtime import reading
 from runtime.errors import UserError, first_line
+from runtime.numbers import LARGEST, SMALLEST, check_number, check_numbers
+from runtime.reading import short, text
 from structures import Cameras
 
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file of the scene."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is expected.")
-    return value
+    return reading.read_json(path, "check --scene and --dataset_name")
 
 
 def check_string(value, path: Path, key: str) -> str:
-    """A string from a JSON file. Raises UserError for anything else."""
-    if not isinstance(value, str):
-        raise UserError(f"{path} has the {key} {value!r}; a string is expected.")
-    return value
+    """A string from a JSON file. Raises UserError for anything else, and for what names no file."""
+    try:
+        return text(value)
+    except ValueError as error:
+        raise UserError(f"{path} has the {key} {short(value)}; {error}.") from None
+
+
+def view_angle(values: dict, key: str, source) -> float:
+    """An angle of view in radians, between 0 and pi. Raises UserError naming `source`."""
+    return check_number(values.get(key), source, key, low=1e-6, high=math.pi - 1e-6,
+                        unit="radians")
 
 
 def read_ply_points(path: Path) -> np.ndarray:
-    """The finite vertices `[M, 3]` of a PLY file, in float64. Raises UserError if it is damaged."""
+    """The vertices `[M, 3]` of a PLY file in float64, without those that are not finite or huge.
+
+    Raises UserError if the file is damaged.
+    """
     import trimesh
 
+    reading.check_file(path)
     try:
         vertices = np.asarray(trimesh.load(path, file_type="ply", process=False).vertices)
         points = vertices.astype(np.float64).reshape(-1, 3)
     except Exception as error:  # trimesh raises many kinds for damaged files.
         raise UserError(f"{path} cannot be read as PLY points ({first_line(error)}); replace it, "
                         "or remove the key ply_file_path.") from None
-    return points[np.isfinite(points).all(axis=-1)]
+    return points[(np.abs(points) < LARGEST).all(axis=-1)]
 
 
 def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
@@ -69,23 +74,16 @@ def check_range(near, far, lindisp: bool) -> tuple[np.ndarray, np.ndarray]:
     near, far = np.asarray(near, dtype=np.float64), np.asarray(far, dtype=np.float64)
     if lindisp and (near <= 0).any():
         raise UserError("--lindisp divides by near, which is 0 here; set --near or --no-lindisp.")
-    if not ((near >= 0) & (near < far) & np.isfinite(far)).all():
+    if not ((near >= 0) & (near < far) & (far <= LARGEST)).all():
         raise UserError(f"near {near.max():g} and far {far.min():g} are not a range; set --near "
                         "and --far.")
     return near, far
 
 
 def check_array(values: Sequence, shape: tuple[int, ...], path: Path, key: str) -> np.ndarray:
-    """A list of finite values of one `shape` as float64 `[N, *shape]`; lossmult is above 0."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        array = np.empty(0)
-    if array.shape[1:] != shape or len(array) != len(values) or not np.isfinite(array).all():
-        raise UserError(f"{path} has entries of {key} that are not finite or not of shape {shape}.")
-    if key == "lossmult" and (array <= 0).any():
-        raise UserError(f"{path} has a lossmult that is not above 0.")
-    return array
+    """A list of numbers of one `shape` as float64 `[N, *shape]`; lossmult is above 0."""
+    low = SMALLEST if key == "lossmult" else -LARGEST
+    return check_numbers(values, (len(values), *shape), path, key, low=low)
 
 
 def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:

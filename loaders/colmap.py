@@ -14,6 +14,8 @@ from loaders.checks import check_poses
 from loaders.folders import every_nth, find_image, image_folder, log_left_out
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
+from runtime.numbers import LARGEST, check_numbers
+from runtime.reading import check_file, read_bytes
 from sparse.triangulation import Tracks
 
 
@@ -41,7 +43,7 @@ class Colmap(Capture):
         registered = {im.name: im for im in model.images.values() if im.has_pose}
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
-        worldtocams = np.stack([registered[name].cam_from_world().matrix() for name in files])
+        worldtocams = np.stack([_matrix(registered[name], path) for name in files])
         return Views(
             names=list(files), files=list(files.values()), lenses=lenses, mask_files=[],
             camtoworlds=check_poses(pose_utils.from_opencv(worldtocams), path, list(files)),
@@ -73,6 +75,17 @@ class Colmap(Capture):
 
         import_pycolmap()
         write_colmap(folder)
+
+
+def _matrix(image, path):
+    """The world-to-camera matrix `[3, 4]` of a registered image."""
+    pose = image.cam_from_world()
+    # COLMAP would turn a quaternion of zeros into the identity.
+    length = float(np.linalg.norm(pose.rotation.quat))
+    if not (abs(length - 1) < 1e-3 and np.abs(pose.translation).max() <= LARGEST):
+        raise UserError(f"the pose of {image.name} in {path} is no finite rotation and position; "
+                        "correct or remove it.")
+    return pose.matrix()
 
 
 def _registered_files(registered, folder, path):
@@ -109,7 +122,10 @@ def read_model(path: Path):
     Raises UserError if the package is missing or the folder holds no complete model.
     """
     pycolmap = import_pycolmap()
-    if (path / "points3D.bin").is_file():
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        if file.suffix in (".bin", ".txt"):
+            check_file(file)
+    if (path / "points3D.bin").exists():
         _check_points_file(path / "points3D.bin")
     try:
         return pycolmap.Reconstruction(str(path))
@@ -123,14 +139,14 @@ def _check_points_file(file):
 
     COLMAP's own reader hangs on a truncated file.
     """
-    content = file.read_bytes()
+    content = read_bytes(file)
     try:
         (count,), end = struct.unpack_from("<Q", content), 8
         for _ in range(count):
             # Identifier, position, colour and error, then the length of a track of pairs.
             end += 43
             end += 8 + 8 * struct.unpack_from("<Q", content, end)[0]
-    except struct.error:
+    except (struct.error, OverflowError):
         end = None
     if end != len(content):
         raise UserError(f"{file} has {len(content)} bytes, which does not match its number of "
@@ -140,9 +156,7 @@ def _check_points_file(file):
 def check_points(model, source: Path) -> np.ndarray:
     """The sparse points `[M, 3]` of a COLMAP model. Raises UserError if one is not finite."""
     points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
-    if not np.isfinite(points).all():
-        raise UserError(f"{source} has points that are not finite; rebuild the model.")
-    return points
+    return check_numbers(points, (-1, 3), source, "points") if len(points) else points
 
 
 def reprojection_error(model) -> float | None:

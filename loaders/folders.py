@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def shipped_folders(root: Path) -> dict[int, Path]:
     """The image folders that a scene ships, by factor."""
     shipped = {1: root / "images"} if (root / "images").is_dir() else {}
     for folder in root.glob("images_*"):
-        if folder.name[7:].isdigit() and folder.is_dir():
+        if re.fullmatch("[1-9][0-9]{0,8}", folder.name[7:]) and folder.is_dir():
             shipped[int(folder.name[7:])] = folder
     return shipped
 

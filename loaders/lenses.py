@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 import image_utils
+from loaders.checks import view_angle
 from loaders.folders import has_size
 from runtime.errors import UserError
+from runtime.numbers import SMALLEST, check_number, check_numbers
+from runtime.reading import short
 from structures import Cameras
 
 # The supported lens models by their COLMAP names (nerfstudio uses the same), and their parameters
@@ -54,20 +57,19 @@ def make_lens(model: str, values: dict, size, source) -> Lens:
     size: width and height; source: the file that describes the lens, for messages.
     Raises UserError naming `source` if the model is not supported or a parameter is invalid.
     """
-    if model not in LENSES:
+    if not isinstance(model, str) or model not in LENSES:
         raise UserError(
-            f"{source} has a camera with lens model {model}; undistort the images with COLMAP "
-            f"(image_undistorter), or fit one of {', '.join(LENSES)}."
+            f"{source} has a camera with lens model {short(model).strip(chr(39))}; undistort the "
+            f"images with COLMAP (image_undistorter), or fit one of {', '.join(LENSES)}."
         )
     focal = values.get("fx", values.get("f")), values.get("fy", values.get("f"))
     distortion = tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
     lens = Lens(tuple(size), focal, (values["cx"], values["cy"]), distortion,
                 model.endswith("FISHEYE"))
-    numbers = np.array([*lens.size, *focal, *lens.centre, *distortion], dtype=np.float64)
-    if not np.isfinite(numbers).all() or (numbers[:4] <= 0).any():
-        raise UserError(f"{source} has a camera with size {lens.size}, focal lengths {focal}, "
-                        f"principal point {lens.centre} and distortion {distortion}; finite "
-                        "numbers are expected, sizes and focal lengths above 0.")
+    check_numbers(lens.size, (2,), source, "a camera of size", low=1)
+    check_numbers(focal, (2,), source, "the focal lengths", low=SMALLEST)
+    check_numbers(lens.centre, (2,), source, "the principal point")
+    check_numbers(distortion, (6,), source, "the distortion")
     return lens
 
 
@@ -131,18 +133,12 @@ def _focal(values, axis, side, source):
     angle = values.get(f"camera_angle_{axis}")
     if f"fl_{axis}" in values or angle is None:
         return _number(values, f"fl_{axis}", source)
-    if type(angle) in (int, float) and 0 < angle < math.pi:
-        return 0.5 * side / math.tan(0.5 * angle)
-    raise UserError(f"{source} has camera_angle_{axis} = {angle!r}; radians between 0 and pi are "
-                    "expected.")
+    return 0.5 * side / math.tan(0.5 * view_angle(values, f"camera_angle_{axis}", source))
 
 
 def _number(values, name, source, default=None):
     """A numeric entry as a float; raises UserError if it is missing or not a number."""
-    value = values.get(name, default)
-    if type(value) in (int, float):
-        return float(value)
-    raise UserError(f"{source} has {name} = {value!r}; a number is expected.")
+    return check_number(values.get(name, default), source, name)
 
 
 def stored_size(file: Path, lens: Lens, source: Path) -> tuple[int, int]:

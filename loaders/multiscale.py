@@ -8,10 +8,10 @@ import numpy as np
 
 import image_utils
 from loaders.base import SPLITS
-from loaders.checks import read_json
+from loaders.checks import read_json, view_angle
 from loaders.folders import png_file
 from loaders.lenses import pixtocam
-from loaders.transforms import check_angle, read_frames
+from loaders.transforms import read_frames
 from runtime.errors import UserError
 from runtime.files import new_folder
 
@@ -46,7 +46,7 @@ def _convert_split(blender_dir, folder, split, num_scales):
     """Write the images of a split at all scales; returns its metadata, a `dict` of lists."""
     path = blender_dir / f"transforms_{split}.json"
     transforms = read_json(path)
-    angle = check_angle(transforms, path)
+    angle = view_angle(transforms, "camera_angle_x", path)
     meta = {key: [] for key in (*METADATA_KEYS, "focal")}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):

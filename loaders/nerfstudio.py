@@ -87,7 +87,9 @@ class Nerfstudio(Capture):
 
     def _mask_file(self, frame):
         """The path of a frame's mask, or None."""
-        return str(self.root / frame["mask_path"]) if "mask_path" in frame else None
+        if frame.get("mask_path") is None:
+            return None
+        return str(self.root / check_string(frame["mask_path"], self.path, "mask_path"))
 
     def split_index(self, split: str) -> list[int]:
         lists = listed_splits(self.meta, self.path)

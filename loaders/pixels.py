@@ -16,6 +16,7 @@ from torch import Tensor
 import image_utils
 from runtime.errors import UserError
 from runtime.files import new_folder, remove_abandoned, try_lock, writable_folder
+from runtime.reading import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +140,6 @@ def map_bytes(path: Path) -> Tensor:
 
 def file_state(file: str | Path) -> tuple[str, int, int]:
     """A file's name, size and modification time, which change when its content does."""
-    try:
-        info = os.stat(file)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing, but the scene's metadata lists it.") from None
+    check_file(file, "but the scene's metadata lists it, so restore it")
+    info = os.stat(file)
     return str(file), info.st_size, info.st_mtime_ns

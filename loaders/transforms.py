@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loaders.checks import check_poses
+from loaders.checks import check_poses, check_string, view_angle
 from loaders.lenses import make_cameras, pixtocam
 from runtime.errors import UserError
 from structures import Cameras
@@ -44,7 +44,7 @@ def blender_views(meta: dict, path: Path, factor: int,
     names, matrices = read_frames(meta, path)
     files = [file_of(path.parent, name) for name in names]
     camtoworlds = check_poses(matrices, path, names)
-    angle = check_angle(meta, path)
+    angle = view_angle(meta, "camera_angle_x", path)
     sizes, pixtocams = [], []
     for file in files:
         width, height = size_of(file)
@@ -67,19 +67,11 @@ def read_frames(meta: dict, path: Path) -> tuple[list[str], list]:
     frames = meta.get("frames")
     if not isinstance(frames, list) or not frames:
         raise UserError(f"{path} lists no frames; a split needs at least one.")
-    try:
-        return ([Path(frame["file_path"]).as_posix() for frame in frames],
-                [frame["transform_matrix"] for frame in frames])
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} has a frame without {error}; file_path and transform_matrix are expected."
-        ) from None
-
-
-def check_angle(meta: dict, path: Path) -> float:
-    """The horizontal field of view of a Blender file in radians. Raises UserError if invalid."""
-    value = meta.get("camera_angle_x")
-    if type(value) in (int, float) and 0 < value < math.pi:
-        return float(value)
-    raise UserError(f"{path} has camera_angle_x = {value!r}; radians between 0 and pi are "
-                    "expected.")
+    for frame in frames:
+        missing = {"file_path", "transform_matrix"} - set(frame if isinstance(frame, dict) else ())
+        if missing:
+            raise UserError(f"{path} has a frame without {', '.join(sorted(missing))}; file_path "
+                            "and transform_matrix are expected.")
+    names = [check_string(frame["file_path"], path, "file_path") for frame in frames]
+    return ([Path(name).as_posix() for name in names],
+            [frame["transform_matrix"] for frame in frames])

@@ -15,14 +15,13 @@ from torch import Tensor
 import image_utils
 from relighting.lights import Lights, environment_lights, point_lights
 from runtime.errors import UserError, first_line
+from runtime.numbers import SMALLEST, check_number, check_numbers
+from runtime.reading import check_file, short, text
 from structures import stack
 
 # Finer environments are averaged to this height: each texel is a light that is evaluated at every
 # shaded point.
 ENVIRONMENT_HEIGHT = 16
-
-# Reject larger values: products would overflow.
-MAX_VALUE = 1e15
 
 # The released scenes do not give the intensity of their lights; these values fit (nerf_atlas).
 INTENSITY_OF_ONE, INTENSITY_OF_SEVERAL = 100.0, 55.0
@@ -48,12 +47,15 @@ def radiance_size(path: Path) -> tuple[int, int]:
     if path.suffix.lower() != ".exr":
         return image_utils.image_size(path)
     low, high = _read_exr_file(path, lambda file: file.header()["dataWindow"], header_only=True)
-    return tuple(int(side) for side in np.asarray(high) - low + 1)
+    width, height = (int(side) for side in np.asarray(high).astype(np.int64) - low + 1)
+    image_utils.check_size(path, width, height)
+    return width, height
 
 
 def read_radiance(path: Path, num_channels: int) -> np.ndarray:
     """Linear radiance, float32 `[h, w, num_channels]`; with 4, premultiplied by alpha, the last."""
     expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
+    radiance_size(path)
     if path.suffix.lower() == ".exr":
         image = _read_exr(path, num_channels, expected)
     else:
@@ -70,8 +72,7 @@ def _read_exr_file(path, read, header_only=False):
 
     # Check first: for missing and invalid files the library prints to the terminal instead of
     # raising.
-    if not path.exists():
-        raise UserError(f"{path} is missing, but the scene's files name it.")
+    check_file(path)
     with open(path, "rb") as file:
         if file.read(4) != b"\x76\x2f\x31\x01":
             raise UserError(f"{path} is not an OpenEXR file; replace it.")
@@ -94,7 +95,7 @@ def _read_exr(path, num_channels, expected):
 
 
 def _read_png(path, num_channels, expected):
-    image_utils.image_size(path)  # Its errors explain what is wrong with the file; OpenCV's do not.
+    image_utils.verify(path)  # Its errors explain what is wrong with the file; OpenCV's do not.
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise UserError(f"{path} cannot be read as an image; replace it.")
@@ -166,13 +167,17 @@ def read_frame_lights(meta: dict, path: Path, intensity: float | None) -> Lights
 def _environment(frame, path, cache):
     """The lights of a frame's environment; `cache` keeps the maps that were read."""
     name = frame["environment"]
-    file = path.parent / str(name)
-    if not isinstance(name, str) or file.is_dir():
-        raise UserError(f"{path} has environment = {name!r}; the name of a map is expected.")
+    try:
+        file = path.parent / text(name)
+        if file.is_dir():
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{path} has environment = {short(name)}; the name of a map is expected."
+                        ) from None
     if file not in cache:
         cache[file] = read_environment(file)
-    turn = _numbers(frame.get("environment_turn", 0.0), path, "environment_turn", ())
-    return environment_lights(cache[file], float(turn))
+    turn = check_number(frame.get("environment_turn", 0.0), path, "environment_turn")
+    return environment_lights(cache[file], turn)
 
 
 def read_environment(path: Path) -> Tensor:
@@ -187,30 +192,20 @@ def read_environment(path: Path) -> Tensor:
 
 def _points(frame, path, intensity):
     """The point lights of a frame."""
-    positions = _numbers(frame["light_loc"], path, "light_loc", (-1, 3))
-    weights = _numbers(frame.get("light_weights", [[1.0, 1.0, 1.0]]), path, "light_weights", None)
-    weights = np.atleast_2d(weights)[:, :3]
+    positions = check_numbers(_in_threes(frame["light_loc"]), (-1, 3), path, "light_loc")
+    weights = _in_threes(frame.get("light_weights", [1.0, 1.0, 1.0]))
+    weights = check_numbers(weights, (-1, -1), path, "light_weights")[:, :3]
     if weights.shape != positions.shape or (weights < 0).any():
         raise UserError(f"{path} has light_weights of shape {weights.shape} for light_loc of shape "
                         f"{positions.shape}; a colour of at least 0 for each light is expected.")
     if intensity is None:
         intensity = INTENSITY_OF_ONE if len(positions) == 1 else INTENSITY_OF_SEVERAL
-    strength = _numbers(intensity, path, "light_intensity", ())
-    if strength <= 0:
-        raise UserError(f"{path} has light_intensity = {intensity!r}; a number above 0 is "
-                        "expected.")
+    strength = check_number(intensity, path, "light_intensity", low=SMALLEST)
     lights = positions, strength * weights
     return point_lights(*(torch.as_tensor(x, dtype=torch.float32) for x in lights))
 
 
-def _numbers(value, path, name, shape):
-    """A value of a frame as a float64 array of a `shape` (any if None)."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-        array = array if shape is None else array.reshape(shape)
-    except (ValueError, TypeError):
-        array = np.full(1, np.nan)
-    if not array.size or not (np.abs(array) < MAX_VALUE).all():
-        raise UserError(f"{path} has {name} = {value!r}; finite numbers are expected"
-                        f"{', three for each light' if shape == (-1, 3) else ''}.")
-    return array
+def _in_threes(value):
+    """A flat list of numbers as a list of lists of three; other values as they are."""
+    is_flat = isinstance(value, list) and not any(isinstance(item, list) for item in value)
+    return [value[i : i + 3] for i in range(0, len(value), 3)] if is_flat else value

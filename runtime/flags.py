@@ -6,15 +6,15 @@ states when a default applies, or when a flag is read.
 """
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from runtime import reading
 from runtime.errors import UserError
+from runtime.reading import short, text
 
 Condition = Mapping[str, Any]
 ConfigType = TypeVar("ConfigType", bound="Config")
@@ -26,6 +26,9 @@ RESUME = "resume"  # Resumed training.
 RENDER = "render"  # Resumed training, and tools that render the run.
 SHADE = "shade"  # Only tools that render the run, because training depends on it.
 PLACE = "place"  # Anything: it locates the run, and is not saved with it.
+
+# Flags whose range is not stated are below these: counts of steps, and what float32 can square.
+LARGEST_INTEGER, LARGEST = 10**9, 1e15
 
 RESUMABLE = frozenset({RESUME, RENDER, PLACE})
 RENDERABLE = frozenset({RENDER, SHADE, PLACE, START})
@@ -68,7 +71,8 @@ class Flag:
         elif isinstance(self.kind, tuple):
             options |= {"choices": self.kind, "type": type(self.kind[0]), "nargs": self.nargs}
         else:
-            options |= {"type": self.kind, "nargs": self.nargs, "metavar": self.metavar}
+            kind = _text if self.kind is str else self.kind
+            options |= {"type": kind, "nargs": self.nargs, "metavar": self.metavar}
         parser.add_argument(f"--{self.name}", **options)
 
     def from_json(self, value: Any) -> Any:
@@ -77,7 +81,7 @@ class Flag:
             return None
         if self.nargs is None:
             return self._item_from_json(value)
-        count = len(value) if isinstance(value, list) else 0
+        count = len(value) if isinstance(value, list | tuple) else 0
         if count != self.nargs and not (self.nargs == "+" and count):
             expected = "several" if self.nargs == "+" else self.nargs
             raise ValueError(f"expected a list of {expected} numbers")
@@ -88,10 +92,10 @@ class Flag:
             raise ValueError("on/off flags take true or false, other flags do not")
         if self.kind is bool:
             return value
-        if self.kind is str and not isinstance(value, str):
-            raise ValueError("expected a string")
+        if self.kind is str:
+            return text(value)
         if self.nargs and not isinstance(value, int | float):
-            raise ValueError(f"{value!r} is not a number")
+            raise ValueError(f"{short(value)} is not a number")
         if not isinstance(self.kind, tuple):
             return self.kind(str(value))
         choice = type(self.kind[0])(value)
@@ -210,27 +214,34 @@ def read_json(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     Raises UserError for a file that cannot be read, an unknown flag and an impossible value.
     """
     try:
-        values = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error}); give a JSON file.") from None
-    except ValueError as error:
-        raise UserError(f"--config {path} is not valid JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} holds a {type(values).__name__}; an object of flags and "
-                        "their values is expected.")
+        values = reading.read_json(path, "give a JSON file of flags")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
     unknown = sorted(values.keys() - flags.keys())
     if unknown:
         raise UserError(f"--config {path} holds {', '.join(unknown)}, which is not a flag"
                         f"{suggestion(unknown[0], flags)}; `python train.py --help all` lists "
                         "them.")
-    return {name: _value_of(path, flags[name], value) for name, value in values.items()}
+    return checked(values, flags, f"--config {path}")
 
 
-def _value_of(path: str, flag: Flag, value: Any) -> Any:
+def checked(values: Mapping[str, Any], flags: Mapping[str, Flag], source: str) -> dict[str, Any]:
+    """The values of flags from a file. Raises UserError naming `source` for an impossible one."""
+    return {name: _value_of(source, flags[name], value) for name, value in values.items()}
+
+
+def _value_of(source: str, flag: Flag, value: Any) -> Any:
     try:
         return flag.from_json(value)
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"--config {path} has {flag.name} = {value!r}: {error}.") from None
+    except (ValueError, TypeError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{source} has {flag.name} = {short(value)}: {error}.") from None
+
+
+def _text(value: str) -> str:
+    try:
+        return text(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{short(value)}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -250,20 +261,20 @@ class Number:
     def __call__(self, text: str) -> Any:
         try:
             value = self.kind(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             value = math.nan
         in_range = self.low <= value <= self.high and value > self.above
         if not (in_range and abs(value) < math.inf):
-            raise argparse.ArgumentTypeError(f"expected {self}, not {text}")
+            found = text if len(text) < 60 else short(text)
+            raise argparse.ArgumentTypeError(f"expected {self}, not {found}")
         return value
 
     def __str__(self) -> str:
         noun = "a whole number" if self.kind is int else "a number"
         if self.above > -math.inf:
-            return f"{noun} above {self.above:g}"
-        if self.high < math.inf:
-            return f"{noun} from {self.low:,} to {self.high:,}"
-        return f"{noun} of at least {self.low:,}" if self.low > -math.inf else "a finite number"
+            return f"{noun} above {self.above:g}, up to {self.high:g}"
+        form = "{:,}" if self.kind is int else "{:g}"
+        return f"{noun} from {form.format(self.low)} to {form.format(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -289,11 +300,11 @@ class OneOf:
             f"expected {', '.join(self.words)}, {self.form}, not {text}")
 
 
-def integer(low: float, high: float = math.inf) -> Number:
+def integer(low: float, high: float = LARGEST_INTEGER) -> Number:
     """A parser of whole numbers in [low, high]."""
     return Number(int, low, high)
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Number:
-    """A parser of finite numbers in [low, high], greater than `above`."""
+def number(low: float = -LARGEST, high: float = LARGEST, *, above: float = -math.inf) -> Number:
+    """A parser of numbers in [low, high], greater than `above`."""
     return Number(float, low, high, above)

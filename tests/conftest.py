@@ -32,6 +32,15 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def alarm():
+    """Ends a test that waits for a pipe or a device, instead of hanging."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden("group.name")`: arrays of the official JAX code (google/mipnerf, commit 84c969e).

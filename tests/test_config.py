@@ -362,7 +362,7 @@ def test_scripts_name_groups_and_flags_that_exist():
 
 @pytest.mark.parametrize("words,status,text", [
     (["--help"], 0, "usage: "), (["--hiden", "3"], 2, "did you mean --hidden?"),
-    (["--config", "none.json"], 2, "error: --config none.json cannot be read"),
+    (["--config", "none.json"], 2, "error: --config none.json is missing"),
 ])
 def test_scripts_answer_before_anything_heavy_is_imported(words, status, text, tmp_path):
     script = tmp_path / "script.py"

@@ -285,8 +285,8 @@ def damage_blender(folder, kind):
         image.write_bytes(image.read_bytes()[:60])
     elif kind == "no alpha":
         imwrite(image, np.zeros((6, 8, 3), np.uint8))
-    elif kind == "16 bit":
-        imwrite(image, np.zeros((6, 8), np.uint16))
+    elif kind == "grey":
+        imwrite(image, np.zeros((6, 8), np.uint8))
     else:
         change_json(transforms, {
             "no frames": lambda v: v.update(frames=[]),
@@ -309,7 +309,7 @@ def damage_blender(folder, kind):
     ("missing image", "r_0.png is missing"),
     ("truncated image", "r_0.png cannot be read"),
     ("no alpha", "r_0.png has 3 channel"),
-    ("16 bit", "r_0.png has uint16"),
+    ("grey", "r_0.png has 3 channel"),
     ("no angle", "camera_angle_x"),
     ("angle in degrees", "camera_angle_x = 40"),
     ("angle of 0", "camera_angle_x"),
@@ -387,7 +387,7 @@ def damage_llff(folder, kind):
     ("other size", "is 5x5"),
     ("nan pose", "row 2 .*not finite"),
     ("mirrored", "row 2 .*mirrored"),
-    ("zero bound", "0 < near < far"),
+    ("zero bound", "bounds = .*above 0"),
     ("infinite bound", "poses_bounds.npy"),
     ("no focal", "focal length"),
 ])

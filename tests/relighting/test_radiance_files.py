@@ -298,10 +298,10 @@ def test_errors_name_an_invalid_png_file(tmp_path, write, message):
 @pytest.mark.parametrize("frame,message", [
     ({}, "without light_loc or environment"),
     ({"light_loc": None}, "light_loc = None"),
-    ({"light_loc": [1.0, 2.0]}, "three for each light"),
-    ({"light_loc": [[1.0, 2.0, 3.0], [1.0, 2.0]]}, "three for each light"),
+    ({"light_loc": [1.0, 2.0]}, "N x 3 finite numbers"),
+    ({"light_loc": [[1.0, 2.0, 3.0], [1.0, 2.0]]}, "N x 3 finite numbers"),
     ({"light_loc": []}, "light_loc = []"),
-    ({"light_loc": [1, 2, math.nan]}, "finite numbers are expected"),
+    ({"light_loc": [1, 2, math.nan]}, "finite numbers below"),
     ({"light_loc": "above"}, "light_loc = 'above'"),
     (one_light(light_weights=2 * WHITE), "for each light is expected"),
     (one_light(light_weights=[[1.0, 1.0]]), "for each light is expected"),
@@ -311,8 +311,8 @@ def test_errors_name_an_invalid_png_file(tmp_path, write, message):
     ({"environment": "environments/none.exr"}, "is missing"),
     ({"environment": None}, "environment = None; the name of a map"),
     ({"environment": "."}, "environment = '.'; the name of a map"),
-    ({"light_loc": [1, 2, 1e300]}, "finite numbers are expected"),
-    (one_light(light_weights=[[1e39] * 3]), "finite numbers are expected"),
+    ({"light_loc": [1, 2, 1e300]}, "finite numbers below"),
+    (one_light(light_weights=[[1e39] * 3]), "finite numbers below"),
 ])
 def test_errors_name_the_file_of_invalid_lights(tmp_path, frame, message):
     scene = write_scene(tmp_path, [frame])

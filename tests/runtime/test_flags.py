@@ -43,11 +43,14 @@ def test_negative_numbers_may_be_written_in_any_way(text):
 @pytest.mark.parametrize("words,message", [
     (["--size", "0"], "expected a whole number from 1 to 64, not 0"),
     (["--size", "2.5"], "expected a whole number from 1 to 64, not 2.5"),
-    (["--rate", "0"], "expected a number above 0, not 0"),
+    (["--rate", "0"], "expected a number above 0, up to 1e+15, not 0"),
     (["--rate", "inf"], "expected a number above 0"), (["--rate", "nan"], "--rate"),
-    (["--widths", "0"], "expected a whole number of at least 1"), (["--widths"], "--widths"),
-    (["--range", "1"], "--range"), (["--range", "0", "inf"], "expected a finite number"),
+    (["--widths", "0"], "expected a whole number from 1 to 1,000,000,000, not 0"), (["--widths"], "--widths"),
+    (["--range", "1"], "--range"), (["--range", "0", "inf"], "expected a number from -1e+15 to 1e+15"),
     (["--shape", "cube"], "cylinder"), (["--count", "3"], "--count"),
+    (["--range", "0", "1e300"], "expected a number from -1e+15 to 1e+15, not 1e300"),
+    (["--widths", "1" * 5000], "not '1111"), (["--widths", "1" * 30], "1,000,000,000"),
+    (["--name", "a\0b"], "--name"), (["--folder", "\udcff"], "--folder"),
     (["--siz", "3"], "did you mean --size?"), (["--no-size"], "--no-size"),
     (["--nothing_like_it=3"], "--nothing_like_it"), (["stray"], "stray"), (["--help", "no"], "all"),
 ])
@@ -64,7 +67,7 @@ def test_help_may_stand_anywhere():
 
 
 def test_whole_numbers_may_be_larger_than_any_float():
-    assert integer(0)("9" * 400) == int("9" * 400)
+    assert integer(0, math.inf)("9" * 400) == int("9" * 400)
     with pytest.raises(argparse.ArgumentTypeError):
         integer(0, 2**63 - 1)(str(2**63))
 
@@ -84,15 +87,17 @@ def test_a_file_gives_what_the_command_line_would(values, tmp_path):
     ('{"size": 0}', "size = 0: expected a whole number"), ('{"size": true}', "true or false"),
     ('{"size": null}', "size = None"), ('{"size": [1]}', "size ="), ('{"size": 2.5}', "size ="),
     ('{"fast": "no"}', "true or false"), ('{"fast": 1}', "true or false"),
-    ('{"name": 5}', "expected a string"), ('{"folder": null}', "expected a string"),
+    ('{"name": 5}', "a string is expected"), ('{"folder": null}', "a string is expected"),
     ('{"shape": "cube"}', "expected one of cone, cylinder"),
     ('{"count": 3}', "expected one of 1, 6"), ('{"range": [1]}', "a list of 2 numbers"),
     ('{"range": 3}', "a list of 2 numbers"), ('{"range": ["a", 1]}', "is not a number"),
-    ('{"range": [1, Infinity]}', "finite"), ('{"widths": []}', "a list of several numbers"),
+    ('{"range": [1, Infinity]}', "1e+15"), ('{"widths": []}', "a list of several numbers"),
     ('{"widths": 7}', "a list"), ('{"widths": ["512"]}', "is not a number"),
     ('{"widths": [null, 5]}', "is not a number"), ('{"widths": [true]}', "true or false"),
-    ('{"widths": [0]}', "at least 1"), ('{"siz": 3}', "did you mean --size?"),
-    ("[1]", "holds a list"), ("{", "not valid JSON"),
+    ('{"widths": [0]}', "from 1 to"), ('{"siz": 3}', "did you mean --size?"),
+    ('{"name": "a\\u0000b"}', "null characters"), ('{"name": "\\ud800"}', "Unicode"),
+    ('{"size": 1%s}' % ("0" * 400), "size = inf"), ('{"rate": 1e300}', "rate = 1e+300"),
+    ("[1]", "holds a list"), ("{", "not valid JSON"), ("[" * 100_000, "nested"),
 ])
 def test_wrong_files_are_one_sentence(text, message, tmp_path):
     path = tmp_path / "c.json"
@@ -103,7 +108,7 @@ def test_wrong_files_are_one_sentence(text, message, tmp_path):
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="none.json is missing; give a JSON file"):
         read_json(tmp_path / "none.json", FLAGS)
 
 
