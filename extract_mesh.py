@@ -31,8 +31,8 @@ from exporters.mesh import (
     folder_name,
     mesh_sheet,
     representative_view,
-    write_mesh,
 )
+from exporters.mesh_files import write_mesh
 from ray_utils import image_rays
 from rendering import render_image
 from runtime.devices import select_device

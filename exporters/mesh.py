@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
 
 import coord
 import image_utils
-import pose_utils
 from config import BY_NAME, shading_name
 from exporters import isosurface
 from exporters.isosurface import Grid, Isosurface
@@ -31,7 +29,6 @@ from models.base import RayModel
 from ray_utils import footprint_radius, points_to_pixels, reached_box
 from rendering import Renderer, build_occupancy, make_renderer
 from runtime.errors import UserError
-from runtime.files import write_atomically
 from runtime.run_folder import as_name
 from structures import Cameras, Rays, Scene, Shading
 
@@ -53,19 +50,21 @@ class Mesh(NamedTuple):
     """A mesh in the world of the cameras.
 
     vertices: `[V, 3]`; faces: `[F, 3]`; cell_sizes: `[V]`, the size of a grid cell at each vertex;
-    colours: `[V, 3]` in [0, 1], or None before they are known.
+    colours: `[V, 3]` sRGB values in [0, 1], or None before they are known; roughness: `[V]` of a
+    relightable model's surface, else None.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     cell_sizes: np.ndarray
     colours: np.ndarray | None = None
+    roughness: np.ndarray | None = None
 
     def select(self, keep: np.ndarray) -> "Mesh":
         """The mesh of the faces selected by a bool `[F]`, and of the vertices that they use."""
         faces, used = isosurface.select_faces(self.faces, keep)
-        colours = None if self.colours is None else self.colours[used]
-        return Mesh(self.vertices[used], faces, self.cell_sizes[used], colours)
+        vertices, _, *attributes = self
+        return Mesh(vertices[used], faces, *(x if x is None else x[used] for x in attributes))
 
 
 # Extraction.
@@ -196,15 +195,19 @@ def colour_vertices(mesh: Mesh, renderer: Renderer, survey: Survey, scene: Scene
                     **render_options: Any) -> Mesh:
     """The mesh with colours: those of short rays through its vertices, against the normals.
 
-    Colours of a relightable model are its albedo. render_options: of `Renderer.render`.
+    A relightable model gives its albedo and roughness. render_options: of `Renderer.render`.
     """
     rays = vertex_rays(mesh, survey, scene.cameras.ndc, renderer.model.ray_shape)
     output = renderer.render(scene.light_rays(rays, 0), **render_options)
-    # Subtract the background before dividing by opacity.
     opacity = output.acc[:, None].clamp(min=1e-3)
+    if "albedo" in output.extras:
+        albedo, roughness = ((output.extras[name] / opacity).clamp(0, 1)
+                             for name in ("albedo", "roughness"))
+        return mesh._replace(colours=image_utils.linear_to_srgb(albedo).cpu().numpy(),
+                             roughness=roughness[:, 0].cpu().numpy())
+    # Subtract the background before dividing by opacity.
     premultiplied = output.rgb - (1 - output.acc[:, None]) * scene.background
-    colours = output.extras.get("albedo", premultiplied) / opacity
-    return mesh._replace(colours=colours.clamp(0, 1).cpu().numpy())
+    return mesh._replace(colours=(premultiplied / opacity).clamp(0, 1).cpu().numpy())
 
 
 def vertex_rays(mesh: Mesh, survey: Survey, ndc: tuple | None, ray_shape: str) -> Rays:
@@ -239,7 +242,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
 
 
-# Files.
+# Names.
 
 
 def folder_name(run: Any) -> str:
@@ -261,21 +264,6 @@ def folder_name(run: Any) -> str:
     if config.min_component != BY_NAME["min_component"].default:
         name += f"_pieces{as_name(config.min_component)}"
     return name
-
-
-def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
-    """Atomically write a mesh in the coordinates of the scene's files.
-
-    path: with suffix .ply, .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
-    it cannot be written.
-    """
-    to_files = np.linalg.inv(world_to_scene.double().numpy())
-    vertices = pose_utils.transform_points(mesh.vertices, to_files)
-    result = trimesh.Trimesh(vertices, mesh.faces, process=False,
-                             vertex_colors=image_utils.to_uint8(mesh.colours))
-    content = result.export(file_type=path.suffix[1:])
-    content = content.encode() if isinstance(content, str) else content
-    write_atomically(path, lambda file: file.write(content))
 
 
 # Images.

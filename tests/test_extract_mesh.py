@@ -23,6 +23,7 @@ from ray_utils import image_rays
 from rendering import render_image
 from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
+from tests.exporters.glb_reader import Glb
 from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff
 
@@ -156,7 +157,11 @@ def test_every_format_keeps_vertices_faces_and_colours(monkeypatch, blender_scen
     assert (folder / f"mesh.{suffix}").exists()
     radii = np.linalg.norm(mesh.vertices - [0.3, 0, 0], axis=1)
     assert np.abs(radii - 0.6).max() < 0.04
-    colours = mesh.visual.vertex_colors[mesh.vertices[:, 0] > 0.1][:, :3] / 255
+    if suffix == "glb":
+        colours = Glb((folder / "mesh.glb").read_bytes()).attribute("COLOR_0")[:, :3] ** (1 / 2.2)
+    else:
+        colours = mesh.visual.vertex_colors[:, :3] / 255
+    colours = colours[mesh.vertices[:, 0] > 0.1]
     np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.03)
 
 
