@@ -20,10 +20,10 @@ ORDER = [
     "runtime", "structures", "stepfun_numba", "stepfun", "coord", "pose_utils", "presets",
     "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
     "cameras", "sparse", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
-    "checkpoint", "capture", "exporters", "evaluate", "planning", "summary", "train",
-    "visualize", "extract_mesh",
+    "checkpoint", "capture", "exporters", "viewer", "evaluate", "planning", "summary", "train",
+    "visualize", "view", "extract_mesh",
 ]
-COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
+COMMANDS = ["train", "evaluate", "visualize", "view", "extract_mesh"]
 # Longer than 450 lines, and why.
 LONG_FILES = {
     "config.py": "a table of all flags beside what resolves them",
@@ -78,7 +78,7 @@ def test_every_file_has_its_place():
     found = {path.stem for path in ROOT.glob("*.py")}
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert found | rooms == set(ORDER) and not found & rooms
-    assert len(found) <= 22
+    assert len(found) <= 23
 
 
 @pytest.mark.parametrize("name", sorted(source_files()))
@@ -161,12 +161,12 @@ def test_every_imported_package_is_required_and_pinned():
     used = {PACKAGES.get(n, n) for path in paths for n in packages_imported(path) - known}
     pins = set(requirements(ROOT / "requirements.txt"))
     # Imported inside the functions that can do without them.
-    optional = {"lpips", "certifi", "triton"}
+    optional = {"lpips", "certifi", "triton", "viser"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
     assert pins - used <= {"tensorboard"}
     assert set(toml_section("dependencies")) == pins
-    assert "lpips" in toml_section("metrics")
+    assert "lpips" in toml_section("metrics") and "viser" in toml_section("viewer")
 
 
 def test_pins_satisfy_the_lower_bounds():

@@ -18,11 +18,8 @@ from viewer.markers import Markers, camera_shot
 from viewer.panel import DRAGGED_LIGHT, NO_CAMERA, Panel
 from viewer.photographs import Photographs
 from viewer.poses import FAR, NEAR, fitted_fov, from_viser, move_client, stage_of
-from viewer.refining import Picture, to_image
+from viewer.refining import PREVIEW_QUALITY, Picture, to_image
 from viewer.worker import Worker
-
-# JPEG quality while a picture is refined; the final one has no loss.
-PREVIEW_QUALITY = 80
 
 # A camera that has moved by this fraction of the scene, or turned by this many radians, has left a
 # photograph's.
@@ -151,18 +148,21 @@ class Viewer:
     def _request(self, client: Any) -> None:
         """Request the picture of a browser's camera."""
         camera = client.camera
-        pose = from_viser(camera.wxyz, camera.position)
+        # The browser reports the same pose again with other rounding errors.
+        pose = from_viser(camera.wxyz, camera.position).round(9)
         width, height = self.panel.picture_size((camera.image_width, camera.image_height))
         light = None
         if self.gizmo is not None and self.panel.light.value == DRAGGED_LIGHT:
             light = tuple(map(float, self.gizmo.position))
         names = self.loaded.scene.names
         self.worker.request(client.client_id, Shot(
-            tuple(pose.flatten().tolist()), float(camera.fov), width, height, light=light,
+            tuple(pose.flatten().tolist()), round(float(camera.fov), 9), width, height, light=light,
             **self.panel.shot_options(names)))
 
     def _show(self, client: Any, picture: Picture, shot: Shot, seconds: float) -> None:
-        """Send a picture to a browser."""
+        """Send a picture to a browser, unless it has gone."""
+        if client.client_id not in self.server.get_clients():
+            return
         self.pictures[client.client_id] = picture, shot
         self._send(client, picture, shot)
         self.panel.set_progress(shot.width, shot.height, seconds, picture.is_final)

@@ -14,9 +14,9 @@ from rendering import normal_fit, surface_normals
 from viewer.loaded_run import LoadedRun, Shot, Tile
 
 # Seconds that the first, small picture and each tile may take, and between two pictures.
-PREVIEW_SECONDS = 0.06
+PREVIEW_SECONDS = 0.08
 TILE_SECONDS = 0.06
-SHOW_SECONDS = 0.12
+SHOW_SECONDS = 0.3
 
 # Fewest rays of a preview and of a tile, whatever they take.
 MIN_PREVIEW_RAYS, MIN_TILE_RAYS = 1200, 256
@@ -26,6 +26,9 @@ SPEED_MEMORY = 0.3
 
 # The sides of a picture grow by this factor from one stage to the next.
 STAGE_FACTOR = 3.0
+
+# JPEG quality of all pictures but the final one, which has no loss.
+PREVIEW_QUALITY = 80
 
 # Depth of empty pixels: beyond what the browser can represent.
 EMPTY_DEPTH = 1e3
