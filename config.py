@@ -31,6 +31,7 @@ POINT_LIGHTS = {"dataset_name": "nerv", "lights": "point"}, "--dataset_name nerv
 LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
 ZOOM = {"path": "zoom"}, "--path zoom"
+DENSITY_MESH = {"method": "density"}, "--method density"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
@@ -299,13 +300,16 @@ FLAGS = {
     "mesh": [
         Flag("grid_size", integer(8, 2048), 256, "grid points along the longest side of the box",
              scope=RENDER),
-        Flag("sigma_threshold", positive, None, "density of the surface", scope=RENDER,
-             unset="estimated from the training rays"),
+        Flag("method", ("density", "tsdf"), "density", "density: isosurface of the density; tsdf: "
+             "fused distances from the training views (default for photographs)", scope=RENDER),
+        Flag("sigma_threshold", positive, None, "density of the surface", only=DENSITY_MESH,
+             scope=RENDER, unset="estimated from the training rays"),
         *[Flag(f"{axis}_range", number(-1e6, 1e6), None, f"{axis} range of the box, in ray "
                "coordinates", nargs=2, metavar=("FROM", "TO"), scope=RENDER,
                unset="what training views see") for axis in "xyz"],
         Flag("mesh_format", ("ply", "obj", "glb"), "ply", "file format", scope=RENDER),
-        Flag("keep_unseen", bool, False, "keep surfaces that no training view sees", scope=RENDER),
+        Flag("keep_unseen", bool, False, "keep surfaces that no training view sees",
+             only=DENSITY_MESH, scope=RENDER),
         Flag("min_component", fraction, 0.01, "drop components below this fraction of the "
              "largest", scope=RENDER),
     ],
