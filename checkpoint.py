@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -303,8 +303,9 @@ def scene_from_dict(values: dict[str, Any]) -> Scene:
                               "lights": lights and Lights(**lights)})
     for record in (scene, scene.cameras, scene.lights):
         for f in fields(record) if record is not None else ():
-            if not isinstance(getattr(record, f.name), f.type):
-                raise TypeError(f"{f.name} is a {type(getattr(record, f.name)).__name__}")
+            value, kind = getattr(record, f.name), cast(type, f.type)
+            if not isinstance(value, kind):
+                raise TypeError(f"{f.name} is a {type(value).__name__}")
     ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)
     if scene.box.shape != (2, 3) or scene.world_to_scene.shape != (4, 4):
         raise ValueError("a box or a transformation of another shape")
