@@ -17,6 +17,7 @@ from loaders.bounds import cube
 from loaders.checks import (
     check_array,
     check_forward_facing,
+    check_masks,
     check_poses,
     check_string,
     near_far,
@@ -168,9 +169,7 @@ class NeRFDataset:
     def check_images(self) -> None:
         """Read every image and mask once; raises UserError for the first that cannot be read."""
         for index in range(len(self)):
-            self._pixels_of(index)
-            if self.scene.mask_files:
-                self._mask_of(index)
+            self._pixels_of(index), self.mask(index)
 
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
@@ -201,9 +200,7 @@ class NeRFDataset:
                             "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
-            if not masks.any():
-                raise UserError(f"the masks in {loader.root} leave out every pixel; white pixels "
-                                "are those that count, so invert the masks, or remove them.")
+            check_masks(masks, loader.root)
         return replace(scene, pixels=pixels, masks=masks)
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:

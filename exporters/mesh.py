@@ -147,7 +147,8 @@ def summary(mesh: Mesh, surface: Isosurface, target: Target) -> dict:
     """The content of `mesh.json`; lengths are in the coordinates of rays."""
     threshold = target.threshold if target.method == "density" else None
     return {
-        "method": target.method, "sigma_threshold": threshold, "box": [target.low.tolist(), target.high.tolist()],
+        "method": target.method, "sigma_threshold": threshold,
+        "box": [target.low.tolist(), target.high.tolist()],
         "grid": target.grid.shape, "step_of_grid": target.grid.cell_size,
         "evaluated": surface.num_evaluated,
         "evaluated_share": surface.num_evaluated / math.prod(target.grid.shape),
