@@ -1,8 +1,10 @@
 """The viewer: a server for browsers, and what connects its parts."""
 
 import contextlib
+import errno
 import io
 import logging
+import socket
 import threading
 from typing import Any
 
@@ -37,12 +39,25 @@ def open_server(host: str, port: int) -> Any:
         raise UserError("the viewer needs the package viser; install it by `pip install "
                         "viser`, or all of the extra by `pip install \".[viewer]\"`.") from None
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    check_address(host, port)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return viser.ViserServer(host=host, port=port, verbose=False)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise UserError for an address that cannot be used; viser would wait for it forever.
+
+    A port that is taken is fine: viser takes the next free one.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return viser.ViserServer(host=host, port=port, verbose=False)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port,
+                                                                type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as test:
+            test.bind(address)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port} cannot be used ({error}); choose another "
-                        "address or port.") from None
+        if error.errno != errno.EADDRINUSE:
+            raise UserError(f"--host {host} --port {port} cannot be used ({error.strerror}); "
+                            "choose another address or port.") from None
 
 
 class Viewer:

@@ -53,7 +53,7 @@ class Worker:
         with self.wake:
             self.is_running = False
             self.wake.notify()
-        self.thread.join(timeout=5)
+        self.thread.join()
 
     def add_screen(self, key: int, show: Callable[[Picture, Shot, float], None]) -> None:
         """Add a browser."""

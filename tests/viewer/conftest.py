@@ -15,10 +15,11 @@ def trained(tmp_path_factory):
     """A run folder with checkpoints of two steps, and its scene beside it."""
     folder = tmp_path_factory.mktemp("viewer")
     write_blender(folder / "scene", num_views=5, size=(24, 16))
-    train.main(["--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--scene",
-                str(folder / "scene"), "--log_dir", str(folder), "--exp_name", "run",
-                "--max_steps", "40", "--save_every", "20", "--eval_every", "20", "--log_every",
-                "10", "--keep_checkpoints", "3", "--no-final_eval"])
+    train.main([
+        "--preset", "debug", "--device", "cpu", "--model", "zipnerf", "--num_multisamples", "1",
+        "--scene", str(folder / "scene"), "--log_dir", str(folder), "--exp_name", "run",
+        "--max_steps", "40", "--save_every", "20", "--eval_every", "20", "--log_every", "10",
+        "--keep_checkpoints", "3", "--no-final_eval"])
     return folder / "run"
 
 
