@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -102,10 +102,15 @@ def save_checkpoint(folder: Path | str, *, model: RayModel,
     if refinement is not None:
         content["refinement"] = refinement.state_dict()
     write_atomically(path, lambda file: torch.save(content, file))
+    drop_old_checkpoints(folder, step, keep)
+    return path
+
+
+def drop_old_checkpoints(folder: Path | str, step: int, keep: int) -> None:
+    """Delete the checkpoints before `step` but for the `keep` newest up to it."""
     checkpoints = [p for p in list_checkpoints(folder) if step_of(p) <= step]
     for old in checkpoints[keep:]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def step_of(path: Path) -> int:
@@ -119,13 +124,18 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def clean_run_folder(folder: Path | str, step: int) -> None:
-    """Delete partial files; rename corrupt checkpoints of later steps to `.broken`."""
+def clean_run_folder(folder: Path | str, step: int, keep: int) -> None:
+    """Finish what a killed process left: delete partial files, and all but `keep` checkpoints.
+
+    Corrupt checkpoints of later steps are renamed to `.broken`.
+    """
     for path in Path(folder).glob("*.partial"):
         path.unlink()
     for path in list_checkpoints(folder):
         if step_of(path) > step:
             path.rename(path.with_suffix(".broken"))
+    # A process killed between writing its last checkpoint and this would leave one more for good.
+    drop_old_checkpoints(folder, step, keep)
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
@@ -175,10 +185,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, run: Checkpoint) -> None
     Raises UserError if the state is not that of these parameters: the fused optimizer would read
     beyond the end of a tensor that is too small.
     """
-    fitting(run.path, "optimizer", lambda: _restore_optimizer(optimizer, run.optimizer))
+    fitting(run.path, "optimizer", partial(_restore_optimizer, optimizer, run))
 
 
-def _restore_optimizer(optimizer, saved):
+def _restore_optimizer(optimizer, run):
+    saved = run.optimizer
+    if run.step and not saved["state"]:
+        raise ValueError("it has no state")
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
         raise ValueError("other groups of parameters")
@@ -296,15 +309,24 @@ def to_dict(record: TensorRecord) -> dict[str, Any]:
             for name, value in values.items()}
 
 
+def check_fields(record: TensorRecord | None) -> None:
+    """Raise TypeError or ValueError for a field of another type, or that is not finite float32."""
+    for f in fields(record) if record is not None else ():
+        value = getattr(record, f.name)
+        if not isinstance(value, cast(Any, f.type)):
+            raise TypeError(f"{f.name} is a {type(value).__name__}")
+        if isinstance(value, Tensor) and value.is_floating_point() and not (
+                value.dtype == torch.float32 and bool(value.isfinite().all())):
+            raise ValueError(f"{f.name} is not finite, or not of float32")
+
+
 def scene_from_dict(values: dict[str, Any]) -> Scene:
     """The `Scene` of a saved `dict`. Raises TypeError or ValueError if its values do not fit."""
     lights = values.get("lights")
     scene = Scene(**values | {"cameras": Cameras(**values["cameras"]),
                               "lights": lights and Lights(**lights)})
     for record in (scene, scene.cameras, scene.lights):
-        for f in fields(record) if record is not None else ():
-            if not isinstance(getattr(record, f.name), f.type):
-                raise TypeError(f"{f.name} is a {type(getattr(record, f.name)).__name__}")
+        check_fields(record)
     ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)
     if scene.box.shape != (2, 3) or scene.world_to_scene.shape != (4, 4):
         raise ValueError("a box or a transformation of another shape")
