@@ -160,7 +160,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         num_images = len(scene["train"].names) // len(config.scales)
     model = build_model(config, select_device(config), num_images=num_images)
     fitting(path, f"model of --model {config.model}",
-            lambda: model.load_state_dict(content["model"]))
+            partial(restore_weights, model, content["model"]))
     run = Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
         scene=scene, optimizer=content["optimizer"])
@@ -179,6 +179,14 @@ def fitting(path: Path, part: str, read: Callable[[], Result]) -> Result:
                         "copy it again, or train again.") from None
 
 
+def restore_weights(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
+    """Load saved weights. Raises TypeError or RuntimeError if they are not those of this model."""
+    for name, own in model.state_dict().items():
+        if name in saved and saved[name].dtype != own.dtype:
+            raise TypeError(f"{name} is {saved[name].dtype}")
+    model.load_state_dict(saved)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, run: Checkpoint) -> None:
     """Load a run's optimizer state, but not its rates and options, which the config determines.
 
@@ -195,11 +203,14 @@ def _restore_optimizer(optimizer, run):
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
         raise ValueError("other groups of parameters")
+    for state in saved["state"].values():
+        if not all(value.is_floating_point() for value in state.values()):
+            raise TypeError("its state holds other numbers")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
-            if state[name].shape != parameter.shape or state["step"].dim():
-                raise ValueError(f"{name} of another shape")
+            if state[name].shape != parameter.shape or not 0 <= float(state["step"]) <= run.step:
+                raise ValueError(f"{name} or step of another parameter")
 
 
 @torch.no_grad()
@@ -330,6 +341,9 @@ def scene_from_dict(values: dict[str, Any]) -> Scene:
     ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)
     if scene.box.shape != (2, 3) or scene.world_to_scene.shape != (4, 4):
         raise ValueError("a box or a transformation of another shape")
-    if scene.offsets[1:].tolist() != ends.tolist():
+    if scene.cameras.sizes.is_floating_point() or scene.offsets[1:].tolist() != ends.tolist():
         raise ValueError("sizes of images that do not add up")
+    near, far = map(torch.as_tensor, (scene.cameras.near, scene.cameras.far))
+    if not ((near >= 0) & (near < far)).all():
+        raise ValueError("near and far that are not a range")
     return scene

@@ -102,6 +102,21 @@ def test_other_scenes_are_refused(change, run):
     assert "holds no train scene that fits" in fault_of(path)
 
 
+@pytest.mark.parametrize("near,far", [(0.0, 0.0), (-1.0, 2.0), (3.0, 2.0), (0.0, -1.0)])
+def test_other_ranges_are_refused(near, far, run):
+    path = edit(run, lambda c: c["scene"]["train"]["cameras"].update(
+        near=torch.full((2,), near), far=torch.full((2,), far)))
+    assert "near and far that are not a range" in fault_of(path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(name, run, alarm):
+    (run / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(run / "run" / name)
+    with pytest.raises((UserError, OSError), match=name):
+        train.main(words(run, "--max_steps", "3", "--continue_training"))
+
+
 def test_a_run_without_training_cameras_is_not_rendered(run):
     edit(run, lambda content: content["scene"].pop("train") and None)
     with pytest.raises(UserError, match="holds no training cameras"):
@@ -119,6 +134,8 @@ def first_state(content):
     lambda c: c["optimizer"]["state"].update({0: {"step": torch.tensor(2.0)}}),
     lambda c: first_state(c).update(step=torch.ones(5)),
     lambda c: first_state(c).update(step="x"),
+    lambda c: first_state(c).update(step=torch.tensor(float("nan"))),
+    lambda c: first_state(c).update(exp_avg=first_state(c)["exp_avg"].int()),
     lambda c: c["optimizer"].update(state={}),
     lambda c: c["optimizer"].update(state=3),
     lambda c: c["optimizer"].update(param_groups=3),
@@ -144,6 +161,7 @@ def test_rates_and_options_come_from_the_config(run):
 @pytest.mark.parametrize("change", [
     lambda c: c["model"].update({next(iter(c["model"])): torch.ones(1)}),
     lambda c: c["model"].update({next(iter(c["model"])): "x"}),
+    lambda c: c["model"].update({k: v.to(torch.complex64) for k, v in c["model"].items()}),
     lambda c: c["model"].update(extra=torch.ones(1)), lambda c: c["model"].clear(),
     lambda c: c.update(refinement=3), lambda c: c.update(refinement={}),
     lambda c: [1], lambda c: {"state_dict": {}},
