@@ -243,7 +243,9 @@ def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; raises UserError if it is damaged."""
-    check_file(path, "--run expects a run folder")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; --run expects a run folder.")
+    check_file(path)
     try:
         # torch.load does not compare the checksums in the archive, and it would unpack what is
         # compressed, which PyTorch never writes, to any size.
