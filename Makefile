@@ -15,9 +15,11 @@ demo: $(VENV)/.installed
 	$(RUN) visualize.py --run log/demo --width 400 --frames 30 --fps 15 --visualize_depth \
 		--visualize_normals
 	$(RUN) extract_mesh.py --run log/demo --grid_size 128
+	$(RUN) export.py --run log/demo
 	@echo
 	@echo "Video:  $$(ls -t log/demo/video_*/rgb_depth_normals_*fps.* | grep -v gif | head -n 1)"
 	@echo "Mesh:   $$(ls -t log/demo/mesh_*/mesh.ply | head -n 1)"
+	@echo "Page:   log/demo/page.html   (open it in a browser: double click)"
 	@echo "Scores: $$(ls -t log/demo/eval_test_*/scores.json | head -n 1)"
 	@echo "Next:   $(RUN) evaluate.py --run log/demo"
 	@echo "        $(RUN) train.py --model zipnerf --scene lego   (after scripts/download_blender.sh)"

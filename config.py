@@ -13,7 +13,7 @@ from contradictions import contradictions
 from presets import DEFAULTS, NERV_GEOMETRY, PRESETS, UNBOUNDED
 from runtime import flags, process
 from runtime.errors import UserError, exit_on_user_error, run_script  # noqa: F401  (re-exported)
-from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, freeze, integer, number
+from runtime.flags import PLACE, RENDER, RESUME, SHADE, START, Flag, OneOf, freeze, integer, number
 from runtime.help_page import Script, print_help
 from runtime.run_folder import run_folder, scene_of  # noqa: F401  (re-exported)
 
@@ -31,6 +31,7 @@ POINT_LIGHTS = {"dataset_name": "nerv", "lights": "point"}, "--dataset_name nerv
 LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
 ZOOM = {"path": "zoom"}, "--path zoom"
+DENSITY_MESH = {"method": "density"}, "--method density"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
@@ -43,6 +44,9 @@ width, layers, frequency = integer(1, 16384), integer(1, 128), integer(1, 64)
 intervals, rays = integer(1, 4096), integer(1, 1 << 20)
 positive, not_negative, fraction = number(above=0), number(0), number(0, 1)
 resolution = integer(2, 1 << 20)
+camera_path = OneOf(("auto", "ellipse", "spherical", "spiral", "zoom", "still"),
+                    r".*\.json|[^,]+(,[^,]+)+",
+                    "a file that ends with .json, or names of training images like a,b,c")
 
 FLAGS = {
     "run": [
@@ -260,10 +264,10 @@ FLAGS = {
              "distance map, of the density's gradient, or of --predicted_normals", scope=RENDER),
     ],
     "video": [
-        Flag("path", ("auto", "ellipse", "spherical", "spiral", "zoom", "still"), "auto",
+        Flag("path", camera_path, "auto",
              "auto: ellipse or spiral; ellipse: fitted to the cameras; spherical: circle around "
-             "the scene; spiral: helix, or LLFF's spiral; zoom: to --zoom and back; still: fixed",
-             scope=RENDER),
+             "the scene; spiral: helix, or LLFF's spiral; zoom: to --zoom and back; still: fixed; "
+             "or a file path.json of view.py, or training images: a,b,c", scope=RENDER),
         Flag("frames", integer(1, 100_000), 120, "number of frames", scope=RENDER),
         Flag("fps", integer(1, 1000), 30, "frames per second", scope=RENDER),
         Flag("width", integer(1, 16384), None, "frame width in pixels", scope=RENDER,
@@ -287,18 +291,33 @@ FLAGS = {
         Flag("environment", str, None, "equirectangular map for --relight environment", only=NERV,
              metavar="FILE", scope=RENDER, unset="that of the first training image"),
     ],
+    "viewer": [
+        Flag("host", str, "127.0.0.1", "address to listen on; 0.0.0.0: every network",
+             metavar="ADDRESS", scope=PLACE),
+        Flag("port", integer(1, 65535), 8080, "port of the viewer; the next free one if it is "
+             "taken", scope=PLACE),
+    ],
     "mesh": [
         Flag("grid_size", integer(8, 2048), 256, "grid points along the longest side of the box",
              scope=RENDER),
-        Flag("sigma_threshold", positive, None, "density of the surface", scope=RENDER,
-             unset="estimated from the training rays"),
+        Flag("method", ("density", "tsdf"), "density", "density: isosurface of the density; tsdf: "
+             "fused distances from the training views (default for photographs)", scope=RENDER),
+        Flag("sigma_threshold", positive, None, "density of the surface", only=DENSITY_MESH,
+             scope=RENDER, unset="estimated from the training rays"),
         *[Flag(f"{axis}_range", number(-1e6, 1e6), None, f"{axis} range of the box, in ray "
                "coordinates", nargs=2, metavar=("FROM", "TO"), scope=RENDER,
                unset="what training views see") for axis in "xyz"],
         Flag("mesh_format", ("ply", "obj", "glb"), "ply", "file format", scope=RENDER),
-        Flag("keep_unseen", bool, False, "keep surfaces that no training view sees", scope=RENDER),
+        Flag("keep_unseen", bool, False, "keep surfaces that no training view sees",
+             only=DENSITY_MESH, scope=RENDER),
         Flag("min_component", fraction, 0.01, "drop components below this fraction of the "
              "largest", scope=RENDER),
+    ],
+    "export": [
+        Flag("format", ("html", "ply", "cameras"), "html", "html: one page that renders the model "
+             "in a browser; ply: surface points with colours and normals; cameras: "
+             "transforms.json and a COLMAP model", scope=RENDER),
+        Flag("num_points", positive_int, 200_000, "about so many surface points", scope=RENDER),
     ],
 }
 BY_NAME: dict[str, Flag] = {flag.name: flag for group in FLAGS.values() for flag in group}
@@ -317,8 +336,13 @@ SCRIPTS = {
                        also=("lights",)),
     "visualize": Script(f"Render a video of a trained model. {FIND_RUN}",
                         ("run", "model", "video"), RENDERING, also=("normals_from",)),
+    "view": Script(f"Look at a trained model, or one in training, in the browser. {FIND_RUN}",
+                   ("run", "viewer"), RENDERING, also=("exact", "skip_empty", "normals_from",
+                                                       "shade_at", "bounce_directions")),
     "extract_mesh": Script(f"Extract a coloured mesh from a trained model. {FIND_RUN}",
                            ("run", "model", "mesh"), RENDERING, also=("exact",)),
+    "export": Script(f"Write a trained model as a page, points or cameras. {FIND_RUN}",
+                     ("run", "export"), RENDERING),
 }
 ANY_SCRIPT = Script("Flags of all scripts.", tuple(FLAGS))
 

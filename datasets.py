@@ -17,6 +17,7 @@ from loaders.bounds import cube
 from loaders.checks import (
     check_array,
     check_forward_facing,
+    check_masks,
     check_poses,
     check_string,
     near_far,
@@ -194,9 +195,7 @@ class NeRFDataset:
                             "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
-            if not masks.any():
-                raise UserError(f"the masks of {loader.root} leave out every pixel; white counts, "
-                                "so invert them.")
+            check_masks(masks, loader.root)
         return replace(scene, pixels=pixels, masks=masks)
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:

@@ -5,8 +5,9 @@
     python extract_mesh.py --scene lego --sigma_threshold 20 --x_range -1 1 --keep_unseen
 
 Needs only the run folder, not the dataset. The mesh is in the coordinates of the scene's files. Its
-bounding box and density threshold are estimated by rendering from the training cameras, and
-surfaces that no training view sees are removed (`--keep_unseen` keeps them).
+bounding box is estimated by rendering from the training cameras. `--method density` is the surface
+of a density, and surfaces that no training view sees are removed (`--keep_unseen` keeps them);
+`--method tsdf`, the default for photographs, fuses rendered distances.
 """
 
 import json
@@ -31,8 +32,8 @@ from exporters.mesh import (
     folder_name,
     mesh_sheet,
     representative_view,
-    write_mesh,
 )
+from exporters.mesh_files import write_mesh
 from ray_utils import image_rays
 from rendering import render_image
 from runtime.devices import select_device
@@ -62,10 +63,12 @@ def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
     scene = run.scene["train"].to(select_device(run.config))
     target = find_target(run.model, scene, run.config)
     grid = target.grid
-    print(f"Surface of density {target.threshold:.3g} between {target.low.round(3)} and "
+    surface = (f"Surface of density {target.threshold:.3g}" if target.method == "density"
+               else "Surface of fused distances")
+    print(f"{surface} between {target.low.round(3)} and "
           f"{target.high.round(3)}, on {'x'.join(map(str, grid.shape))} points "
           f"{grid.cell_size:.3g} apart.", flush=True)
-    mesh, stats = extract(run.model, scene, run.config, target)
+    mesh, stats = extract(scene, run.config, target)
     print(f"{stats['evaluated']:,} points evaluated, {stats['evaluated_share']:.1%} of the grid.\n"
           f"{stats['vertices']:,} vertices and {stats['faces']:,} faces, after "
           f"{time.perf_counter() - begin:.0f} s.", flush=True)

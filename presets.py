@@ -32,6 +32,8 @@ DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"dataset_name": "llff"}, {
         "factor": 4, "bg_range": (0.0, 0.0), "ndc": True, "ray_shape": "cylinder",
         "density_noise": 1.0}),
+    # The density of photographs is foggy; its isosurface is a ragged sheet.
+    ({"dataset_name": (*UNBOUNDED, "llff")}, {"method": "tsdf"}),
     # Inward-facing cameras have no common forward direction, so neither NDC nor its cylinders.
     ({"dataset_name": "llff", "spherify": True}, {"ndc": False, "ray_shape": "cone"}),
     ({"dataset_name": "colmap"}, {"factor": 4, "bg_range": (0.0, 0.0), "lindisp": True}),

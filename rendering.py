@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -173,6 +173,18 @@ class Renderer:
         return concatenate(parts).map(lambda x: x.reshape((*rays.shape, *x.shape[1:])))
 
     @torch.no_grad()
+    def with_appearance(self, image_idx: int) -> "Renderer":
+        """The same renderer with the appearance of a training image.
+
+        Rays must have its index, `Rays.image_idx`, too: the exact path reads it there.
+        """
+        if self.marcher is None:
+            return self
+        embedding = self.model.embeddings(torch.tensor([image_idx]))
+        field = cast(HashField, self.model.field)
+        return replace(self, marcher=self.marcher.with_appearance(field, embedding))
+
+    @torch.no_grad()
     def _march(self, rays: Rays) -> RenderOutput:
         output = self.marcher(rays, self.model.view_inputs(rays))
         near, far = rays.near[:, 0], rays.far[:, 0]
@@ -274,20 +286,36 @@ def world_normals(cameras: Cameras, rays: Rays, output: RenderOutput) -> Tensor 
     return normalize(normals, dim=-1, eps=1e-20) * (output.acc > 0.5).to(normals)[..., None]
 
 
-def surface_normals(distance: Tensor, viewdirs: Tensor, acc: Tensor) -> Tensor:
+class NormalFit(NamedTuple):
+    """How planes are fitted in an image: angle between pixels in radians, pixels to each side."""
+
+    pixel_angle: Tensor
+    window: int
+
+
+def normal_fit(distance: Tensor, viewdirs: Tensor, acc: Tensor) -> NormalFit:
+    """The `NormalFit` of a distance map; arguments as in `surface_normals`."""
+    angles = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
+    pixel_angle = torch.nan_to_num(torch.cat(angles).mean(), nan=1.0)
+    noise = _noise(distance, distance * pixel_angle, (acc > 0.5).to(distance))
+    window = min(max(round(WINDOW_PER_NOISE * noise), NORMAL_WINDOWS[0]), NORMAL_WINDOWS[1])
+    return NormalFit(pixel_angle, window)
+
+
+def surface_normals(distance: Tensor, viewdirs: Tensor, acc: Tensor,
+                    fit: NormalFit | None = None) -> Tensor:
     """World normals `[h, w, 3]` of the surface in a distance map; 0 in empty pixels.
 
     distance: `[h, w]` from the camera in world units along the unit vectors `viewdirs [h, w, 3]`;
-    acc: `[h, w]` opacity. Each normal is that of the plane that best fits the points of the
-    neighbouring pixels. So normals show the visible surface; gradients of the density would also
-    show noise inside it.
+    acc: `[h, w]` opacity; fit: that of the whole image, for a part of it; a pixel's normal depends
+    on the pixels within its window. Each normal is that of the plane that best fits the points of
+    the neighbouring pixels. So normals show the visible surface; gradients of the density would
+    also show noise inside it.
     """
     points = distance[..., None] * viewdirs
     solid = (acc > 0.5).to(points)
-    angles = [viewdirs.diff(dim=axis).norm(dim=-1).flatten() for axis in (0, 1)]
-    pixel_width = distance * torch.nan_to_num(torch.cat(angles).mean(), nan=1.0)
-    window = round(WINDOW_PER_NOISE * _noise(distance, pixel_width, solid))
-    window = min(max(window, NORMAL_WINDOWS[0]), NORMAL_WINDOWS[1])
+    pixel_angle, window = fit or normal_fit(distance, viewdirs, acc)
+    pixel_width = distance * pixel_angle
     normals = -viewdirs
     # The first fit weights neighbours by distance along the ray, the second by distance from the
     # first plane.

@@ -5,6 +5,7 @@
     python visualize.py --dataset_name colmap --scene garden                an ellipse or an arc
     python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
     python visualize.py --dataset_name multicam --scene lego --path zoom    to twice and back
+    python visualize.py --run log/lego --path path.json                     key frames of view.py
     python visualize.py --run log/nerv_demo_nerv --relight light --path still  moving light
 
 Needs only the run folder, not the dataset. Rendering is resumable: run the same command again.
@@ -24,6 +25,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
+from cameras.keyframes import names_key_frames
 from cameras.paths import choose_path
 from checkpoint import Checkpoint, open_run
 from exporters.encoder import find_encoder
@@ -76,7 +78,8 @@ def make_video(run: Checkpoint, device: torch.device) -> None:
     with distributed.on_main(lambda: sole_writer(folder, "rendering a video")):
         with distributed.main_first():
             check_same_frames(folder, run)
-        print(f"{config.frames} frames of {width}x{height} on the {path} path, into {folder}",
+        route = f"through {path}" if names_key_frames(path) else f"on the {path} path"
+        print(f"{config.frames} frames of {width}x{height} {route}, into {folder}",
               flush=True)
         render_options = {"chunk": config.chunk, "shading": run.shading,
                           "normals_from": shown_normals(config)}

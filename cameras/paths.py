@@ -270,13 +270,10 @@ def frame_intrinsics(cameras: Cameras, width: int | None, height: int | None,
 
     They follow the largest training image, all of which is visible at the centre of a frame.
     """
-    largest = int(cameras.sizes.prod(dim=-1).argmax())
+    largest = largest_image(cameras)
     full = cameras.sizes[largest].cpu().numpy()
     inverse = cameras.pixtocams[largest].double().cpu().numpy()
-    if width is None and height is None:
-        width, height = full.tolist()
-    width = width or max(1, round(full[0] * height / full[1]))
-    height = height or max(1, round(full[1] * width / full[0]))
+    width, height = frame_size(cameras, width, height)
     scale = min(width / full[0], height / full[1])
     focal_x, focal_y = (scale * magnification / abs(inverse[i, i]) for i in (0, 1))
     pixtocams = np.zeros((len(magnification), 3, 3))
@@ -284,6 +281,20 @@ def frame_intrinsics(cameras: Cameras, width: int | None, height: int | None,
     pixtocams[:, 1, 1], pixtocams[:, 1, 2] = -1 / focal_y, 0.5 * height / focal_y
     pixtocams[:, 2, 2] = -1
     return (width, height), pixtocams
+
+
+def frame_size(cameras: Cameras, width: int | None, height: int | None) -> tuple[int, int]:
+    """Width and height of frames; what is None follows from the largest training image."""
+    full = cameras.sizes[largest_image(cameras)].tolist()
+    if width is None and height is None:
+        return full[0], full[1]
+    return (width or max(1, round(full[0] * height / full[1])),
+            height or max(1, round(full[1] * width / full[0])))
+
+
+def largest_image(cameras: Cameras) -> int:
+    """The index of the training image with the most pixels."""
+    return int(cameras.sizes.prod(dim=-1).argmax())
 
 
 def check_ndc(cameras: Cameras, path: str) -> None:

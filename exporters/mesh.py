@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
 
 import coord
 import image_utils
-import pose_utils
 from config import BY_NAME, shading_name
 from exporters import isosurface
 from exporters.isosurface import Grid, Isosurface
@@ -26,20 +23,22 @@ from exporters.survey import (
     grid_to_world,
     is_seen,
     survey_scene,
+    viewing_directions,
 )
+from exporters.tsdf import SURFACE, fused_occupancy, render_distances
 from models.base import RayModel
 from ray_utils import footprint_radius, points_to_pixels, reached_box
 from rendering import Renderer, build_occupancy, make_renderer
 from runtime.errors import UserError
-from runtime.files import write_atomically
 from runtime.run_folder import as_name
 from structures import Cameras, Rays, Scene, Shading
 
 # Number of grid cells behind the visible surface that still count as seen.
 SLACK_IN_CELLS = 2.0
 
-# Half the length, in grid cells, of the rays that colour the vertices.
-COLOUR_REACH_IN_CELLS = 2.0
+# Half the length, in grid cells, of the rays that colour the vertices. Fused surfaces are smoother
+# than the density, and so farther from it.
+COLOUR_REACH_IN_CELLS = {"density": 2.0, "tsdf": 4.0}
 
 # A component is kept if a corner of it differs by more than this from the background, in [0, 1].
 MIN_CONTRAST = 0.1
@@ -53,19 +52,21 @@ class Mesh(NamedTuple):
     """A mesh in the world of the cameras.
 
     vertices: `[V, 3]`; faces: `[F, 3]`; cell_sizes: `[V]`, the size of a grid cell at each vertex;
-    colours: `[V, 3]` in [0, 1], or None before they are known.
+    colours: `[V, 3]` sRGB values in [0, 1], or None before they are known; roughness: `[V]` of a
+    relightable model's surface, else None.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     cell_sizes: np.ndarray
     colours: np.ndarray | None = None
+    roughness: np.ndarray | None = None
 
     def select(self, keep: np.ndarray) -> "Mesh":
         """The mesh of the faces selected by a bool `[F]`, and of the vertices that they use."""
         faces, used = isosurface.select_faces(self.faces, keep)
-        colours = None if self.colours is None else self.colours[used]
-        return Mesh(self.vertices[used], faces, self.cell_sizes[used], colours)
+        vertices, _, *attributes = self
+        return Mesh(vertices[used], faces, *(x if x is None else x[used] for x in attributes))
 
 
 # Extraction.
@@ -74,8 +75,10 @@ class Mesh(NamedTuple):
 class Target(NamedTuple):
     """The surface to extract: where `density` equals `threshold` on a grid.
 
-    low, high: corners `[3]` of the bounding box that the grid covers; density: maps points
-    `[M, 3]` to `[M]`. All are in the coordinates of rays.
+    survey: of the scene; low, high: corners `[3]` of the bounding box that the grid covers;
+    density: maps points `[M, 3]` to `[M]`. All are in the coordinates of rays.
+    renderer: for the colours; method: of the flag `--method`. With "tsdf" the density is that of
+    `fused_occupancy`.
     """
 
     survey: Survey
@@ -84,25 +87,33 @@ class Target(NamedTuple):
     grid: Grid
     density: Callable[[np.ndarray], np.ndarray]
     threshold: float
+    renderer: Renderer
+    method: str
 
 
 def find_target(model: RayModel, scene: Scene, config: Any) -> Target:
-    """Estimate bounding box and density threshold by rendering from the training cameras.
+    """Estimate the bounding box, and the density threshold or the fused distances of `--method`.
 
-    scene: that of the training views, on the model's device. Flags override both estimates. Raises
-    UserError if no ray hits a surface, or for an empty range.
+    Both come from rendering the training cameras; flags override box and threshold. scene: that
+    of the training views, on the model's device. Raises UserError if no ray hits a surface, or
+    for an empty range.
     """
     occupancy = build_occupancy(model, reached_box(scene), SURVEY_RAYS)
     survey = survey_scene(model, scene, chunk=config.chunk, occupancy=occupancy)
     low, high = choose_box(config, survey, scene.box.cpu())
     grid = isosurface.make_grid(low, high, config.grid_size)
-    density = density_at(model, survey, grid.cell_size, config.chunk)
-    threshold = choose_threshold(config, survey, density)
-    return Target(survey, low, high, grid, density, threshold)
+    renderer = make_renderer(model, scene, config.exact)
+    if config.method == "tsdf":
+        maps = render_distances(renderer, scene, chunk=config.chunk,
+                                shading=Shading.from_config(config))
+        density, threshold = fused_occupancy(maps, grid.cell_size, scene.cameras.ndc), SURFACE
+    else:
+        density = density_at(model, survey, grid.cell_size, config.chunk)
+        threshold = choose_threshold(config, survey, density)
+    return Target(survey, low, high, grid, density, threshold, renderer, config.method)
 
 
-def extract(model: RayModel, scene: Scene, config: Any, target: Target
-            ) -> tuple[Mesh, dict]:
+def extract(scene: Scene, config: Any, target: Target) -> tuple[Mesh, dict]:
     """The coloured `Mesh` of a target, and the content of `mesh.json`.
 
     scene: as for `find_target`. Unless `--keep_unseen`, surfaces that no training view sees and
@@ -110,13 +121,12 @@ def extract(model: RayModel, scene: Scene, config: Any, target: Target
     """
     surface = find_surface(target, scene.cameras.ndc, config.keep_unseen)
     mesh = to_world(surface, target.grid.cell_size, scene.cameras.ndc)
-    check_not_empty(mesh, surface, "there is no surface", target.threshold)
+    check_not_empty(mesh, surface, "there is no surface", target)
     if not config.keep_unseen:
         mesh = remove_unseen(mesh, target.survey)
-        check_not_empty(mesh, surface, "no training view sees the surface", target.threshold)
+        check_not_empty(mesh, surface, "no training view sees the surface", target)
     mesh = remove_small_components(mesh, config.min_component)
-    renderer = make_renderer(model, scene, config.exact, len(mesh.vertices))
-    mesh = colour_vertices(mesh, renderer, target.survey, scene, chunk=config.chunk,
+    mesh = colour_vertices(mesh, target, scene, chunk=config.chunk,
                            shading=Shading.from_config(config))
     if not config.keep_unseen:
         mesh = remove_background(mesh, scene.background)
@@ -135,8 +145,10 @@ def find_surface(target: Target, ndc: tuple | None, keep_unseen: bool) -> Isosur
 
 def summary(mesh: Mesh, surface: Isosurface, target: Target) -> dict:
     """The content of `mesh.json`; lengths are in the coordinates of rays."""
+    threshold = target.threshold if target.method == "density" else None
     return {
-        "sigma_threshold": target.threshold, "box": [target.low.tolist(), target.high.tolist()],
+        "method": target.method, "sigma_threshold": threshold,
+        "box": [target.low.tolist(), target.high.tolist()],
         "grid": target.grid.shape, "step_of_grid": target.grid.cell_size,
         "evaluated": surface.num_evaluated,
         "evaluated_share": surface.num_evaluated / math.prod(target.grid.shape),
@@ -144,11 +156,14 @@ def summary(mesh: Mesh, surface: Isosurface, target: Target) -> dict:
     }
 
 
-def check_not_empty(mesh: Mesh, surface: Isosurface, problem: str, threshold: float) -> None:
+def check_not_empty(mesh: Mesh, surface: Isosurface, problem: str, target: Target) -> None:
     """Raise UserError for a mesh without faces; `problem` begins the message."""
+    if not len(mesh.faces) and target.method == "tsdf":
+        raise UserError(f"{problem} of the fused distances in the bounding box; set the box by "
+                        "--x_range, --y_range and --z_range, or give --method density.")
     if not len(mesh.faces):
         low, high = surface.density_range
-        raise UserError(f"{problem} of density {threshold:.3g} in the bounding box, where "
+        raise UserError(f"{problem} of density {target.threshold:.3g} in the bounding box, where "
                         f"densities range from {low:.3g} to {high:.3g}; set --sigma_threshold, or "
                         "the box by --x_range, --y_range and --z_range.")
 
@@ -164,8 +179,11 @@ def to_world(surface: Isosurface, cell_size: float, ndc: tuple | None) -> Mesh:
 
 
 def remove_unseen(mesh: Mesh, survey: Survey) -> Mesh:
-    """Keep the faces of which a training view sees a corner."""
-    seen = is_seen(survey, mesh.vertices, SLACK_IN_CELLS * mesh.cell_sizes)
+    """Keep the faces of which a training view sees a corner, and from outside.
+
+    Behind the edges of objects fused distances have a second surface, which faces away.
+    """
+    seen = is_seen(survey, mesh.vertices, SLACK_IN_CELLS * mesh.cell_sizes, vertex_normals(mesh))
     return mesh.select(seen[mesh.faces].any(axis=1))
 
 
@@ -192,38 +210,43 @@ def remove_background(mesh: Mesh, background: float) -> Mesh:
 # Colours.
 
 
-def colour_vertices(mesh: Mesh, renderer: Renderer, survey: Survey, scene: Scene,
-                    **render_options: Any) -> Mesh:
-    """The mesh with colours: those of short rays through its vertices, against the normals.
+def colour_vertices(mesh: Mesh, target: Target, scene: Scene, **render_options: Any) -> Mesh:
+    """The mesh with colours: those of short rays through its vertices (`vertex_rays`).
 
-    Colours of a relightable model are its albedo. render_options: of `Renderer.render`.
+    A relightable model gives its albedo and roughness. render_options: of `Renderer.render`.
     """
-    rays = vertex_rays(mesh, survey, scene.cameras.ndc, renderer.model.ray_shape)
-    output = renderer.render(scene.light_rays(rays, 0), **render_options)
-    # Subtract the background before dividing by opacity.
+    rays = vertex_rays(mesh, target, scene.cameras.ndc)
+    output = target.renderer.render(scene.light_rays(rays, 0), **render_options)
     opacity = output.acc[:, None].clamp(min=1e-3)
+    if "albedo" in output.extras:
+        albedo, roughness = ((output.extras[name] / opacity).clamp(0, 1)
+                             for name in ("albedo", "roughness"))
+        return mesh._replace(colours=image_utils.linear_to_srgb(albedo).cpu().numpy(),
+                             roughness=roughness[:, 0].cpu().numpy())
+    # Subtract the background before dividing by opacity.
     premultiplied = output.rgb - (1 - output.acc[:, None]) * scene.background
-    colours = output.extras.get("albedo", premultiplied) / opacity
-    return mesh._replace(colours=colours.clamp(0, 1).cpu().numpy())
+    return mesh._replace(colours=(premultiplied / opacity).clamp(0, 1).cpu().numpy())
 
 
-def vertex_rays(mesh: Mesh, survey: Survey, ndc: tuple | None, ray_shape: str) -> Rays:
-    """Rays `[V]` towards the surface, against the normals, that pass the vertices at t = 1.5.
+def vertex_rays(mesh: Mesh, target: Target, ndc: tuple | None) -> Rays:
+    """Rays `[V]` that pass the vertices at t = 1.5, as the training views look at them.
 
     t runs from 1 to 2. It starts at 1, and not at 0, because samples may be spaced in 1 / t.
     """
-    normals = vertex_normals(mesh)
-    reach = COLOUR_REACH_IN_CELLS * mesh.cell_sizes[:, None] * normals
-    start, end = (
-        torch.as_tensor(points, dtype=torch.float32, device=survey.points.device)
-        for points in (mesh.vertices + reach, mesh.vertices - reach))
+    survey, ray_shape = target.survey, target.renderer.model.ray_shape
+    viewdirs = viewing_directions(survey, mesh.vertices, vertex_normals(mesh),
+                                  SLACK_IN_CELLS * mesh.cell_sizes)
+    vertices, cells = (torch.as_tensor(x, dtype=torch.float32, device=viewdirs.device)
+                       for x in (mesh.vertices, mesh.cell_sizes))
+    reach = COLOUR_REACH_IN_CELLS[target.method] * cells[:, None] * viewdirs
+    start, end = vertices - reach, vertices + reach
     if ndc is not None:
         start, end = coord.points_to_ndc(start, *ndc), coord.points_to_ndc(end, *ndc)
     directions = end - start
     one = torch.ones_like(directions[:, :1])
     return Rays(
         origins=start - directions, directions=directions, near=one, far=2 * one, lossmult=one,
-        viewdirs=torch.as_tensor(-normals, dtype=torch.float32, device=one.device),
+        viewdirs=viewdirs,
         radii=survey.radius / float(footprint_radius(1.0, torch.tensor(1.5), ray_shape)) * one,
         cam_idx=torch.zeros_like(one, dtype=torch.long),
     )
@@ -239,7 +262,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
 
 
-# Files.
+# Names.
 
 
 def folder_name(run: Any) -> str:
@@ -249,6 +272,8 @@ def folder_name(run: Any) -> str:
     """
     config = run.config
     name = f"mesh_{run.step:08d}_{config.grid_size}{shading_name(config, run.saved_config)}"
+    if config.method != "density":
+        name += f"_{config.method}"
     if config.sigma_threshold is not None:
         name += f"_sigma{as_name(config.sigma_threshold)}"
     for axis, ends in box_ranges(config).items():
@@ -261,21 +286,6 @@ def folder_name(run: Any) -> str:
     if config.min_component != BY_NAME["min_component"].default:
         name += f"_pieces{as_name(config.min_component)}"
     return name
-
-
-def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
-    """Atomically write a mesh in the coordinates of the scene's files.
-
-    path: with suffix .ply, .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
-    it cannot be written.
-    """
-    to_files = np.linalg.inv(world_to_scene.double().numpy())
-    vertices = pose_utils.transform_points(mesh.vertices, to_files)
-    result = trimesh.Trimesh(vertices, mesh.faces, process=False,
-                             vertex_colors=image_utils.to_uint8(mesh.colours))
-    content = result.export(file_type=path.suffix[1:])
-    content = content.encode() if isinstance(content, str) else content
-    write_atomically(path, lambda file: file.write(content))
 
 
 # Images.

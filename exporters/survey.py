@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import coord
 from cameras.paths import summarize_cameras
@@ -177,18 +178,45 @@ def density_at(model: RayModel, survey: Survey, cell_size: float,
 # Visibility.
 
 
-def is_seen(survey: Survey, points: np.ndarray, slack: np.ndarray) -> np.ndarray:
+def is_seen(survey: Survey, points: np.ndarray, slack: np.ndarray,
+            normals: np.ndarray | None = None) -> np.ndarray:
     """Which world points `[M, 3]` a view of the survey sees, bool `[M]`.
 
-    slack: `[M]`, how far behind the visible surface a point may lie, in world units.
+    slack: `[M]`, how far behind the visible surface a point may lie, in world units; normals: of a
+    surface `[M, 3]` that has to face the view, or None.
     """
     seen = np.zeros(len(points), dtype=bool)
     device = survey.points.device
-    world = torch.as_tensor(points, dtype=torch.float32, device=device)
-    tolerance = torch.as_tensor(slack, dtype=torch.float32, device=device)
-    for index in range(len(survey.distances)):
-        seen |= _is_seen_from(survey, index, world, tolerance).cpu().numpy()
+    world, tolerance = _on_device(device, points, slack)
+    outward = None if normals is None else _on_device(device, normals)[0]
+    for index, position in enumerate(survey.cameras.camtoworlds[:, :, 3]):
+        from_here = _is_seen_from(survey, index, world, tolerance)
+        if outward is not None:
+            from_here &= ((position - world) * outward).sum(dim=-1) > 0
+        seen |= from_here.cpu().numpy()
     return seen
+
+
+def _on_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    return [torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays]
+
+
+def viewing_directions(survey: Survey, points: np.ndarray, normals: np.ndarray,
+                       slack: np.ndarray) -> Tensor:
+    """Unit directions `[M, 3]` in which views see world points: a mean that favours frontal views.
+
+    A model's colours are reliable only in directions from which it was seen. Points that no view
+    sees are looked at against their `normals [M, 3]`. slack: as for `is_seen`.
+    """
+    world, outward, tolerance = _on_device(survey.points.device, points, normals, slack)
+    total = torch.zeros_like(world)
+    for index, position in enumerate(survey.cameras.camtoworlds[:, :, 3]):
+        directions = normalize(world - position, dim=-1)
+        frontal = -(directions * outward).sum(dim=-1, keepdim=True)
+        seen = _is_seen_from(survey, index, world, tolerance)[:, None] & (frontal > 0)
+        total += (frontal**2 * directions).where(seen, 0.0)
+    is_known = total.norm(dim=-1, keepdim=True) > 1e-6
+    return normalize(total.where(is_known, -outward), dim=-1)
 
 
 def _is_seen_from(survey: Survey, index: int, points: Tensor, slack: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import image_utils
+from cameras.keyframes import film_cameras, find_key_frames, names_key_frames
 from cameras.paths import path_cameras
 from config import shading_name
 from exporters.encoder import Encoder, write_preview, write_video
@@ -27,7 +28,7 @@ from runtime import distributed, reading
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.run_folder import as_name
-from structures import Cameras, TensorRecord
+from structures import Cameras, Rays, TensorRecord
 
 # The colour scale of distances comes from this number of frames, with at most this many pixels on
 # their longer side.
@@ -57,11 +58,15 @@ class VideoCameras(TensorRecord):
 def video_cameras(run: Any, path: str, width: int | None, height: int | None) -> VideoCameras:
     """The `VideoCameras` of a run (a `Checkpoint`) on a camera path, for frames of the given size.
 
-    Raises UserError for a path that NDC cannot express.
+    Raises UserError for a path that NDC cannot express, and for unusable key frames.
     """
     config, scene = run.config, run.scene["train"]
-    cameras = path_cameras(scene.cameras, path, config.frames, width=width, height=height,
-                           zoom=config.zoom, dolly=config.dolly)
+    if names_key_frames(path):
+        cameras = film_cameras(scene.cameras, find_key_frames(path, scene), config.frames, width,
+                               height)
+    else:
+        cameras = path_cameras(scene.cameras, path, config.frames, width=width, height=height,
+                               zoom=config.zoom, dolly=config.dolly)
     lights = None
     if scene.lights is not None:
         lights = frame_lights(scene.lights, config.relight, config.frames, config.environment)
@@ -94,6 +99,8 @@ def folder_name(run: Any, path: str, width: int, height: int) -> str:
     kind = path
     if kind == "zoom":
         kind = ("dolly" if config.dolly else "zoom") + as_name(config.zoom)
+    elif names_key_frames(path):
+        kind = f"keyframes_{find_key_frames(path, run.scene['train']).checksum()}"
     if config.relight != "none":
         kind += f"_{config.relight}"
     if config.environment:
@@ -171,6 +178,13 @@ def render_frame(renderer: Renderer, video: VideoCameras, index: int,
     rays = image_rays(video.cameras, index)
     if video.lights is not None:
         rays = rays.with_lights(video.lights[index])
+    return render_rays(renderer, video, rays, **render_options)
+
+
+def render_rays(renderer: Renderer, video: VideoCameras, rays: Rays,
+                **render_options: Any) -> Frame:
+    """Render rays `[h, w]` of a frame, all or a part of it. render_options: of `Renderer.render`.
+    """
     output = renderer.render(rays, **render_options)
     distance = world_distance(video.cameras, rays, output.distance_median) / video.scene_scale
     return Frame(output.rgb, rays.viewdirs, output.acc, distance,

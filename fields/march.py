@@ -5,6 +5,7 @@ ends once little light passes. Colours are evaluated where they count. `march` r
 march_numba.py, on a CPU; `march_torch` is its plain twin.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,8 +135,12 @@ class DirectionTerms:
 
 
 @torch.no_grad()
-def pack_field(field: HashField) -> tuple[PackedField, DirectionTerms]:
-    """The weights of a field with colour, for the kernel."""
+def pack_field(field: HashField, appearance: Tensor | None = None
+               ) -> tuple[PackedField, DirectionTerms]:
+    """The weights of a field with colour, for the kernel.
+
+    appearance: embedding `[N]` of a photograph, zero if None.
+    """
     packer, trunk = _Packer(), []
     for layer, (weight, bias) in enumerate(_trunk_layers(field)):
         if layer == 0:
@@ -144,7 +149,7 @@ def pack_field(field: HashField) -> tuple[PackedField, DirectionTerms]:
                       packer.add(bias)))
     density = (field.density.in_features, 1, packer.add(field.density.weight[0]),
                packer.add(field.density.bias + field.density_bias))
-    colour, directions = _pack_colour(field, packer)
+    colour, directions = _pack_colour(field, packer, appearance)
     widths = [row[0] for row in trunk] + [row[0] for row in colour]
     resolutions, offsets, sizes = (np.array(values, dtype=np.int64) for values in field.levels)
     packed = PackedField(
@@ -169,7 +174,7 @@ def _trunk_layers(field):
     return [(weight, bias), *rest]
 
 
-def _pack_colour(field, packer):
+def _pack_colour(field, packer, appearance):
     """The layers after the trunk, of which the linear bottleneck is folded into the next."""
     if not field.use_viewdirs:
         none = field.rgb.weight.new_zeros(0)
@@ -178,7 +183,9 @@ def _pack_colour(field, packer):
         return [row], DirectionTerms(none[:, None], none, 0)
     matrix, shift = field.bottleneck.weight, field.bottleneck.bias
     if field.head.glo_features:
-        scale, added = field.appearance.scale_and_shift(shift.new_zeros(field.head.glo_features))
+        if appearance is None:
+            appearance = shift.new_zeros(field.head.glo_features)
+        scale, added = field.appearance.scale_and_shift(appearance)
         matrix, shift = scale[:, None] * matrix, scale * shift + added
     rows, weights, biases, count = [], [], [], 0
     for i, layer in enumerate([*field.view, field.rgb]):
@@ -289,6 +296,12 @@ class Marcher:
             min_transmittance=MIN_TRANSMITTANCE, min_weight=MIN_WEIGHT,
             is_cone=footprints.positions is not None, is_opaque=is_opaque,
             padding=field.head.rgb_padding, background=background)
+
+    def with_appearance(self, field: HashField, appearance: Tensor) -> "Marcher":
+        """The same with the colours of a photograph's embedding `[N]`."""
+        other = copy.copy(self)
+        other.packed, other.directions = pack_field(field, appearance)
+        return other
 
     def __call__(self, rays: Rays, view_inputs: Tensor) -> MarchOutput:
         """March flat rays; see `march`."""

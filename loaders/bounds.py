@@ -8,11 +8,14 @@ from torch import Tensor
 
 import pose_utils
 from ray_utils import points_to_pixels
-from structures import Cameras
+from structures import Cameras, SparsePoints
 
 # This percentage of the visible points is treated as outliers at each end of the depth range; the
 # remaining range is then widened by a tenth.
 OUTLIER_PERCENT = 0.1
+
+# This percentage of the observations of matched points: where texture repeats, matches are wrong.
+WRONG_MATCH_PERCENT = 1.0
 
 # This many points suffice to estimate the range.
 MAX_POINTS = 20_000
@@ -42,13 +45,32 @@ def visible_range(cameras: Cameras, points: np.ndarray) -> tuple[float, float] |
     return 0.9 * near, 1.1 * far
 
 
+def observed_range(cameras: Cameras, points: SparsePoints) -> tuple[float, float]:
+    """The range of t at which images show their matched points, slightly widened.
+
+    cameras: those that the points' `image_idx` counts.
+    """
+    index, positions = points.image_idx, points.positions[points.point_idx]
+    t = _t_of_points(cameras, index, positions, points_to_pixels(cameras, index, positions)[1])
+    near, far = np.percentile(t.numpy(), [WRONG_MATCH_PERCENT, 100 - WRONG_MATCH_PERCENT])
+    return 0.9 * near, 1.1 * far
+
+
 def _visible_distances(cameras, index, points):
     """The t of those `points` that project into one camera's image."""
-    pixels, depth = points_to_pixels(cameras, torch.full((len(points),), index), points)
+    index = torch.full((len(points),), index)
+    pixels, depth = points_to_pixels(cameras, index, points)
     inside = ((pixels >= 0) & (pixels <= cameras.sizes[index])).all(dim=-1)
-    fisheye = cameras.fisheye is not None and bool(cameras.fisheye[index])
-    t = (points - cameras.camtoworlds[index, :, 3]).norm(dim=-1) if fisheye else depth
+    t = _t_of_points(cameras, index, points, depth)
     return t[inside & (t > 0)].numpy()
+
+
+def _t_of_points(cameras, index, points, depth):
+    """The t of points in the cameras at `index`: their depth, but the distance from fisheyes."""
+    if cameras.fisheye is None:
+        return depth
+    distance = (points - cameras.camtoworlds[index, :, 3]).norm(dim=-1)
+    return distance.where(cameras.fisheye[index], depth)
 
 
 def range_from_cameras(camtoworlds: np.ndarray) -> tuple[float, float]:

@@ -86,6 +86,13 @@ def check_array(values: Sequence, shape: tuple[int, ...], path: Path, key: str) 
     return check_numbers(values, (len(values), *shape), path, key, low=low)
 
 
+def check_masks(masks, root: Path) -> None:
+    """Raise UserError for masks of a scene in `root` without a valid pixel."""
+    if not masks.any():
+        raise UserError(f"the masks in {root} leave out every pixel; white pixels are those that "
+                        "count, so invert the masks, or remove them.")
+
+
 def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:
     """Raise UserError if a camera has a ray with z >= 0, which NDC cannot represent."""
     steepest = corner_rays(cameras).viewdirs[..., 2].amax(dim=-1)

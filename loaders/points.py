@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from loaders.base import Loader
-from loaders.bounds import bounding_box, visible_range
+from loaders.bounds import bounding_box, observed_range
 from loaders.captures import Capture
 from loaders.pixels import file_state
 from sparse.cache import MIN_POINTS, matched_points, summary
@@ -44,12 +44,10 @@ def with_bounds(loader: Loader, scene: Scene, points: SparsePoints | None) -> Sc
     """The scene with the range and box of its points, if it is a capture whose files have none."""
     if points is None or not isinstance(loader, Capture) or len(loader.views.points):
         return scene
-    cameras, positions = loader.aligned[0], points.positions.numpy()
-    visible = visible_range(cameras, positions)
-    if visible is None:
-        return scene
-    box = bounding_box(cameras.camtoworlds.double().numpy(), positions)
-    visible = tuple(float(t) for t in visible)
+    all_cameras = loader.aligned[0]
+    training = all_cameras[torch.as_tensor(loader.split_index("train"))]
+    visible = tuple(float(t) for t in observed_range(training, points))
+    box = bounding_box(all_cameras.camtoworlds.double().numpy(), points.positions.numpy())
     return replace(scene, box=box, cameras=replace(scene.cameras, visible_range=visible))
 
 

@@ -277,6 +277,29 @@ class Number:
         return f"{noun} from {form.format(self.low)} to {form.format(self.high)}"
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A parser of one of some words, or of a text in another form; argparse calls it.
+
+    pattern: regular expression of that form; form: its description.
+    """
+
+    words: tuple[str, ...]
+    pattern: str
+    form: str
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder in help."""
+        return "|".join(self.words)
+
+    def __call__(self, text: str) -> str:
+        if text in self.words or re.fullmatch(self.pattern, text):
+            return text
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(self.words)}, {self.form}, not {text}")
+
+
 def integer(low: float, high: float = LARGEST_INTEGER) -> Number:
     """A parser of whole numbers in [low, high]."""
     return Number(int, low, high)

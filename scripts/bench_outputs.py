@@ -90,7 +90,7 @@ def time_mesh(folder, device, grid_size):
     device = next(run.model.parameters()).device
     begin = time.perf_counter()
     scene = run.scene["train"].to(device)
-    mesh, stats = extract(run.model, scene, config, find_target(run.model, scene, config))
+    mesh, stats = extract(scene, config, find_target(run.model, scene, config))
     seconds, memory = time.perf_counter() - begin, peak_memory(device) / 1e9
     distances = chamfer(mesh, run, stats["step_of_grid"]) if is_demo(run) else ("", "")
     return table_row([folder.name, grid_size, f"{stats['evaluated']:,}",

@@ -42,7 +42,7 @@ def test_choices_of_the_command_line_are_the_tables_of_the_code():
 
     assert set(BY_NAME["model"].kind) == set(MODELS)
     assert set(BY_NAME["dataset_name"].kind) == set(DATASETS)
-    assert set(BY_NAME["path"].kind) == {*PATHS, "zoom", "still", "auto"}
+    assert set(BY_NAME["path"].kind.words) == {*PATHS, "zoom", "still", "auto"}
     assert {name for name in BY_NAME if name.endswith("_loss_mult")} == {
         f"{name}_loss_mult" for name in LOSSES}
 

@@ -23,6 +23,7 @@ from ray_utils import image_rays
 from rendering import render_image
 from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball, brick, union
+from tests.exporters.glb_reader import Glb
 from tests.processes import Script, run_script
 from tests.scenes import write_blender, write_llff
 
@@ -121,6 +122,28 @@ def test_small_and_background_coloured_components_are_removed(monkeypatch, blend
     assert mesh.body_count == 3
 
 
+def test_fused_distances_give_the_seen_surface(monkeypatch, blender_scene):
+    run = analytic_run(blender_scene, AnalyticModel(ball([0.2, 0, 0], 0.7), colour_by_side))
+    mesh, folder = extract(monkeypatch, run, "--method", "tsdf")
+    assert folder.name == "mesh_00000007_64_tsdf"
+    radii = np.linalg.norm(mesh.vertices - [0.2, 0, 0], axis=1)
+    assert np.abs(radii - 0.7).mean() < 0.5 * 1.4 / 63
+    assert mesh.vertices[:, 2].max() > 0.69 and mesh.vertices[:, 2].min() > -0.6
+    right = mesh.vertices[:, 0] > 0.05
+    colours = mesh.visual.vertex_colors[right][:, :3] / 255
+    assert (np.abs(colours - RED).max(axis=1) < 0.02).mean() > 0.999
+    stats = json.loads((folder / "mesh.json").read_text())
+    assert stats["method"] == "tsdf" and stats["sigma_threshold"] is None
+
+
+def test_flags_of_the_density_are_errors_for_fused_distances(monkeypatch, coarse_scene):
+    run = analytic_run(coarse_scene, AnalyticModel(ball([0, 0, 0], 0.7), colour_by_side))
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
+    for flags in (["--keep_unseen"], ["--sigma_threshold", "5"]):
+        with pytest.raises(UserError, match=f"{flags[0]} is for --method density"):
+            extract_mesh.main(["--run", "unused", "--method", "tsdf", *flags])
+
+
 def test_far_surroundings_do_not_enlarge_the_box(monkeypatch, blender_scene):
     """A ball on a wide floor. The cameras surround it at distance 4 and see three times as far."""
     floor = brick([-12, -12, -1], [12, 12, -0.7])
@@ -156,11 +179,17 @@ def test_every_format_keeps_vertices_faces_and_colours(monkeypatch, blender_scen
     assert (folder / f"mesh.{suffix}").exists()
     radii = np.linalg.norm(mesh.vertices - [0.3, 0, 0], axis=1)
     assert np.abs(radii - 0.6).max() < 0.04
-    colours = mesh.visual.vertex_colors[mesh.vertices[:, 0] > 0.1][:, :3] / 255
+    if suffix == "glb":
+        colours = Glb((folder / "mesh.glb").read_bytes()).attribute("COLOR_0")[:, :3] ** (1 / 2.2)
+    else:
+        colours = mesh.visual.vertex_colors[:, :3] / 255
+    colours = colours[mesh.vertices[:, 0] > 0.1]
     np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.03)
 
 
-def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(monkeypatch, tmp_path):
+@pytest.mark.parametrize("method,error,flipped", [("tsdf", 0.03, 0.04), ("density", 0.02, 0)])
+def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(
+        monkeypatch, tmp_path, method, error, flipped):
     poses = np.tile(np.eye(4), (9, 1, 1))
     poses[:, 0, 3] = np.linspace(-0.8, 0.8, 9)
     poses[:, 1, 3] = 0.3 * np.cos(np.arange(9))
@@ -180,11 +209,11 @@ def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(monkeypatch,
                           peak=700.0, bg_rgb=0.0)
     run = analytic_run(tmp_path / "scene", model, "llff", ndc=True, ray_shape="cylinder",
                        bg_range=(0.0, 0.0), factor=4)
-    mesh, _ = extract(monkeypatch, run, "--grid_size", "100")
+    mesh, _ = extract(monkeypatch, run, "--grid_size", "100", "--method", method)
     radii = np.linalg.norm(mesh.vertices - in_files, axis=1)
-    assert np.abs(radii - 0.8).mean() < 0.02
+    assert np.abs(radii - 0.8).mean() < error
     outward = mesh.vertices[mesh.faces].mean(axis=1) - in_files
-    assert (mesh.face_normals * outward).sum(axis=1).min() >= 0
+    assert ((mesh.face_normals * outward).sum(axis=1) < 0).mean() <= flipped
     # Only the half that faces the cameras, which look along the rotated -z axis.
     assert ((mesh.vertices - in_files) @ (rotation @ [0, 0, 1])).min() > -0.4
     right = (mesh.vertices - in_files) @ (rotation @ [1.0, 0, 0]) + 0.2 > 0.05

@@ -20,10 +20,10 @@ ORDER = [
     "runtime", "structures", "stepfun_numba", "stepfun", "coord", "pose_utils", "presets",
     "contradictions", "config", "scheduler", "image_utils", "ray_utils", "loss", "fields", "models",
     "cameras", "sparse", "procedural", "relighting", "model", "rendering", "loaders", "datasets",
-    "checkpoint", "capture", "exporters", "evaluate", "planning", "train",
-    "visualize", "extract_mesh",
+    "checkpoint", "capture", "exporters", "viewer", "evaluate", "planning", "train",
+    "visualize", "extract_mesh", "export", "view",
 ]
-COMMANDS = ["train", "evaluate", "visualize", "extract_mesh"]
+COMMANDS = ["train", "evaluate", "visualize", "extract_mesh", "export", "view"]
 # Longer than 450 lines, and why.
 LONG_FILES = {
     "config.py": "a table of all flags beside what resolves them",
@@ -161,7 +161,7 @@ def test_every_imported_package_is_required_and_pinned():
     used = {PACKAGES.get(n, n) for path in paths for n in packages_imported(path) - known}
     pins = set(requirements(ROOT / "requirements.txt"))
     # Imported inside the functions that can do without them.
-    optional = {"lpips", "certifi", "triton"}
+    optional = {"lpips", "certifi", "triton", "selenium", "viser"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
     assert pins - used <= {"tensorboard"}

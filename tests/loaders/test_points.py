@@ -1,6 +1,7 @@
 """The sparse points of scenes on disk: which images they come from, and their tracks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
@@ -8,7 +9,10 @@ import pytest
 import torch
 from imageio.v3 import imread, imwrite
 
+from loaders.bounds import observed_range
+from loaders.lenses import make_cameras
 from ray_utils import points_to_pixels
+from structures import SparsePoints
 from tests.scenes import change_json, open_scene, write_llff
 from tests.sparse.textured import corner_scene, off_surface
 
@@ -224,3 +228,19 @@ def test_slices_of_ranks_are_those_of_the_whole_batch(tmp_path):
     assert (whole.distance_weight[:14] == 0).all() and (whole.distance[14:] > 0).all()
     plain = batch(slice(None), 0)
     assert plain.distance is None and torch.equal(plain.rgb[:14], whole.rgb[:14])
+
+
+def test_wrong_matches_do_not_stretch_the_range():
+    # 200 points at depths 2 to 3 of a camera at the origin, and one false match at depth 80.
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.cat([torch.rand(200, 3, generator=generator), torch.tensor([[0.0, 0, 78]])])
+    positions = (positions + torch.tensor([0.0, 0, 2])) * torch.tensor([0.1, 0.1, -1])
+    index = torch.arange(201)
+    points = SparsePoints(positions=positions, errors=torch.zeros(201), pixels=torch.zeros(201, 2),
+                          image_idx=torch.zeros(201, dtype=torch.long), point_idx=index)
+    cameras = make_cameras(np.eye(4)[None, :3], [np.diag([0.01, -0.01, -1.0])], [(64, 64)],
+                           near=0.0, far=1.0)
+    near, far = observed_range(cameras, points)
+    assert 1.75 < near < 1.9 and 3.2 < far < 3.35
+    fisheye = replace(cameras, fisheye=torch.ones(1, dtype=torch.bool))
+    assert observed_range(fisheye, points)[1] > far

@@ -25,6 +25,7 @@ from relighting.lights import Lights, environment_lights, incident, point_lights
 from rendering import render_image
 from runtime.errors import UserError
 from scripts import bench_relighting
+from tests.exporters.glb_reader import Glb
 from tests.scenes import write_blender
 
 ORIGIN = torch.zeros(3)
@@ -96,7 +97,10 @@ def test_scripts_run_from_training_to_mesh(scene, tmp_path, capsys, flags):
     with torch.no_grad():
         typical = loaded.model.density(points, torch.full_like(points, 0.01)).median()
     assert extract_mesh.main(["--run", str(run), "--grid_size", "12", "--keep_unseen",
-                              "--sigma_threshold", f"{typical:.4f}"]) == 0
+                              "--mesh_format", "glb", "--sigma_threshold", f"{typical:.4f}"]) == 0
+    material = Glb(next(run.glob("mesh_*/mesh.glb")).read_bytes()).material
+    assert "extensions" not in material
+    assert 0.1 <= material["pbrMetallicRoughness"]["roughnessFactor"] <= 1
     assert visualize.main(["--run", str(run), "--frames", "2", "--path", "still", "--relight",
                            "light", "--visualize_components", "--visualize_depth"]) == 0
     video, = run.glob("video_still_light_*")

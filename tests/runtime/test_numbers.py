@@ -20,7 +20,8 @@ def test_what_is_no_number_is_one_sentence(value):
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
 def test_what_is_no_pair_of_numbers_is_one_sentence(value):
-    with pytest.raises(UserError, match=r"^a.json has size = .*; 2 finite numbers below"):
+    message = r"^a.json has size = .*; 2 finite numbers below 1e\+15 are"
+    with pytest.raises(UserError, match=message):
         check_numbers(value, (2,), "a.json", "size")
 
 

@@ -73,9 +73,9 @@ def test_wrong_json_is_one_sentence(content, message, tmp_path):
 
 def test_whole_numbers_are_exact_or_become_floats(tmp_path):
     path = tmp_path / "a.json"
-    zeros = {name: "0" * count for name, count in (("b", 29), ("c", 400), ("e", 5000))}
-    path.write_text(f'{{"a": {2**63 - 1}, "b": 1{zeros["b"]}, "c": 1{zeros["c"]}, "d": 1e999, '
-                    f'"e": -1{zeros["e"]}}}')
+    numbers = {"a": str(2**63 - 1), "b": "1" + 29 * "0", "c": "1" + 400 * "0", "d": "1e999",
+               "e": "-1" + 5000 * "0"}
+    path.write_text("{" + ", ".join(f'"{name}": {text}' for name, text in numbers.items()) + "}")
     values = read_json(path)
     assert values == {"a": 2**63 - 1, "b": 1e29, "c": math.inf, "d": math.inf, "e": -math.inf}
     assert type(values["a"]) is int
