@@ -102,10 +102,15 @@ def save_checkpoint(folder: Path | str, *, model: RayModel,
     if refinement is not None:
         content["refinement"] = refinement.state_dict()
     write_atomically(path, lambda file: torch.save(content, file))
+    drop_old_checkpoints(folder, step, keep)
+    return path
+
+
+def drop_old_checkpoints(folder: Path | str, step: int, keep: int) -> None:
+    """Delete the checkpoints before `step` but for the `keep` newest up to it."""
     checkpoints = [p for p in list_checkpoints(folder) if step_of(p) <= step]
     for old in checkpoints[keep:]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def step_of(path: Path) -> int:
@@ -119,13 +124,18 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def clean_run_folder(folder: Path | str, step: int) -> None:
-    """Delete partial files; rename corrupt checkpoints of later steps to `.broken`."""
+def clean_run_folder(folder: Path | str, step: int, keep: int) -> None:
+    """Finish what a killed process left: delete partial files, and all but `keep` checkpoints.
+
+    Corrupt checkpoints of later steps are renamed to `.broken`.
+    """
     for path in Path(folder).glob("*.partial"):
         path.unlink()
     for path in list_checkpoints(folder):
         if step_of(path) > step:
             path.rename(path.with_suffix(".broken"))
+    # A process killed between writing its last checkpoint and this would leave one more for good.
+    drop_old_checkpoints(folder, step, keep)
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
@@ -150,7 +160,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         num_images = len(scene["train"].names) // len(config.scales)
     model = build_model(config, select_device(config), num_images=num_images)
     fitting(path, f"model of --model {config.model}",
-            lambda: model.load_state_dict(content["model"]))
+            partial(restore_weights, model, content["model"]))
     run = Checkpoint(
         model=model.eval(), config=config, saved_config=config, step=content["step"], path=path,
         scene=scene, optimizer=content["optimizer"])
@@ -169,24 +179,38 @@ def fitting(path: Path, part: str, read: Callable[[], Result]) -> Result:
                         "copy it again, or train again.") from None
 
 
+def restore_weights(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
+    """Load saved weights. Raises TypeError or RuntimeError if they are not those of this model."""
+    for name, own in model.state_dict().items():
+        if name in saved and saved[name].dtype != own.dtype:
+            raise TypeError(f"{name} is {saved[name].dtype}")
+    model.load_state_dict(saved)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, run: Checkpoint) -> None:
     """Load a run's optimizer state, but not its rates and options, which the config determines.
 
     Raises UserError if the state is not that of these parameters: the fused optimizer would read
     beyond the end of a tensor that is too small.
     """
-    fitting(run.path, "optimizer", lambda: _restore_optimizer(optimizer, run.optimizer))
+    fitting(run.path, "optimizer", partial(_restore_optimizer, optimizer, run))
 
 
-def _restore_optimizer(optimizer, saved):
+def _restore_optimizer(optimizer, run):
+    saved = run.optimizer
+    if run.step and not saved["state"]:
+        raise ValueError("it has no state")
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
         raise ValueError("other groups of parameters")
+    for state in saved["state"].values():
+        if not all(value.is_floating_point() for value in state.values()):
+            raise TypeError("its state holds other numbers")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
-            if state[name].shape != parameter.shape or state["step"].dim():
-                raise ValueError(f"{name} of another shape")
+            if state[name].shape != parameter.shape or not 0 <= float(state["step"]) <= run.step:
+                raise ValueError(f"{name} or step of another parameter")
 
 
 @torch.no_grad()
@@ -219,7 +243,9 @@ def open_run(command_line: Config, also: Collection[str] = ()) -> Checkpoint:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; raises UserError if it is damaged."""
-    check_file(path, "--run expects a run folder")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; --run expects a run folder.")
+    check_file(path)
     try:
         # torch.load does not compare the checksums in the archive, and it would unpack what is
         # compressed, which PyTorch never writes, to any size.
@@ -296,19 +322,30 @@ def to_dict(record: TensorRecord) -> dict[str, Any]:
             for name, value in values.items()}
 
 
+def check_fields(record: TensorRecord | None) -> None:
+    """Raise TypeError or ValueError for a field of another type, or that is not finite float32."""
+    for f in fields(record) if record is not None else ():
+        value = getattr(record, f.name)
+        if not isinstance(value, cast(Any, f.type)):
+            raise TypeError(f"{f.name} is a {type(value).__name__}")
+        if isinstance(value, Tensor) and value.is_floating_point() and not (
+                value.dtype == torch.float32 and bool(value.isfinite().all())):
+            raise ValueError(f"{f.name} is not finite, or not of float32")
+
+
 def scene_from_dict(values: dict[str, Any]) -> Scene:
     """The `Scene` of a saved `dict`. Raises TypeError or ValueError if its values do not fit."""
     lights = values.get("lights")
     scene = Scene(**values | {"cameras": Cameras(**values["cameras"]),
                               "lights": lights and Lights(**lights)})
     for record in (scene, scene.cameras, scene.lights):
-        for f in fields(record) if record is not None else ():
-            value, kind = getattr(record, f.name), cast(type, f.type)
-            if not isinstance(value, kind):
-                raise TypeError(f"{f.name} is a {type(value).__name__}")
+        check_fields(record)
     ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)
     if scene.box.shape != (2, 3) or scene.world_to_scene.shape != (4, 4):
         raise ValueError("a box or a transformation of another shape")
-    if scene.offsets[1:].tolist() != ends.tolist():
+    if scene.cameras.sizes.is_floating_point() or scene.offsets[1:].tolist() != ends.tolist():
         raise ValueError("sizes of images that do not add up")
+    near, far = map(torch.as_tensor, (scene.cameras.near, scene.cameras.far))
+    if not ((near >= 0) & (near < far)).all():
+        raise ValueError("near and far that are not a range")
     return scene

@@ -166,11 +166,6 @@ class NeRFDataset:
         width, height = self.scene.cameras.sizes[index].tolist()
         return self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
 
-    def check_images(self) -> None:
-        """Read every image and mask once; raises UserError for the first that cannot be read."""
-        for index in range(len(self)):
-            self._pixels_of(index), self.mask(index)
-
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
         return self.loader.ground_truth(self.scene, index)
@@ -391,8 +386,8 @@ class LLFF(Loader):
             table = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except Exception as error:  # A damaged header fails in many ways.
             raise UserError(f"{path} is not a NumPy array ({first_line(error)}).") from None
-        rows_fit = table.ndim == 2 and table.shape[1] == 17 and len(table) > 0
-        if not rows_fit or table.dtype.kind not in "fiu":
+        kind = table.dtype.kind
+        if table.ndim != 2 or table.shape[1] != 17 or not table.size or kind not in "fiu":
             raise UserError(f"{path} has {table.dtype} numbers of shape {table.shape}; real ones "
                             "of shape [N, 17] are expected.")
         return table.astype(np.float64)

@@ -311,7 +311,7 @@ def locked_run_folder(folder, config, resumed):
         return
     with sole_writer(folder, "training"):
         if resumed:
-            clean_run_folder(folder, resumed.step)
+            clean_run_folder(folder, resumed.step, config.keep_checkpoints)
         else:
             refuse_to_overwrite(folder)
         write_config(folder, config)

@@ -76,7 +76,7 @@ def examine_scene(config) -> Report:
     dataset = load_dataset(config, "train", read_pixels=False)
     loader, scenes = dataset.loader, dataset.scenes()
     for split in scenes:
-        load_dataset(config, split, read_pixels=False).check_images()
+        loader.check_images(loader.load(split))
     train, test = scenes["train"], scenes["test"]
     cameras = concatenate([train.cameras, test.cameras])
     path, arrangement = choose_path(train.cameras)

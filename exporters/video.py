@@ -24,7 +24,7 @@ from ray_utils import image_rays
 from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights
 from rendering import Renderer, surface_normals, world_distance, world_normals
-from runtime import distributed
+from runtime import distributed, reading
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.run_folder import as_name
@@ -148,8 +148,8 @@ def write_json(path: Path, values: dict) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return reading.read_json(path)
+    except UserError:
         return None
 
 

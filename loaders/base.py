@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from loaders.folders import find_scene
-from loaders.pixels import Source, composite, read_pixels_of
-from loaders.scales import cameras_at_scales, check_sizes, scale_labels
+from loaders.pixels import Source, composite, read_masks_of, read_pixels_of
+from loaders.scales import cameras_at_scales, check_sizes, image_sources, scale_labels
 from sparse.triangulation import Tracks
 from structures import Cameras, Scene
 
@@ -72,6 +72,17 @@ class Loader(ABC):
     def read(self, sources: Sequence[Source]) -> Tensor:
         """The stored pixels of images as uint8 `[P, B]`."""
         return read_pixels_of(sources, self.num_channels)
+
+    def check_images(self, scene: Scene) -> None:
+        """Read each image and mask of a scene once, and forget it.
+
+        Raises UserError for the first that cannot be read, as a training would.
+        """
+        sizes, scales = scene.cameras.sizes, self.config.scales
+        for source in image_sources(scene.files, sizes, scales)[: len(scene.files) // len(scales)]:
+            self.read([source])
+        for source in image_sources(scene.mask_files, sizes, scales) if scene.mask_files else ():
+            read_masks_of([source])
 
     def to_rgb(self, pixels: Tensor, background: float) -> Tensor:
         """Stored pixels `[..., C]` as float RGB `[..., 3]` in [0, 1] on a background."""

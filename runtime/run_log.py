@@ -18,6 +18,7 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.memory import peak_memory
+from runtime.reading import read_bytes
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -163,12 +164,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` as `dict`s; lines that a killed process left half written are
     skipped."""
     lines = []
-    for text in path.read_text(errors="replace").splitlines():
+    for text in read_bytes(path).decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
             if line["step"] >= 0 and line["seconds"] >= 0:
                 lines.append(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return lines
 

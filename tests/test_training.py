@@ -299,6 +299,27 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, scene):
 # Flags that a resumed training may change.
 
 
+def test_a_run_killed_after_its_last_checkpoint_ends_with_the_same_files(tmp_path, scene,
+                                                                         monkeypatch):
+    """The process dies between writing the last checkpoint and deleting the oldest one."""
+    words = ["--max_steps", "4", "--save_every", "2", "--log_every", "2"]
+    train.main(flags(scene, tmp_path / "whole", *words))
+
+    def killed(folder, step, keep):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("checkpoint.drop_old_checkpoints", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(flags(scene, tmp_path / "killed", *words))
+    monkeypatch.undo()
+    assert len(list_checkpoints(tmp_path / "killed" / "run")) == 3
+    train.main(flags(scene, tmp_path / "killed", *words, "--continue_training"))
+    names = [{path.name for path in list_checkpoints(tmp_path / name / "run")}
+             for name in ("whole", "killed")]
+    assert names[0] == names[1] == {"checkpoint_00000002.pt", "checkpoint_00000004.pt"}
+
+
 def test_a_run_folder_is_never_overwritten(tmp_path, scene):
     train.main(flags(scene, tmp_path, "--max_steps", "2"))
     before = list_checkpoints(tmp_path / "run")[0].read_bytes()

@@ -101,7 +101,7 @@ def test_a_missing_device_is_a_one_sentence_error():
 def test_values_that_cannot_be_measured_are_rejected(words):
     result = bench(*words)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "expected a whole number of at least 1" in result.stderr
+    assert "expected a whole number from 1 to" in result.stderr
 
 
 def test_a_failing_case_is_named(monkeypatch):
