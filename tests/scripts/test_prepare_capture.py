@@ -124,7 +124,7 @@ def test_debug_sizes_from_end_to_end(prepared, monkeypatch, capsys):
     monkeypatch.setattr(prepare_capture, "MODEL", "--preset debug --model zipnerf")
     monkeypatch.setattr(prepare_capture, "VIDEO", "--frames 2 --fps 20 --visualize_depth")
     monkeypatch.setattr(prepare_capture, "MESH",
-                        "--grid_size 16 --sigma_threshold 0.2 --keep_unseen")
+                        "--grid_size 16 --method density --sigma_threshold 0.2 --keep_unseen")
     monkeypatch.setattr(prepare_capture, "run_command",
                         lambda words: COMMANDS[Path(words[1]).name].main(words[2:]) or 0)
     assert prepare_capture.main([*prepared, "--train"]) == 0
