@@ -74,7 +74,7 @@ def test_the_final_picture_is_what_visualize_writes(loaded, trained, tmp_path):
     poses = np.stack([POSE, look_at([1.0, 3.0, 1.0])[:3]])
     write_path(path, KeyFrames(camtoworlds=poses, fovs=np.array([0.6, 0.6])), torch.eye(4))
     # So many frames that visualize.py takes the fast path, too, of which only one is compared.
-    visualize.main(["--run", str(trained), "--device", "cpu", "--path", str(path), "--frames", "9",
+    visualize.main(["--run", str(trained), "--device", "cpu", "--path", str(path), "--frames", "40",
                     "--width", "100", "--height", "70", "--visualize_normals"])
     for kind in ("rgb", "normals"):
         written, = trained.glob(f"video_keyframes_*100x70/frames/{kind}_00000.png")
