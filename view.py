@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def address(host: str, port: int) -> str:
-    """Where a browser finds the viewer, and how to reach it on a remote machine."""
+    """The line that names the viewer's address, and the way to it on a remote machine."""
     name = socket.gethostname()
     if host not in LOCAL:
         shown = name if host in ("0.0.0.0", "::") else host

@@ -26,6 +26,7 @@ import pose_utils
 from cameras.paths import check_ndc, frame_range, frame_size, summarize_cameras
 from runtime.errors import UserError
 from runtime.files import write_atomically
+from runtime.reading import parse_json, read_bytes
 from structures import Cameras, Scene
 
 # Points per key frame at which a spline's length is measured.
@@ -118,20 +119,13 @@ def path_text(key_frames: KeyFrames, world_to_scene: torch.Tensor) -> str:
 
 def read_path(path: Path, world_to_scene: torch.Tensor) -> KeyFrames:
     """The `KeyFrames` of a path file. Raises UserError if it cannot be used."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--path {path} cannot be read ({error}); give a path.json.") from None
-    return parse_path(text, f"--path {path}", world_to_scene)
+    return parse_path(read_bytes(path, "give a path.json"), f"--path {path}", world_to_scene)
 
 
-def parse_path(text: str, name: str, world_to_scene: torch.Tensor) -> KeyFrames:
+def parse_path(content: bytes, name: str, world_to_scene: torch.Tensor) -> KeyFrames:
     """The `KeyFrames` of a path file's content; `name` is its name in messages."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name} is not valid JSON: {error}.") from None
-    frames = values.get("key_frames") if isinstance(values, dict) else None
+    values = parse_json(content, name)
+    frames = values.get("key_frames")
     if not isinstance(frames, list):
         raise UserError(f"{name} has no list key_frames; {FORMAT} is expected.")
     if len(frames) < 2:
@@ -155,7 +149,7 @@ def _key_frame(frame: Any, name: str) -> tuple[np.ndarray, float]:
     frame = frame if isinstance(frame, dict) else {}
     try:
         pose = np.array(frame.get("camera_to_world"), dtype=float)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         pose = np.zeros(0)
     if pose.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{name} has no camera_to_world of 3 rows with 4 numbers.")

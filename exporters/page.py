@@ -19,17 +19,19 @@ from torch import Tensor
 import pose_utils
 from cameras.paths import central_pose, frame_intrinsics, summarize_cameras
 from exporters.mesh import representative_view
+from fields.hash_grid import PRIMES
 from fields.march import DirectionTerms, Marcher, MarchOptions, PackedField
 from fields.occupancy import MarchGrid
 from models.base import RayModel
 from models.zipnerf import ZipNeRF
+from ray_utils import RADIUS_PER_PIXEL
 from rendering import make_marcher
 from runtime.errors import UserError
 from structures import Cameras, Scene
 
 SOURCES = Path(__file__).parent / "page_source"
 
-# Texels per row of the textures; the shader and the script know them too.
+# Texels per row of the textures.
 TABLE_WIDTH, PARAMS_WIDTH = 4096, 1024
 
 # Entries are clipped at one of these quantiles of a level's magnitudes, whichever costs least.
@@ -80,9 +82,11 @@ def page_of_march(marcher: Marcher, cameras: Cameras, title: str) -> Page:
     constants = [
         *field_constants(field, table), *options_constants(marcher.options),
         *grid_constants(marcher.grid), *ray_constants(cameras),
+        glsl("TABLE_WIDTH", TABLE_WIDTH), glsl("PARAMS_WIDTH", PARAMS_WIDTH),
         *map(glsl, ("TERMS", "TERMS_WEIGHT", "TERMS_BIAS", "DIRECTION_INPUTS", "VIEW_DEG"),
              (len(bias), weight_at, bias_at, weight.shape[1], marcher.directions.view_deg))]
-    header = {"arrays": layout, "channels": min(4, table.values.shape[1]),
+    header = {"arrays": layout, "widths": {"table": TABLE_WIDTH, "params": PARAMS_WIDTH},
+              "channels": min(4, table.values.shape[1]),
               "grid": len(marcher.grid.skip), "constants": "\n".join(constants),
               "camera": start_camera(cameras)}
     text = fill_template(title, header, base64.b64encode(zlib.compress(data, 9)).decode())
@@ -182,6 +186,7 @@ def ray_constants(cameras: Cameras) -> list[str]:
     """The range of t, and the map to NDC (focal length, width and height) if there is one."""
     ndc = (1.0, 1.0, 1.0) if cameras.ndc is None else cameras.ndc[:3]
     return [glsl("NEAR", float(cameras.near.min())), glsl("FAR", float(cameras.far.max())),
+            glsl("RADIUS_PER_PIXEL", RADIUS_PER_PIXEL),
             glsl("IS_NDC", cameras.ndc is not None), glsl_vector("NDC", [float(x) for x in ndc])]
 
 
@@ -200,6 +205,7 @@ def field_constants(field: PackedField, table: QuantisedTable) -> list[str]:
         glsl_array("COLOUR", field.colour.ravel().tolist()),
         glsl("DENSITY_ROWS", int(field.density[0])), glsl("DENSITY_OFFSET", int(field.density[2])),
         glsl("DENSITY_BIAS", int(field.density[3])),
+        f"const uint PRIME_Y = {PRIMES[1]}u, PRIME_Z = {PRIMES[2]}u;",
     ]
 
 

@@ -14,7 +14,7 @@ from models.base import RayModel
 from ray_utils import footprint_radius, pixels_to_rays, points_to_pixels
 from rendering import render_image, world_distance
 from runtime.errors import UserError
-from structures import Cameras, Rays, Scene
+from structures import Cameras, Rays, RenderOutput, Scene
 
 # Rays of the survey, over all views, and largest number of views.
 SURVEY_RAYS = 1 << 16
@@ -66,7 +66,7 @@ def survey_scene(model: RayModel, scene: Scene, **render_options: Any) -> Survey
         output = render_image(model, rays, **render_options)
         opaque = output.acc > 0.5
         t = output.distance_median
-        distances.append(world_distance(cameras, rays, t).where(opaque, torch.inf))
+        distances.append(opaque_distance(cameras, rays, output))
         points.append((rays.origins + t[..., None] * rays.directions)[opaque])
         radii.append(footprint_radius(rays.radii[..., 0], t, model.ray_shape)[opaque])
     surface, radius = enclosed_points(scene.cameras, torch.cat(points), torch.cat(radii))
@@ -89,6 +89,12 @@ def coarse_rays(cameras: Cameras, index: int, stride: int) -> Rays:
             for side in cameras.sizes[index].tolist()]
     y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
     return pixels_to_rays(cameras, torch.full_like(x, index), x, y)
+
+
+def opaque_distance(cameras: Cameras, rays: Rays, output: RenderOutput) -> Tensor:
+    """World distances to the surface along rays, infinite where a ray is not opaque."""
+    distance = world_distance(cameras, rays, output.distance_median)
+    return distance.where(output.acc > 0.5, torch.inf)
 
 
 def enclosed_points(cameras: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporters.survey import coarse_rays, grid_to_world, survey_cameras
+from exporters.survey import coarse_rays, grid_to_world, opaque_distance, survey_cameras
 from ray_utils import points_to_pixels
-from rendering import Renderer, world_distance
+from rendering import Renderer
 from structures import Cameras, Scene
 
 # Most rays that are fused, over all views.
@@ -56,8 +56,7 @@ def render_distances(renderer: Renderer, scene: Scene, **render_options: Any) ->
     for index in range(len(cameras)):
         rays = coarse_rays(cameras, index, stride)
         output = renderer.render(scene.light_rays(rays, 0), **render_options)
-        distance = world_distance(cameras, rays, output.distance_median)
-        distances.append(distance.where(output.acc > 0.5, torch.inf))
+        distances.append(opaque_distance(cameras, rays, output))
     return DistanceMaps(cameras, stride, distances)
 
 

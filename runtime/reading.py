@@ -91,7 +91,11 @@ def read_json(path: str | Path, if_missing: str = "replace it") -> dict[str, Any
     Numbers may be infinite or NaN: `runtime.numbers` checks those that are used. Raises UserError
     as `read_bytes`, for invalid JSON, for deep nesting and for anything but an object.
     """
-    content = read_bytes(path, if_missing)
+    return parse_json(read_bytes(path, if_missing), path)
+
+
+def parse_json(content: bytes, path: str | Path) -> dict[str, Any]:
+    """`read_json` of a file's content; path: its name in messages."""
     try:
         decoded = content.decode(json.detect_encoding(content))
         if depth_of(decoded) > MAX_DEPTH:

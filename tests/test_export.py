@@ -2,12 +2,17 @@
 
 import json
 
+import numpy as np
 import pycolmap
 import pytest
 import trimesh
 
+import checkpoint
+import export as export_module
+from tests.analytic import AnalyticModel, ball
 from tests.processes import run_script
 from tests.scenes import write_blender
+from tests.test_extract_mesh import analytic_run, colour_by_side
 
 DEBUG = ("--preset", "debug", "--dataset_name", "blender", "--device", "cpu", "--near", "2",
          "--far", "6", "--max_steps", "12", "--eval_every", "0", "--no-final_eval")
@@ -58,10 +63,13 @@ def test_cameras_are_written_for_both_programs(runs):
     assert len(names) == len(frames) == 8 and {frame["file_path"] for frame in frames} == names
 
 
-def test_points_are_written_or_the_reason_why_not(runs):
-    done = export(runs / "zipnerf", "--format", "ply", "--num_points", "500")
-    path = runs / "zipnerf" / "points.ply"
-    if done.returncode == 2:
-        assert "no ray of the training views hits a surface" in done.stderr
-    else:
-        assert done.returncode == 0 and len(trimesh.load(path).vertices) > 0
+def test_points_of_a_ball_are_written(monkeypatch, tmp_path):
+    write_blender(tmp_path / "scene", num_views=6, size=(48, 40))
+    run = analytic_run(tmp_path / "scene", AnalyticModel(ball([0.2, 0, 0], 0.7), colour_by_side))
+    run.path.parent.mkdir()
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
+    words = ["--run", "unused", "--format", "ply", "--num_points", "3000"]
+    assert export_module.main(words) == 0
+    vertices = trimesh.load(run.path.parent / "points.ply").vertices
+    radii = np.linalg.norm(vertices - [0.2, 0, 0], axis=1)
+    assert len(radii) > 300 and abs(np.median(radii) - 0.7) < 0.01

@@ -196,8 +196,7 @@ class Film:
 
     def load(self, name: str, content: bytes) -> None:
         """Take the key frames of a file from the browser."""
-        text = content.decode("utf-8", errors="replace")
-        key_frames = parse_path(text, name, self.world_to_scene)
+        key_frames = parse_path(content, name, self.world_to_scene)
         self.closed.value, self.constant_speed.value = key_frames.closed, key_frames.constant_speed
         self._set(key_frames, 0)
 

@@ -1,4 +1,4 @@
-"""What stands in the scene: training cameras with thumbnails, a point cloud, the box."""
+"""Markers in the scene: training cameras with thumbnails, a point cloud, the box."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -23,7 +23,7 @@ NEAR, FAR = 1e-3, 1e3
 
 
 class Stage(NamedTuple):
-    """Where a viewer begins, and in which units.
+    """The first view of a scene, and its size.
 
     camtoworld: `[3, 4]`, its first pose; up: `[3]`; focus: `[3]`, about which it turns; distance:
     from the first pose to the focus, in world units; fov: vertical angle of view in radians;

@@ -38,8 +38,8 @@ DEPTH_SIDE = 200
 
 
 class Picture(NamedTuple):
-    """What a browser shows: image, uint8 `[h, w, 3]`; depth `[h', w']` along the optical axis in
-    world units; is_final: whether it is complete."""
+    """An image for a browser, uint8 `[h, w, 3]`; depth `[h', w']` along the optical axis in world
+    units; is_final: whether it is complete."""
 
     image: np.ndarray
     depth: np.ndarray

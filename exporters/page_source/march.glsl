@@ -25,7 +25,7 @@ float safeExp(float x) { return exp(clamp(x, -87.0, 88.0)); }
 
 // Networks.
 
-vec4 param(int index) { return texelFetch(params, ivec2(index & 1023, index >> 10), 0); }
+vec4 param(int index) { return texelFetch(params, ivec2(index % PARAMS_WIDTH, index / PARAMS_WIDTH), 0); }
 
 void addProduct(int rows, int inputs, int offset, in vec4 x[W], inout vec4 y[W]) {
   int n = inputs / 4, at = offset / 4;
@@ -59,7 +59,7 @@ Axis axisOf(float coordinate, int resolution, bool dense) {
 void addEntry(uint entry, float weight, inout vec4 sums[TEXELS]) {
   for (int k = 0; k < TEXELS; k++) {
     int texel = int(entry) * TEXELS + k;
-    sums[k] += weight * texelFetch(table, ivec2(texel & 4095, texel >> 12), 0);
+    sums[k] += weight * texelFetch(table, ivec2(texel % TABLE_WIDTH, texel / TABLE_WIDTH), 0);
   }
 }
 
@@ -84,7 +84,7 @@ void encode(vec3 point, float std, out vec4 x[W]) {
     for (int corner = 0; corner < 8; corner++) {
       int i = corner & 1, j = (corner >> 1) & 1, k = corner >> 2;
       uint entry = dense ? (a.cells[i] * n + b.cells[j]) * n + c.cells[k]
-        : (a.cells[i] ^ (b.cells[j] * 19349663u) ^ (c.cells[k] * 83492791u)) & (size - 1u);
+        : (a.cells[i] ^ (b.cells[j] * PRIME_Y) ^ (c.cells[k] * PRIME_Z)) & (size - 1u);
       addEntry(first + entry, a.weights[i] * b.weights[j] * c.weights[k], sums);
     }
     for (int f = 0; f < FEATURES; f++) features[row++] = weight * SCALES[level] * sums[f / 4][f & 3];
@@ -173,13 +173,12 @@ Ray toNdc(vec3 direction) {
 }
 
 Ray rayOf(vec2 pixel) {
-  const float PER_PIXEL = 0.57735027;
-  Ray ray = Ray(position, directionOf(pixel), PER_PIXEL / focal);
+  Ray ray = Ray(position, directionOf(pixel), RADIUS_PER_PIXEL / focal);
   if (IS_NDC) {
     ray = toNdc(ray.direction);
     float right = length(toNdc(directionOf(pixel + vec2(1, 0))).origin - ray.origin);
     float below = length(toNdc(directionOf(pixel + vec2(0, 1))).origin - ray.origin);
-    ray.radius = PER_PIXEL * 0.5 * (right + below);
+    ray.radius = RADIUS_PER_PIXEL * 0.5 * (right + below);
   }
   return ray;
 }

@@ -37,8 +37,8 @@ class Painter {
     this.march = this.program(document.getElementById("march").textContent.trim()
       .replace("//CONSTANTS//", header.constants));
     this.show = this.program(document.getElementById("show").textContent.trim());
-    this.table = this.texture(part(Int8Array, "table"), 4096, header.channels);
-    this.params = this.texture(part(Float32Array, "params"), 1024, 4, true);
+    this.table = this.texture(part(Int8Array, "table"), header.widths.table, header.channels);
+    this.params = this.texture(part(Float32Array, "params"), header.widths.params, 4, true);
     this.skipped = this.volume(part(Uint8Array, "skip"), header.grid);
     gl.bindVertexArray(gl.createVertexArray());
   }

@@ -146,7 +146,7 @@ MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("text,message", [
-    ("{", "not valid JSON"), ("[1]", "has no list key_frames"),
+    ("{", "not valid JSON"), ("[1]", "holds a list; a JSON object"),
     (changed(lambda c: c.pop("key_frames")), "has no list key_frames"),
     (changed(lambda c: c["key_frames"].__delitem__(slice(1, 3))), r"1 key frame\(s\)"),
     (changed(lambda c: c.update(loop=True)), "loop, which no path has"),
@@ -159,7 +159,7 @@ MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
 ])
 def test_an_unusable_file_is_a_sentence_about_its_fault(text, message):
     with pytest.raises(UserError, match=f"--path p.json.*{message}"):
-        parse_path(text, "--path p.json", torch.eye(4))
+        parse_path(text.encode(), "--path p.json", torch.eye(4))
 
 
 def test_training_images_are_key_frames_by_their_names(tmp_path):
@@ -174,7 +174,7 @@ def test_training_images_are_key_frames_by_their_names(tmp_path):
     assert closed.closed and len(closed) == 3
     with pytest.raises(UserError, match="'r_9', which is no training image.*4 images"):
         find_key_frames("r_0,r_9", scene)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is missing; give a path.json"):
         find_key_frames(str(tmp_path / "none.json"), scene)
 
 

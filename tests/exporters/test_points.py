@@ -51,12 +51,19 @@ def test_points_of_a_ball_lie_on_it_with_its_normals_and_colours(scene):
 def test_points_far_from_the_origin_are_written_as_doubles():
     positions = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     points = SurfacePoints(positions, torch.nn.functional.normalize(positions, dim=-1), positions)
+    # The scene's x is the files' y at half the size, so its y is the files' -x.
+    turn = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    shift = np.array([600_000.0, 5_000_000.0, 300.0])
     world_to_scene = torch.eye(4, dtype=torch.float64)
-    world_to_scene[:3, 3] = torch.tensor([-600_000.0, -5_000_000.0, -300.0])
+    world_to_scene[:3, :3] = torch.from_numpy(0.5 * turn)
+    world_to_scene[:3, 3] = torch.from_numpy(-0.5 * turn @ shift)
     content = ply_content(points, world_to_scene)
     read = trimesh.load(io.BytesIO(content), file_type="ply")
-    moved = np.asarray(read.vertices) - [600_000.0, 5_000_000.0, 300.0]
-    np.testing.assert_allclose(moved, positions.numpy(), atol=1e-8)
+    expected = 2 * positions.double().numpy() @ turn
+    np.testing.assert_allclose(np.asarray(read.vertices) - shift, expected, atol=1e-8)
+    rows = read.metadata["_ply_raw"]["vertex"]["data"]
+    normals = np.stack([rows[name] for name in ("nx", "ny", "nz")], axis=-1)
+    np.testing.assert_allclose(normals, points.normals.double().numpy() @ turn, atol=1e-6)
     assert b"property double x" in content and b"property float nx" in content
 
 

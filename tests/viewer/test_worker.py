@@ -12,7 +12,7 @@ from viewer.worker import Worker
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What is rendered: three pictures for a shot, each named by its width and number."""
+    """A list of what is rendered: three pictures for a shot, named by width and number."""
     rendered = []
 
     def refine(loaded, wanted, speed):
