@@ -7,6 +7,8 @@ const QUALITIES = [["Full", 1], ["Half", 0.5], ["Quarter", 0.25]];
 // Milliseconds of drawing per frame, while the camera moves and while it stands still; and how long
 // it stands still before the image is refined.
 const MOVING_TIME = 60, STILL_TIME = 30, REST = 120;
+// Most parts in which an image is drawn: each costs time of its own, much without a GPU.
+const MAX_PARTS = 64;
 
 function fail(message) {
   notice.textContent = message;
@@ -327,7 +329,8 @@ class Page {
     const begin = performance.now(), next = Math.max(1, this.scale / 3);
     this.fine = this.imageAt(next, this.fine);
     while (this.rows < this.fine.height && performance.now() - begin < STILL_TIME) {
-      const count = Math.max(1, Math.round(STILL_TIME / 3 / this.msPerRow));
+      const count = Math.max(Math.ceil(this.fine.height / MAX_PARTS),
+        Math.round(STILL_TIME / 3 / this.msPerRow));
       const last = Math.min(this.fine.height, this.rows + count), start = performance.now();
       this.painter.draw(this.fine, camera, this.rows, last);
       this.msPerRow = Math.max(1e-3, (performance.now() - start) / (last - this.rows));
