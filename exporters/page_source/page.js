@@ -215,12 +215,12 @@ class Walker {
     Object.assign(this, {position, right, above, back, focus});
   }
 
-  // rotation: columns right, above, back; focal: in widths of the image, which at least shows the
-  // first view.
+  // rotation: columns right, above, back; focal: in widths of the image, in which all of the first
+  // view has room.
   camera(width, height) {
     const {focal, aspect} = header.camera;
     return {position: this.position, rotation: [...this.right, ...this.above, ...this.back],
-            focal: focal * Math.max(1, aspect * height / width)};
+            focal: focal * Math.min(1, aspect * height / width)};
   }
 
   // Turn about a point, or about the camera itself.

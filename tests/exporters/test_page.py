@@ -40,8 +40,7 @@ def forward_cameras():
 ORBIT = [(2.4, 0.3, 0.9), (-1.2, 2.1, 0.8), (0.4, -2.2, 1.3)]
 CASES = {
     "bounded": (lambda: make_field(), lambda: cameras_at(ORBIT), {}),
-    "contracted": (lambda: make_field(True, density_bias=0.0, features=2, downweight=False,
-                                      append_scale=False),
+    "contracted": (lambda: make_field(True, density_bias=0.0, features=2, append_scale=False),
                    lambda: cameras_at(ORBIT, near=0.0, far=1e6), {"is_opaque": True}),
     "ndc": (lambda: make_field(features=2, view_depth=4, view_skip=3), forward_cameras,
             {"is_cone": False, "is_opaque": True}),
@@ -120,6 +119,10 @@ def test_mouse_touch_and_keys_move_the_camera_and_nothing_is_requested(browser, 
     marcher, cameras = marcher_of("bounded")
     browser.get_log("performance")
     open_page(browser, tmp_path, page_of_march(marcher, cameras, "moves").text)
+    # In a wide and in a high window the square first view touches both edges of the shorter side.
+    fits = browser.execute_script("return [[200, 100], [100, 200]].map(size => "
+                                  "page.walker.camera(...size).focal * size[0])")
+    assert fits == pytest.approx([110, 110], rel=1e-3)
     browser.execute_script("page.quality = 2")
     first = canvas_pixels(browser)
 

@@ -55,6 +55,7 @@ def test_noise_of_distances_is_averaged():
 
 
 def test_distances_are_not_interpolated_across_an_edge():
-    surface = torch.tensor([[1.0, 1.02, 3.0], [1.0, 1.02, torch.inf]])
-    found = interpolated(surface, torch.tensor([[0.5, 0.5], [1.4, 0.0], [1.6, 0.0], [1.6, 1.0]]))
+    surface = torch.tensor([[1.0, 1.02, 3.0], [1.0, 1.02, 3.0], [1.0, 1.02, torch.inf]])
+    cells = torch.tensor([[0.5, 0.5], [1.4, 0.0], [1.6, 0.0], [1.6, 2.0]])
+    found = interpolated(surface, cells)
     torch.testing.assert_close(found, torch.tensor([1.01, 1.02, 3.0, torch.inf]))
