@@ -14,6 +14,9 @@ from rendering import Renderer, surface_normals, world_distance
 from runtime.errors import UserError
 from structures import Scene
 
+# Surfaces beyond this normalized distance s are the sky, at no distance that images can tell.
+FARTHEST = 0.99
+
 
 class SurfacePoints(NamedTuple):
     """Points on surfaces in the world of the cameras.
@@ -31,8 +34,8 @@ def surface_points(renderer: Renderer, scene: Scene, count: int, chunk: int | No
                    ) -> SurfacePoints:
     """About `count` surface points, evenly spaced in the images of all training views.
 
-    scene: of the training views, on the model's device. Rays that are not opaque have no point.
-    Raises UserError if no ray hits a surface.
+    scene: of the training views, on the model's device. Rays that are not opaque, or end in the
+    sky, have no point. Raises UserError if no ray hits a surface.
     """
     num_pixels = int(scene.cameras.sizes.prod(dim=-1).sum())
     stride = max(1, round((num_pixels / count) ** 0.5))
@@ -50,9 +53,10 @@ def points_of_view(renderer: Renderer, scene: Scene, index: int, stride: int,
     output = renderer.render(scene.light_rays(rays, index), chunk)
     distance = world_distance(cameras, rays, output.distance_median)
     normals = surface_normals(distance, rays.viewdirs, output.acc)
-    opaque = output.acc > 0.5
+    s = renderer.model.normalized_distance(rays, output.distance_median[..., None])[..., 0]
+    shown = (output.acc > 0.5) & (s < FARTHEST)
     points = world_points(cameras, rays, output.distance_median)
-    return SurfacePoints(points[opaque], normals[opaque], output.rgb[opaque].clamp(0, 1))
+    return SurfacePoints(points[shown], normals[shown], output.rgb[shown].clamp(0, 1))
 
 
 def ply_content(points: SurfacePoints, world_to_scene: Tensor) -> bytes:

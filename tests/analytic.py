@@ -22,6 +22,9 @@ class AnalyticModel:
         self.ray_shape = "cone" if ndc is None else "cylinder"
         self.num_queries, self.max_samples_per_level = 0, NUM_SAMPLES
 
+    def normalized_distance(self, rays, t):
+        return (t - rays.near) / (rays.far - rays.near)
+
     def density(self, means, covs):
         self.num_queries += means.shape[:-1].numel()
         distance = self.signed_distance(self._world(means))

@@ -1,6 +1,7 @@
 """Surface points of analytic scenes, read back by trimesh."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_points_of_a_ball_lie_on_it_with_its_normals_and_colours(scene):
     red = np.asarray(read.visual.vertex_colors if hasattr(read, "visual") else read.colors)
     is_right = offset[:, 0] > 0.03
     assert (red[is_right, 0] > 200).all() and (red[offset[:, 0] < -0.03, 2] > 180).all()
+
+
+def test_the_sky_has_no_points(scene):
+    renderer = Renderer(AnalyticModel(ball(CENTRE, RADIUS), by_side))
+    cameras = scene.cameras
+    # Rays end at t = 3.6, and the limit is 0.99 of the way from 2: nearer sides of the ball remain.
+    near_ends = replace(scene, cameras=replace(cameras, far=torch.full_like(cameras.near, 3.6)))
+    everything = surface_points(renderer, scene, 3000, chunk=2048).positions
+    nearer = surface_points(renderer, near_ends, 3000, chunk=2048).positions
+    assert 0 < len(nearer) < len(everything)
+    depths = [((nearer - pose[:, 3]) * -pose[:, 2]).sum(-1) for pose in cameras.camtoworlds]
+    assert torch.stack(depths).amin(dim=0).max() < 2 + 0.99 * 1.6 + 0.01
 
 
 def test_points_far_from_the_origin_are_written_as_doubles():
