@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.path.parent, dataset, run.step, shading_name(config, run.saved_config))
         scores = evaluate(run.model, dataset, config, run.step, folder, training_cameras(run))
         print(format_table(scores))
+        if dataset.split != config.split:
+            print(f"The scene has no {config.split} views; these are scores of its "
+                  f"{dataset.split} views.")
         print(f"{'Scores and images' if config.save_images else 'Scores'}: {folder}")
 
 

@@ -12,13 +12,23 @@ from typing import Any, TypeVar
 import cv2
 import imageio.v3 as iio
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic",
+                  ".heif"}
+HEIF_SUFFIXES = {".heic", ".heif"}
+
+# Masks of instant-ngp, whose pixels are ignored where they are white; they lie beside the images.
+DYNAMIC_MASK = "dynamic_mask_"
+
+# Pillow's names of the colours that are read, and of those that have an alpha channel.
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
+ALPHA_MODES = {"LA", "PA", "RGBA"}
 
 # Fits in `correct_colours`; closer to 0 or 1 than this, 8-bit values are saturated; pixels whose
 # features are in memory at once.
@@ -34,8 +44,12 @@ Result = TypeVar("Result")
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
-    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files of a folder and its subfolders, sorted by name.
+
+    Hidden files and instant-ngp's masks beside the images are skipped.
+    """
+    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+             and not p.name.startswith(DYNAMIC_MASK))
     hidden = re.compile(r"(^|/)\.")
     return sorted(p for p in files if not hidden.search(p.relative_to(folder).as_posix()))
 
@@ -43,45 +57,103 @@ def list_images(folder: str | Path) -> list[Path]:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file in pixels, from its header.
 
-    Raises UserError if the file is missing or not an image.
+    Raises UserError if the file is missing, not an image, or of a kind that `read_image` refuses.
     """
-    height, width = _guarded(path, lambda: iio.improps(path, plugin="pillow").shape[:2])
-    return width, height
-
-
-def read_image(path: str | Path, num_channels: int) -> np.ndarray:
-    """An 8-bit image file as uint8 `[h, w, num_channels]`; further channels are dropped.
-
-    Raises UserError if the file is missing, broken, not RGB, not 8-bit, or has too few channels.
-    """
-    mode = _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"])
-    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        raise UserError(f"{path} holds {mode} colours; RGB is expected.")
-    image = _guarded(path, lambda: iio.imread(path, plugin="pillow"))
-    if image.dtype != np.uint8:
-        raise UserError(f"{path} has {image.dtype} pixels; 8 bits per channel are expected.")
-    image = np.atleast_3d(image)
-    if image.shape[-1] < num_channels:
-        expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
-        raise UserError(f"{path} has {image.shape[-1]} channel(s); {expected} is expected.")
-    return image[..., :num_channels]
+    return _read_header(path)[0]
 
 
 def has_alpha(path: str | Path) -> bool:
-    """Whether an image file is RGBA, from its header."""
-    return _guarded(path, lambda: iio.immeta(path, plugin="pillow")["mode"]) == "RGBA"
+    """Whether an image file has transparency, from its header."""
+    return _read_header(path)[1]
+
+
+def _read_header(path):
+    """The (width, height) of an image file and whether it has transparency."""
+    with _opened(path) as image:
+        if image.mode not in MODES:
+            raise UserError(f"{path} holds {image.mode} colours; convert it to 8 or 16 bits of "
+                            "grey, RGB or RGBA.")
+        return image.size, image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def _opened(path):
+    """An image file opened by Pillow. Raises UserError if it cannot be."""
+    if Path(path).suffix.lower() in HEIF_SUFFIXES:
+        register_heif(path)
+    return _guarded(path, lambda: PIL.Image.open(path))
+
+
+def register_heif(path: str | Path) -> None:
+    """Let Pillow read HEIC files such as `path`. Raises UserError without the package for it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(f"{path} is a HEIC image, which needs the package pillow-heif; install it "
+                        "with `pip install pillow-heif`, or convert the images to JPEG.") from None
+    pillow_heif.register_heif_opener()
+
+
+def read_image(path: str | Path, num_channels: int) -> np.ndarray:
+    """An image file as uint8 `[h, w, num_channels]`: RGB, or RGBA with straight alpha;
+    1 channel is that of grey.
+
+    Grey and palettes become RGB; images without alpha are opaque; with 3 channels alpha is
+    dropped. 16 bits per channel are scaled to 8. Raises UserError as `image_size` does, and if the
+    file is damaged.
+    """
+    _read_header(path)
+    if (deep := _read_16_bits(path)) is not None:
+        image = np.rint(deep / 257).astype(np.uint8)
+    else:
+        image = _guarded(path, lambda: _decode(path))
+    if image.shape[-1] >= num_channels:
+        return image[..., :num_channels]
+    opaque = np.full((*image.shape[:2], 1), 255, dtype=np.uint8)
+    return np.concatenate([image, opaque], axis=-1)
+
+
+def _decode(path):
+    """An image file as uint8 `[h, w, 3]`, or `[h, w, 4]` if it has transparency."""
+    with _opened(path) as image:
+        transparent = image.mode in ALPHA_MODES or "transparency" in image.info
+        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+
+
+def _read_16_bits(path):
+    """The pixels of a PNG or TIFF file of 16 bits as uint16 `[h, w, 3 or 4]`; None of 8 bits.
+
+    Pillow keeps only the upper 8 bits of such colours.
+    """
+    with _opened(path) as image:
+        if image.format not in ("PNG", "TIFF") or not _is_deep(image, path):
+            return None
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise UserError(f"{path} cannot be read; convert it to 8 bits per channel.")
+    values = np.atleast_3d(values)
+    if values.shape[-1] < 3:
+        return values[..., [0, 0, 0, 1][: values.shape[-1] + 2]]
+    return values[..., [2, 1, 0, 3][: values.shape[-1]]]
+
+
+def _is_deep(image, path):
+    """Whether an opened PNG or TIFF file has 16 bits per channel."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,))) == 16
+    with open(path, "rb") as file:
+        return file.read(25)[24:] == b"\x10"
 
 
 def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
     """A mask file as uint8 `[height, width]`: 0 where it is black or transparent, else 1.
 
-    If the file is larger, a pixel is 1 only if all of the file's pixels inside it are.
+    instant-ngp's `dynamic_mask_*` is the opposite: 0 where it is not black. If the file is larger,
+    a pixel is 1 only if all of the file's pixels inside it are.
     """
-    image = np.atleast_3d(_guarded(path, lambda: iio.imread(path, plugin="pillow"))) != 0
-    alpha = image[..., -1] if image.shape[-1] in (2, 4) else True
-    colour = image[..., :3] if image.shape[-1] > 2 else image[..., :1]
-    kept = (colour.any(axis=-1) & alpha).astype(np.float32)
-    small = cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA)
+    image = read_image(path, 4) > 0
+    kept = image[..., :3].any(axis=-1) & image[..., 3]
+    kept = ~kept if Path(path).name.startswith(DYNAMIC_MASK) else kept
+    small = cv2.resize(kept.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return (small > 0.999).astype(np.uint8)
 
 

@@ -15,7 +15,10 @@ import pose_utils
 from cameras.paths import CameraLayout, choose_path, summarize_cameras
 from config import get_config
 from datasets import DATASETS, load_dataset
+from loaders.base import Loader
 from loaders.folders import shipped_folders
+from loaders.pixels import read_masks_of
+from loaders.scales import image_sources
 from ray_utils import corner_rays
 from runtime.errors import UserError
 from structures import Cameras, Scene, concatenate
@@ -75,8 +78,9 @@ def examine_scene(config) -> Report:
     """The `Report` of a config's scene. Raises UserError for missing or inconsistent files."""
     dataset = load_dataset(config, "train", read_pixels=False)
     loader, scenes = dataset.loader, dataset.scenes()
-    train, test = scenes["train"], scenes["test"]
-    cameras = concatenate([train.cameras, test.cameras])
+    read_images(loader, scenes)
+    train, test = scenes["train"], scenes.get("test", scenes.get("val"))
+    cameras = concatenate([train.cameras, *([test.cameras] if test else [])])
     path, arrangement = choose_path(train.cameras)
     near, far = cameras.visible_range or (float(cameras.near.min()), float(cameras.far.max()))
     statistics = {
@@ -92,14 +96,28 @@ def examine_scene(config) -> Report:
     return Report(lines, plot_cameras(cameras, is_test, loader.points(), train.scale), statistics)
 
 
+def read_images(loader: Loader, scenes: dict[str, Scene]) -> None:
+    """Read every image and mask once, as a training will. Raises UserError for the first bad one.
+    """
+    for split in scenes:
+        scene = loader.load(split)
+        sources = image_sources(scene.files, scene.cameras.sizes, loader.config.scales)
+        masks = image_sources(scene.mask_files, scene.cameras.sizes, loader.config.scales)
+        for source in sources:
+            loader.read([source])
+        for source in masks if scene.mask_files else ():
+            read_masks_of([source])
+
+
 # Sentences.
 
 
 def views_line(config, scenes: dict[str, Scene]) -> str:
     """The number of views and their sizes."""
-    counts = [f"{len(scenes['train'].names)} training", f"{len(scenes['test'].names)} test"]
-    if scenes.get("val", scenes["test"]).names != scenes["test"].names:
-        counts.append(f"{len(scenes['val'].names)} validation")
+    train, test, val = (scenes[s].names if s in scenes else () for s in ("train", "test", "val"))
+    counts = [f"{len(train)} training", f"{len(test) or 'no'} test"]
+    if val not in ((), test):
+        counts.append(f"{len(val)} validation")
     sizes = sorted({tuple(size) for scene in scenes.values()
                     for size in scene.cameras.sizes.tolist()}, reverse=True)
     listed = ", ".join(f"{width}x{height}" for width, height in sizes[:4])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import pose_utils
+from loaders.folders import log_once
 from ray_utils import corner_rays
 from runtime.errors import UserError, first_line
 from structures import Cameras
@@ -16,20 +17,13 @@ from structures import Cameras
 def read_json(path: Path) -> dict:
     """A JSON object from a file of the scene."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; check --scene and --dataset_name.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}; a JSON object is expected.")
-    return value
-
-
-def check_string(value, path: Path, key: str) -> str:
-    """A string from a JSON file. Raises UserError for anything else."""
-    if not isinstance(value, str):
-        raise UserError(f"{path} has the {key} {value!r}; a string is expected.")
     return value
 
 
@@ -47,18 +41,30 @@ def read_ply_points(path: Path) -> np.ndarray:
 
 
 def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
-    """Poses as float64 `[N, 3, 4]`. Raises UserError naming the first that is not rigid."""
+    """Poses as float64 `[N, 3, 4]`, whose rotations are exact.
+
+    Rounded or uniformly scaled rotations are replaced by the nearest ones, with a notice. Raises
+    UserError naming the first pose that is not rigid otherwise.
+    """
     try:
         poses = np.asarray(poses, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         poses = np.empty(0)
     if poses.ndim != 3 or poses.shape[1] not in (3, 4) or poses.shape[2] != 4:
         raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
-    for name, pose in zip(names, poses, strict=True):
-        fault = pose_utils.pose_fault(pose[:3])
+    rigid, largest = poses[:, :3].copy(), 0.0
+    for i, (name, pose) in enumerate(zip(names, poses, strict=True)):
+        if len(pose) == 4 and np.any(pose[3, :3]):
+            raise UserError(f"the pose of {name} in {path} has the last row {pose[3].tolist()}; "
+                            "0 0 0 1 is expected, so transpose the matrices.")
+        rigid[i], error, fault = pose_utils.rigid_pose(pose[:3])
         if fault:
             raise UserError(f"the pose of {name} in {path} {fault}; correct or remove this frame.")
-    return poses[:, :3]
+        largest = max(largest, error)
+    if largest > pose_utils.ROUNDING:
+        log_once(f"{path}: rotations differ from orthonormal ones by up to {largest:.2g} (rounded "
+                 "or scaled); the nearest rotations are used.")
+    return rigid
 
 
 def check_range(near, far, lindisp: bool) -> tuple[np.ndarray, np.ndarray]:

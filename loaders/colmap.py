@@ -11,7 +11,7 @@ import image_utils
 import pose_utils
 from loaders.captures import Capture, Views
 from loaders.checks import check_poses
-from loaders.folders import every_nth, find_image, image_folder, log_left_out
+from loaders.folders import every_nth, find_image, find_mask, image_folder, log_left_out
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
 from sparse.triangulation import Tracks
@@ -22,7 +22,6 @@ class Colmap(Capture):
 
     folders = ("colmap", "colmap_360")
     marker = "sparse"
-    num_channels = 3
 
     @property
     def model_path(self) -> Path:
@@ -41,9 +40,11 @@ class Colmap(Capture):
         registered = {im.name: im for im in model.images.values() if im.has_pose}
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
+        masks = [find_mask(self.root, file, name) for name, file in files.items()]
         worldtocams = np.stack([registered[name].cam_from_world().matrix() for name in files])
         return Views(
-            names=list(files), files=list(files.values()), lenses=lenses, mask_files=[],
+            names=list(files), files=list(files.values()), lenses=lenses,
+            mask_files=[mask and str(mask) for mask in masks] if any(masks) else [],
             camtoworlds=check_poses(pose_utils.from_opencv(worldtocams), path, list(files)),
             sizes=[stored_size(file, lens, path)
                    for file, lens in zip(files.values(), lenses, strict=True)],

@@ -8,10 +8,9 @@ import numpy as np
 
 import image_utils
 from loaders.base import SPLITS
-from loaders.checks import read_json
-from loaders.folders import png_file
+from loaders.folders import frame_file
 from loaders.lenses import pixtocam
-from loaders.transforms import check_angle, read_frames
+from loaders.transforms import read_frames, read_transforms
 from runtime.errors import UserError
 from runtime.files import new_folder
 
@@ -45,12 +44,12 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
 def _convert_split(blender_dir, folder, split, num_scales):
     """Write the images of a split at all scales; returns its metadata, a `dict` of lists."""
     path = blender_dir / f"transforms_{split}.json"
-    transforms = read_json(path)
+    transforms = read_transforms(path)
     angle = check_angle(transforms, path)
     meta = {key: [] for key in (*METADATA_KEYS, "focal")}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
-        file = png_file(blender_dir, source)
+        file = frame_file(blender_dir, source)
         image = image_utils.read_image(file, 4).astype(np.float32) / 255
         focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
         for level in range(num_scales):
@@ -62,6 +61,15 @@ def _convert_split(blender_dir, folder, split, num_scales):
             if level < num_scales - 1:
                 image = _downsample_by_two(image, file, num_scales)
     return meta
+
+
+def check_angle(meta: dict, path: Path) -> float:
+    """The horizontal field of view of a Blender file in radians. Raises UserError if invalid."""
+    value = meta.get("camera_angle_x")
+    if type(value) in (int, float) and 0 < value < math.pi:
+        return float(value)
+    raise UserError(f"{path} has camera_angle_x = {value!r}; radians between 0 and pi are "
+                    "expected.")
 
 
 def _level_metadata(name, matrix, shape, focal, level):
