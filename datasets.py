@@ -322,7 +322,7 @@ class Multicam(Loader):
         return self.make_scene(
             files=files, names=names,
             cameras=cameras, labels=torch.as_tensor(meta["label"]).long(),
-            world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
+            world_to_scene=torch.eye(4, dtype=torch.float64), box=cube(float(np.max(far - near)) / 2),
         )
 
     def splits(self) -> tuple[str, ...]:

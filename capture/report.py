@@ -78,7 +78,7 @@ def examine_scene(config) -> Report:
     """The `Report` of a config's scene. Raises UserError for missing or inconsistent files."""
     dataset = load_dataset(config, "train", read_pixels=False)
     loader, scenes = dataset.loader, dataset.scenes()
-    read_images(loader, scenes)
+    has_masks = read_images(loader, scenes)
     train, test = scenes["train"], scenes.get("test", scenes.get("val"))
     cameras = concatenate([train.cameras, *([test.cameras] if test else [])])
     path, arrangement = choose_path(train.cameras)
@@ -90,15 +90,18 @@ def examine_scene(config) -> Report:
         "scale": train.scale, "near": near, "far": far,
         "arrangement": arrangement, "path": path,
     }
-    lines = [views_line(config, scenes), lens_line(cameras), points_line(statistics),
+    lines = [views_line(config, scenes, has_masks), lens_line(cameras), points_line(statistics),
              range_line(statistics, cameras.ndc), f"{arrangement.capitalize()}: --path {path}."]
     is_test = np.arange(len(cameras)) >= len(train.names)
     return Report(lines, plot_cameras(cameras, is_test, loader.points(), train.scale), statistics)
 
 
-def read_images(loader: Loader, scenes: dict[str, Scene]) -> None:
-    """Read every image and mask once, as a training will. Raises UserError for the first bad one.
+def read_images(loader: Loader, scenes: dict[str, Scene]) -> bool:
+    """Read every image and mask once, as a training will; returns whether there are masks.
+
+    Raises UserError for the first bad one.
     """
+    has_masks = False
     for split in scenes:
         scene = loader.load(split)
         sources = image_sources(scene.files, scene.cameras.sizes, loader.config.scales)
@@ -107,12 +110,14 @@ def read_images(loader: Loader, scenes: dict[str, Scene]) -> None:
             loader.read([source])
         for source in masks if scene.mask_files else ():
             read_masks_of([source])
+        has_masks |= bool(scene.mask_files)
+    return has_masks
 
 
 # Sentences.
 
 
-def views_line(config, scenes: dict[str, Scene]) -> str:
+def views_line(config, scenes: dict[str, Scene], has_masks: bool) -> str:
     """The number of views and their sizes."""
     train, test, val = (scenes[s].names if s in scenes else () for s in ("train", "test", "val"))
     counts = [f"{len(train)} training", f"{len(test) or 'no'} test"]
@@ -122,7 +127,7 @@ def views_line(config, scenes: dict[str, Scene]) -> str:
                     for size in scene.cameras.sizes.tolist()}, reverse=True)
     listed = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
     more = ", ..." if len(sizes) > 4 else ""
-    masked = ", with masks" if scenes["train"].mask_files else ""
+    masked = ", with masks" if has_masks else ""
     return (f"{Path(config.scene).name} ({config.dataset_name}, --factor {config.factor}): "
             f"{' and '.join(counts)} views of {listed}{more} pixels{masked}.")
 

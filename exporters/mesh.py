@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
 
 import coord
@@ -16,6 +15,7 @@ import pose_utils
 from config import BY_NAME, shading_name
 from exporters import isosurface
 from exporters.isosurface import Grid, Isosurface
+from exporters.mesh_files import ply_bytes, with_offset
 from exporters.survey import (
     SURVEY_RAYS,
     Survey,
@@ -266,15 +266,16 @@ def folder_name(run: Any) -> str:
 def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
     """Atomically write a mesh in the coordinates of the scene's files.
 
-    path: with suffix .ply, .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
+    path: with suffix .ply (64-bit numbers), .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
     it cannot be written.
     """
     to_files = np.linalg.inv(world_to_scene.double().numpy())
     vertices = pose_utils.transform_points(mesh.vertices, to_files)
-    result = trimesh.Trimesh(vertices, mesh.faces, process=False,
-                             vertex_colors=image_utils.to_uint8(mesh.colours))
-    content = result.export(file_type=path.suffix[1:])
-    content = content.encode() if isinstance(content, str) else content
+    colours = image_utils.to_uint8(mesh.colours)
+    if path.suffix == ".ply":
+        content = ply_bytes(vertices, mesh.faces, colours)
+    else:
+        content = with_offset(vertices, mesh.faces, colours, path.suffix[1:])
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -113,10 +113,24 @@ def read_model(path: Path):
     if (path / "points3D.bin").is_file():
         _check_points_file(path / "points3D.bin")
     try:
-        return pycolmap.Reconstruction(str(path))
+        model = pycolmap.Reconstruction(str(path))
+        for identifier, name in _names_with_spaces(path).items():
+            model.images[identifier].name = name
+        return model
     except Exception as error:  # The library raises many types for damaged files.
         raise UserError(f"{path} holds no COLMAP model that can be read ({first_line(error)}); "
                         "cameras, images and points3D, .bin or .txt, are expected.") from None
+
+
+def _names_with_spaces(path):
+    """The names with spaces in a text model by image, which COLMAP's reader cuts at the space."""
+    if (path / "images.bin").is_file() or not (path / "images.txt").is_file():
+        return {}
+    lines = (path / "images.txt").read_text(encoding="utf-8-sig").splitlines()
+    # Every image has a second line, of its features, which may be empty.
+    first = [line.split(maxsplit=9) for line in lines if not line.startswith("#")][::2]
+    return {int(words[0]): words[9].rstrip() for words in first
+            if len(words) == 10 and " " in words[9].strip()}
 
 
 def _check_points_file(file):

@@ -97,38 +97,6 @@ def cure_of(model: str) -> str:
                 + ", ".join(LENSES))
 
 
-def pixtocam(self, width: int, height: int) -> np.ndarray:
-        """The pixel-to-camera matrix `[3, 3]` of the same image resized to width x height."""
-        full_width, full_height = self.size
-        return pixtocam(
-            self.focal[0] * width / full_width, self.focal[1] * height / full_height,
-            width, height, centre=(self.centre[0] / full_width, self.centre[1] / full_height),
-        )
-
-
-def make_lens(model: str, values: dict, size, source) -> Lens:
-    """A `Lens` from the name of its COLMAP model and a `dict` of its parameters, in pixels.
-
-    size: width and height; source: the file that describes the lens, for messages.
-    Raises UserError naming `source` if the model is not supported or a parameter is invalid.
-    """
-    if model not in LENSES:
-        raise UserError(
-            f"{source} has a camera with lens model {model}; undistort the images with COLMAP "
-            f"(image_undistorter), or fit one of {', '.join(LENSES)}."
-        )
-    focal = values.get("fx", values.get("f")), values.get("fy", values.get("f"))
-    distortion = tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    lens = Lens(tuple(size), focal, (values["cx"], values["cy"]), distortion,
-                model.endswith("FISHEYE"))
-    numbers = np.array([*lens.size, *focal, *lens.centre, *distortion], dtype=np.float64)
-    if not np.isfinite(numbers).all() or (numbers[:4] <= 0).any():
-        raise UserError(f"{source} has a camera with size {lens.size}, focal lengths {focal}, "
-                        f"principal point {lens.centre} and distortion {distortion}; finite "
-                        "numbers are expected, sizes and focal lengths above 0.")
-    return lens
-
-
 def pixtocam(focal_x: float, focal_y: float, width: float, height: float,
              centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The matrix `[3, 3]` from pixels (x, y, 1) to OpenGL camera directions with z = -1.

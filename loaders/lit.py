@@ -45,7 +45,7 @@ class LitBlender(Loader):
         return self.make_scene(
             files=views.files, names=views.names,
             cameras=lens_cameras(views.camtoworlds, views.lenses, views.sizes, near, far),
-            world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
+            world_to_scene=torch.eye(4, dtype=torch.float64), box=cube(float(far - near) / 2),
             lights=read_frame_lights(meta, path, self.config.light_intensity),
         )
 

@@ -30,7 +30,7 @@ LONG_FILES = {
     "ray_utils.py": "the whole way from a pixel to its colour",
     "compare_commits.py": "a table of cases beside what compares them",
 }
-PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image",
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "pillow_heif": "pillow-heif", "skimage": "scikit-image",
             "imageio_ffmpeg": "imageio-ffmpeg", "mcubes": "PyMCubes"}
 
 
