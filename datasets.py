@@ -13,6 +13,7 @@ from torch import Tensor
 import image_utils
 import pose_utils
 from loaders.base import SPLITS, Loader
+from loaders.blender import Blender
 from loaders.bounds import cube
 from loaders.checks import (
     check_array,
@@ -26,19 +27,17 @@ from loaders.folders import (
     every_nth,
     find_mask,
     find_scene,
-    frame_file,
     has_size,
     image_channels,
     image_folder,
 )
-from loaders.lenses import lens_cameras, make_cameras, pixtocam
+from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
 from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
-from loaders.transforms import blender_views, fit_to_range, has_images, read_transforms
 from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
@@ -246,50 +245,7 @@ class NeRFDataset:
         return tensor.to(self.device, non_blocking=True)
 
 
-# Formats. COLMAP, nerfstudio and NeRV are in loaders/.
-
-
-class Blender(Loader):
-    """NeRF's synthetic scenes: `transforms_{train,val,test}.json` and images, mostly RGBA."""
-
-    folders = ("nerf_synthetic",)
-    marker = "transforms_train.json"
-    RANGE = (2.0, 6.0)
-
-    def load(self, split: str) -> Scene:
-        views = self._views(split)
-        near, far = near_far(self.config)
-        camtoworlds = pose_utils.transform_poses(views.camtoworlds, self.to_scene)
-        return self.make_scene(
-            files=views.files, names=views.names, world_to_scene=torch.from_numpy(self.to_scene),
-            cameras=lens_cameras(camtoworlds, views.lenses, views.sizes, near, far),
-            box=cube(float(far - near) / 2),
-        )
-
-    @cached_property
-    def to_scene(self) -> np.ndarray:
-        """The similarity `[4, 4]` that fits the training cameras to the format's range."""
-        if (self.config.near, self.config.far) != self.RANGE:
-            return np.eye(4)
-        split = next(s for s in ("train", *SPLITS) if self._path_of(s).exists())
-        return fit_to_range(self._views(split).camtoworlds, self._path_of(split))
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(s for s in SPLITS if has_images(self._path_of(s), frame_file))
-
-    def _views(self, split):
-        path = self._path_of(split)
-        return blender_views(read_transforms(path), path, self.config.factor, frame_file,
-                             image_utils.image_size)
-
-    def write_demo(self, folder: Path) -> None:
-        from procedural.scene import write_blender
-
-        write_blender(folder)
-
-    def _path_of(self, split):
-        """The JSON file of a split."""
-        return self.root / f"transforms_{split}.json"
+# Formats. Blender, COLMAP, nerfstudio and NeRV are in loaders/.
 
 
 class Multicam(Loader):
@@ -322,7 +278,8 @@ class Multicam(Loader):
         return self.make_scene(
             files=files, names=names,
             cameras=cameras, labels=torch.as_tensor(meta["label"]).long(),
-            world_to_scene=torch.eye(4, dtype=torch.float64), box=cube(float(np.max(far - near)) / 2),
+            world_to_scene=torch.eye(4, dtype=torch.float64),
+            box=cube(float(np.max(far - near)) / 2),
         )
 
     def splits(self) -> tuple[str, ...]:

@@ -266,8 +266,8 @@ def folder_name(run: Any) -> str:
 def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
     """Atomically write a mesh in the coordinates of the scene's files.
 
-    path: with suffix .ply (64-bit numbers), .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
-    it cannot be written.
+    path: with suffix .ply (64-bit numbers), .obj or .glb; world_to_scene: `[4, 4]` of
+    `Scene`. Raises UserError if it cannot be written.
     """
     to_files = np.linalg.inv(world_to_scene.double().numpy())
     vertices = pose_utils.transform_points(mesh.vertices, to_files)

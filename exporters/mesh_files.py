@@ -3,7 +3,7 @@
 import numpy as np
 import trimesh
 
-# Coordinates beyond this many extents of the mesh lose visible accuracy in the 32 bits of GLB files.
+# Farther from the origin than this many extents of a mesh, 32 bits show steps in its surface.
 FAR_AWAY = 100.0
 
 

@@ -601,7 +601,8 @@ def test_a_missing_pycolmap_is_a_one_sentence_error(tmp_path, monkeypatch):
     (lambda v: v.update(test_filenames=["images/9.png"]), "lists images/9.png"),
     (lambda v: v.update(test_filenames=FILES), "train split without a view"),
     (lambda v: v["frames"][1].update(mask_path="masks/1.png"), "masks/1.png is missing"),
-    (lambda v: [f.update(file_path=f"x{i}") for i, f in enumerate(v["frames"])], "none of which has an image"),
+    (lambda v: [f.update(file_path=f"x{i}") for i, f in enumerate(v["frames"])],
+     "none of which has an image"),
     (lambda v: [f.update(transform_matrix=np.eye(4).tolist()) for f in v["frames"]],
      "at one position"),
 ])

@@ -1,4 +1,4 @@
-"""Scenes as other programs write them: each is read right, or refused by check and training alike."""
+"""Scenes as other programs write them: read right, or refused by check and training alike."""
 
 import json
 import logging
