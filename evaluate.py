@@ -186,8 +186,9 @@ def valid_pixels(dataset: NeRFDataset, index: int, shape: tuple[int, int]) -> np
         return np.ones(shape, bool)
     valid = mask[..., 0].bool().cpu().numpy()
     if not valid.any():
-        raise UserError(f"the mask {dataset.scene.mask_files[index]} leaves no pixel to score; "
-                        "correct it, or use this view for training only.")
+        source = (dataset.scene.mask_files or dataset.scene.files)[index]
+        raise UserError(f"the mask {source} leaves no pixel to score; correct it, or use this "
+                        "view for training only.")
     return valid
 
 
