@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -316,11 +315,10 @@ class LLFF(Loader):
     folders = ("nerf_llff_data",)
     marker = "poses_bounds.npy"
 
-    @cached_property
-    def num_channels(self) -> int:
-        """4 if an image has an alpha channel, else 3."""
-        files = image_utils.list_images(image_folder(self.root, self.config.factor))
-        return image_channels(files, self.root, self.config.alpha)
+    def __init__(self, config):
+        super().__init__(config)
+        files = image_utils.list_images(image_folder(self.root, config.factor))
+        self.num_channels = image_channels(files, self.root, config.alpha)
 
     def splits(self) -> tuple[str, ...]:
         return SPLITS if self.config.llffhold else ("train",)
