@@ -8,10 +8,10 @@ import numpy as np
 
 import image_utils
 from loaders.base import SPLITS
-from loaders.checks import read_json, view_angle
-from loaders.folders import png_file
+from loaders.checks import view_angle
+from loaders.folders import frame_file
 from loaders.lenses import pixtocam
-from loaders.transforms import read_frames
+from loaders.transforms import read_frames, read_transforms
 from runtime.errors import UserError
 from runtime.files import new_folder
 
@@ -45,12 +45,12 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
 def _convert_split(blender_dir, folder, split, num_scales):
     """Write the images of a split at all scales; returns its metadata, a `dict` of lists."""
     path = blender_dir / f"transforms_{split}.json"
-    transforms = read_json(path)
+    transforms = read_transforms(path)
     angle = view_angle(transforms, "camera_angle_x", path)
     meta = {key: [] for key in (*METADATA_KEYS, "focal")}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
-        file = png_file(blender_dir, source)
+        file = frame_file(blender_dir, source)
         image = image_utils.read_image(file, 4).astype(np.float32) / 255
         focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
         for level in range(num_scales):
