@@ -50,7 +50,7 @@ TIMES = {"seconds", "rays_per_second", "memory_gb", "time"}
 
 
 class Work(NamedTuple):
-    """A command: its script, its flags, and those that come with a run folder or its parent."""
+    """A command: its script, its flags, and whether it needs a trained run."""
 
     script: str
     words: tuple[str, ...]
@@ -58,7 +58,7 @@ class Work(NamedTuple):
 
 
 WORKS = {
-    "training": Work("train.py", (*TRAINING, "--save_images"), needs_run=False),
+    "training": Work("train.py", ("--save_images",), needs_run=False),
     "evaluation": Work("evaluate.py", ("--save_images",)),
     "video": Work("visualize.py", ("--frames", "40", "--width", "60", "--visualize_depth")),
     "mesh": Work("extract_mesh.py", ("--grid_size", "100")),
@@ -153,7 +153,7 @@ def words_of(work, scene, folder, photographs):
     if work.script != "train.py":
         return command(work.script, *work.words, photographs, run)
     resume = ["--continue_training"] if list_checkpoints(run) else []
-    return command(work.script, *work.words, "--scene", scene, "--log_dir", folder,
+    return command(work.script, *TRAINING, *work.words, "--scene", scene, "--log_dir", folder,
                    "--exp_name", "run", *resume)
 
 

@@ -2,6 +2,7 @@
 
     python scripts/plot_curves.py log/blender_lego_mipnerf log/blender_lego_zipnerf
     python scripts/plot_curves.py log/a log/b --labels "mip-NeRF" "Zip-NeRF" --x steps
+    python scripts/plot_curves.py log/a log/b --log           with a logarithmic x axis
     python scripts/plot_curves.py log/a --metric validation/psnr --out curve.png
 
 Reads `metrics.jsonl`, so it also works while a run trains. Without `--metric` it is the training
@@ -45,6 +46,7 @@ def main(argv=None):
     parser.add_argument("--labels", nargs="+", help="names of the curves (default: the folders')")
     parser.add_argument("--x", choices=list(X_TITLES), default="seconds",
                         help="unit of the x axis (default: seconds)")
+    parser.add_argument("--log", action="store_true", help="make the x axis logarithmic")
     parser.add_argument("--metric", help="key of metrics.jsonl (default: the last psnr/level_<i>)")
     parser.add_argument("--smooth", type=int, default=1, metavar="N",
                         help="running mean over N lines of metrics.jsonl (default: 1)")
@@ -62,7 +64,8 @@ def main(argv=None):
                   for run, label in zip(args.runs, labels, strict=True)]
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    plot(curves, args.x, args.metric or "training PSNR", args.title).save(args.out, optimize=True)
+    image = plot(curves, args.x, args.metric or "training PSNR", args.title, args.log)
+    image.save(args.out, optimize=True)
     print(args.out)
 
 
@@ -96,20 +99,24 @@ def last_level(lines):
     return f"psnr/level_{max(levels, default=0)}"
 
 
-def plot(curves, x, metric, title=None):
+def plot(curves, x, metric, title=None, logarithmic=False):
     """An RGB image of the curves with axes, grid and a label at the end of each."""
     canvas = Image.new("RGB", tuple(side * SUPERSAMPLING for side in SIZE), PAPER)
     draw = ImageDraw.Draw(canvas)
     left, top, right, bottom = FRAME
     top = top + 18 if title else top
     longest = max(max(curve.x) for curve in curves)
-    x_ticks = [value for value in ticks(0, longest, 7) if value <= longest]
+    first = min(min(curve.x) for curve in curves)
+    x_ticks = log_ticks(first, longest) if logarithmic else [
+        value for value in ticks(0, longest, 7) if value <= longest]
     # The first points of a run are far below the rest and would flatten it.
     low = min(min(curve.y[len(curve.y) // 20:]) for curve in curves)
     y_ticks = ticks(low, max(max(curve.y) for curve in curves), 6)
 
     def to_x(value):
-        return left + (right - left) * value / longest
+        part = math.log(value / first) / math.log(longest / first) if logarithmic else (
+            value / longest)
+        return left + (right - left) * part
 
     def to_y(value):
         value = max(value, y_ticks[0])
@@ -145,6 +152,13 @@ def ticks(low, high, count):
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low, high):
+    """The numbers 1, 2 and 5 times a power of ten from `low` to `high`, both above 0."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+    return [value for value in values if low <= value <= high]
 
 
 def spread(positions, gap):
