@@ -323,21 +323,24 @@ def to_dict(record: TensorRecord) -> dict[str, Any]:
 
 
 def check_fields(record: TensorRecord | None) -> None:
-    """Raise TypeError or ValueError for a field of another type, or that is not finite float32."""
+    """Raise TypeError or ValueError for a field of another type, or that is not finite."""
     for f in fields(record) if record is not None else ():
         value = getattr(record, f.name)
         if not isinstance(value, cast(Any, f.type)):
             raise TypeError(f"{f.name} is a {type(value).__name__}")
+        dtype = torch.float64 if f.name == "world_to_scene" else torch.float32
         if isinstance(value, Tensor) and value.is_floating_point() and not (
-                value.dtype == torch.float32 and bool(value.isfinite().all())):
-            raise ValueError(f"{f.name} is not finite, or not of float32")
+                value.dtype == dtype and bool(value.isfinite().all())):
+            raise ValueError(f"{f.name} is not finite, or not of {dtype}")
 
 
 def scene_from_dict(values: dict[str, Any]) -> Scene:
     """The `Scene` of a saved `dict`. Raises TypeError or ValueError if its values do not fit."""
     lights = values.get("lights")
+    # Older checkpoints hold the transformation in 32 bits.
     scene = Scene(**values | {"cameras": Cameras(**values["cameras"]),
-                              "lights": lights and Lights(**lights)})
+                              "lights": lights and Lights(**lights),
+                              "world_to_scene": values["world_to_scene"].double()})
     for record in (scene, scene.cameras, scene.lights):
         check_fields(record)
     ends = scene.cameras.sizes.prod(dim=-1).cumsum(0)

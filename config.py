@@ -92,7 +92,10 @@ FLAGS = {
              shown=LLFF[0]),
         Flag("spherify", bool, False, "inward-facing captures: centre and scale the cameras, no "
              "NDC", shown=LLFF[0]),
-        Flag("llffhold", positive_int, 8, "every n-th view is a test view", only=CAPTURES),
+        Flag("llffhold", integer(0), 8, "every n-th view is a test view (0: none)",
+             only=CAPTURES),
+        Flag("alpha", ("composite", "mask"), "composite", "transparent pixels: composited onto "
+             "the background, or left out", only=CAPTURES, shown=False),
     ],
     "model": [
         Flag("model", ("mipnerf", "mipnerf360", "zipnerf", "nerv"), "mipnerf", "model to train"),

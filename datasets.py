@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 import image_utils
 import pose_utils
 from loaders.base import SPLITS, Loader
+from loaders.blender import Blender
 from loaders.bounds import cube
 from loaders.checks import (
     check_array,
@@ -24,7 +26,14 @@ from loaders.checks import (
     read_json,
 )
 from loaders.colmap import Colmap
-from loaders.folders import every_nth, find_scene, has_size, image_folder, png_file
+from loaders.folders import (
+    every_nth,
+    find_mask,
+    find_scene,
+    has_size,
+    image_channels,
+    image_folder,
+)
 from loaders.lenses import make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
@@ -32,7 +41,6 @@ from loaders.nerfstudio import Nerfstudio
 from loaders.pixels import Source, memory_mapped, read_masks_of
 from loaders.points import points_of_scene, with_bounds
 from loaders.scales import image_sources
-from loaders.transforms import blender_views
 from models.outliers import cell_index
 from ray_utils import image_rays, pixels_to_rays, ray_box
 from runtime import distributed
@@ -161,10 +169,11 @@ class NeRFDataset:
 
     def mask(self, index: int) -> Tensor | None:
         """The valid pixels of one image: `[h, w, 1]`, 1 or 0; None if all are."""
-        if not self.scene.mask_files:
+        mask = self._mask_of(index)
+        if mask is None:
             return None
         width, height = self.scene.cameras.sizes[index].tolist()
-        return self._on_device(self._mask_of(index)).reshape(height, width, 1).float()
+        return self._on_device(mask).reshape(height, width, 1).float()
 
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Further ground truth of one image: a `dict` of float arrays `[h, w, C]` in [0, 1]."""
@@ -188,15 +197,26 @@ class NeRFDataset:
         loader, masks = self.loader, None
         pixels = self._read_or_map(scene.files, loader.num_channels * loader.pixel_type.itemsize,
                                    loader.read).view(loader.pixel_type)
-        low, high = self.config.bg_range
-        if low < high and pixels.shape[-1] == 4 and bool((pixels[:, 3] < 255).any()):
-            raise UserError(f"the images in {loader.root} have transparent pixels, for which "
-                            f"--bg_range {low:g} {high:g} draws no background; give the same "
-                            "number twice, such as --bg_range 1 1.")
         if scene.mask_files:
             masks = self._read_or_map(scene.mask_files, 1, read_masks_of)[:, 0]
-            check_masks(masks, loader.root)
+        masks = self._with_alpha(masks, pixels)
+        if masks is not None:
+            check_masks(masks, loader.root, bool(scene.mask_files))
         return replace(scene, pixels=pixels, masks=masks)
+
+    def _with_alpha(self, masks, pixels):
+        """Masks `[P]`, or None, without transparent `pixels [P, C]` if alpha is a mask."""
+        if self.config.alpha == "composite" or pixels.shape[-1] < 4:
+            return masks
+        opaque = (pixels[:, 3] == 255).to(torch.uint8)
+        return opaque if masks is None else masks * opaque
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether pixels are composited onto the background."""
+        pixels = self.scene.pixels
+        return (self.config.alpha == "composite" and pixels.shape[-1] == 4
+                and bool((pixels[:, 3] < 255).any()))
 
     def _read_or_map(self, files: Sequence, num_bytes: int, read: Callable) -> Tensor:
         """Bytes `[P, num_bytes]` of all pixels, memory-mapped above `--pixel_memory`."""
@@ -218,10 +238,13 @@ class NeRFDataset:
         return pixels.view(self.loader.pixel_type)
 
     def _mask_of(self, index):
-        """The mask `[h * w]` of one image, from memory or from its file."""
+        """The mask `[h * w]` of one image, from memory or from its files; None without masks."""
         if self.scene.masks is not None:
             return self.scene.masks[slice(*self.scene.offsets[index : index + 2].tolist())]
-        return read_masks_of(self._sources(self.scene.mask_files)[index : index + 1])
+        masks = None
+        if self.scene.mask_files:
+            masks = read_masks_of(self._sources(self.scene.mask_files)[index : index + 1])
+        return self._with_alpha(masks, self._pixels_of(index))
 
     def _on_device(self, tensor):
         """Copy to the device; on CUDA from pinned memory, so that the copy does not block."""
@@ -230,36 +253,7 @@ class NeRFDataset:
         return tensor.to(self.device, non_blocking=True)
 
 
-# Formats. COLMAP, nerfstudio and NeRV are in loaders/.
-
-
-class Blender(Loader):
-    """NeRF's synthetic scenes: `transforms_{train,val,test}.json` and RGBA PNGs."""
-
-    folders = ("nerf_synthetic",)
-    marker = "transforms_train.json"
-
-    def load(self, split: str) -> Scene:
-        path = self._path_of(split)
-        meta = read_json(path)
-        views = blender_views(meta, path, self.config.factor, png_file, image_utils.image_size)
-        near, far = near_far(self.config)
-        return self.make_scene(
-            files=views.files, names=views.names, cameras=views.cameras(near, far),
-            world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
-        )
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in SPLITS if self._path_of(split).exists())
-
-    def write_demo(self, folder: Path) -> None:
-        from procedural.scene import write_blender
-
-        write_blender(folder)
-
-    def _path_of(self, split):
-        """The JSON file of a split."""
-        return self.root / f"transforms_{split}.json"
+# Formats. Blender, COLMAP, nerfstudio and NeRV are in loaders/.
 
 
 class Multicam(Loader):
@@ -292,7 +286,8 @@ class Multicam(Loader):
         return self.make_scene(
             files=files, names=names,
             cameras=cameras, labels=torch.as_tensor(meta["label"]).long(),
-            world_to_scene=torch.eye(4), box=cube(float(np.max(far - near)) / 2),
+            world_to_scene=torch.eye(4, dtype=torch.float64),
+            box=cube(float(np.max(far - near)) / 2),
         )
 
     def splits(self) -> tuple[str, ...]:
@@ -328,7 +323,15 @@ class LLFF(Loader):
 
     folders = ("nerf_llff_data",)
     marker = "poses_bounds.npy"
-    num_channels = 3
+
+    @cached_property
+    def num_channels(self) -> int:
+        """4 if an image has an alpha channel, else 3."""
+        files = image_utils.list_images(image_folder(self.root, self.config.factor))
+        return image_channels(files, self.root, self.config.alpha)
+
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.config.llffhold else ("train",)
 
     def load(self, split: str) -> Scene:
         config = self.config
@@ -351,10 +354,12 @@ class LLFF(Loader):
             all_cameras = replace(all_cameras, ndc=(focal, *(int(side) for side in sizes[0])))
         box = cube(1.0) if config.spherify else ray_box(all_cameras)
         index = every_nth(split, len(files), config.llffhold, folder)
+        masks = [find_mask(self.root, files[i], files[i].name) for i in index]
         return self.make_scene(
             files=[files[i] for i in index], names=[files[i].name for i in index],
+            mask_files=[mask and str(mask) for mask in masks] if any(masks) else (),
             cameras=all_cameras[torch.as_tensor(index)], box=box,
-            world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
+            world_to_scene=torch.as_tensor(transform),
         )
 
     def write_demo(self, folder: Path) -> None:

@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.path.parent, dataset, run.step, shading_name(config, run.saved_config))
         scores = evaluate(run.model, dataset, config, run.step, folder, training_cameras(run))
         print(format_table(scores))
+        if dataset.split != config.split:
+            print(f"The scene has no {config.split} views; these are scores of its "
+                  f"{dataset.split} views.")
         print(f"{'Scores and images' if config.save_images else 'Scores'}: {folder}")
 
 
@@ -183,8 +186,9 @@ def valid_pixels(dataset: NeRFDataset, index: int, shape: tuple[int, int]) -> np
         return np.ones(shape, bool)
     valid = mask[..., 0].bool().cpu().numpy()
     if not valid.any():
-        raise UserError(f"the mask {dataset.scene.mask_files[index]} leaves no pixel to score; "
-                        "correct it, or use this view for training only.")
+        source = (dataset.scene.mask_files or dataset.scene.files)[index]
+        raise UserError(f"the mask {source} leaves no pixel to score; correct it, or use this "
+                        "view for training only.")
     return valid
 
 

@@ -21,7 +21,15 @@ from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
 from runtime.reading import check_file
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic",
+                  ".heif"}
+HEIF_SUFFIXES = {".heic", ".heif"}
+
+# Masks of instant-ngp, whose pixels are ignored where they are white; they lie beside the images.
+DYNAMIC_MASK = "dynamic_mask_"
+
+# Pillow's names of the colours that are read.
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 
 # The most pixels of an image; above `MANY_PIXELS`, also the most for each byte of its file.
 MAX_PIXELS, MANY_PIXELS, PIXELS_PER_BYTE = 1 << 28, 1 << 26, 100
@@ -40,8 +48,12 @@ Result = TypeVar("Result")
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
-    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files of a folder and its subfolders, sorted by name.
+
+    Hidden files and instant-ngp's masks beside the images are skipped.
+    """
+    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+             and not p.name.startswith(DYNAMIC_MASK))
     hidden = re.compile(r"(^|/)\.")
     return sorted(p for p in files if not hidden.search(p.relative_to(folder).as_posix()))
 
@@ -49,9 +61,10 @@ def list_images(folder: str | Path) -> list[Path]:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file in pixels, from its header.
 
-    Raises UserError if the file is missing or not an image, and as `check_size`.
+    Raises UserError if the file is missing, not an image, or of a kind that `read_image` refuses,
+    and as `check_size`.
     """
-    return _opened(path, lambda image: image.size)
+    return _opened(path, lambda image: _of_known_mode(path, image).size)
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
@@ -65,50 +78,9 @@ def check_size(path: str | Path, width: int, height: int) -> None:
                         "no photograph; replace it.")
 
 
-def read_image(path: str | Path, num_channels: int) -> np.ndarray:
-    """An image file as uint8 `[h, w, num_channels]`; further channels are dropped.
-
-    Grey becomes RGB, palettes are looked up, 16 bits are rounded to 8, and of several frames the
-    first is read. Raises UserError if the file is missing, broken, not RGB, or has too few
-    channels.
-    """
-    image = _opened(path, lambda image: _pixels(path, image, num_channels))
-    if image.shape[-1] < num_channels:
-        expected = {3: "RGB", 4: "RGBA (colour with an alpha channel)"}[num_channels]
-        raise UserError(f"{path} has {image.shape[-1]} channel(s); {expected} is expected.")
-    return image[..., :num_channels]
-
-
-def _pixels(path, image, num_channels):
-    """The pixels of an open Pillow image as uint8 `[h, w, C]`."""
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F", "I"):
-        raise UserError(f"{path} holds {image.mode} colours; RGB is expected.")
-    if num_channels == 1 and image.mode == "L":
-        return np.asarray(image)[..., None]
-    if is_deep(image):
-        image.load()  # Its errors explain what is wrong with the file; OpenCV's do not.
-        return _read_16_bits(path)
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def is_deep(image: Any) -> bool:
-    """Whether an open Pillow image has 16 bits per channel, which Pillow itself would cut off."""
-    return any(";16" in str(tile[3]) for tile in image.tile)
-
-
-def _read_16_bits(path):
-    """An image of 16 bits per channel as uint8 `[h, w, C]`, rounded."""
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.dtype != np.uint16:
-        raise ValueError("16 bits per channel in another layout")
-    image = np.atleast_3d(image)
-    channels = [2, 1, 0, 3][: image.shape[-1]] if image.shape[-1] > 1 else [0, 0, 0]
-    return np.rint(image[..., channels] / 257).astype(np.uint8)
-
-
 def has_alpha(path: str | Path) -> bool:
-    """Whether an image file is RGBA, from its header."""
-    return _opened(path, lambda image: image.mode) == "RGBA"
+    """Whether an image file has transparency, from its header."""
+    return _opened(path, lambda image: _of_known_mode(path, image).has_transparency_data)
 
 
 def verify(path: str | Path) -> None:
@@ -116,22 +88,90 @@ def verify(path: str | Path) -> None:
     _opened(path, lambda image: image.verify())
 
 
+def register_heif(path: str | Path) -> None:
+    """Let Pillow read HEIC files such as `path`. Raises UserError without the package for it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(f"{path} is a HEIC image, which needs the package pillow-heif; install it "
+                        "with `pip install pillow-heif`, or convert the images to JPEG.") from None
+    pillow_heif.register_heif_opener()
+
+
+def read_image(path: str | Path, num_channels: int) -> np.ndarray:
+    """An image file as uint8 `[h, w, num_channels]`: RGB, or RGBA with straight alpha;
+    1 channel is that of grey.
+
+    Grey and palettes become RGB; images without alpha are opaque; with 3 channels alpha is
+    dropped. 16 bits per channel are scaled to 8, and of several frames the first is read. Raises
+    UserError as `image_size` does, and if the file is damaged.
+    """
+    image = _opened(path, lambda image: _values(path, image))
+    if image.dtype == np.uint16:
+        image = np.rint(image / 257).astype(np.uint8)
+    if image.shape[-1] >= num_channels:
+        return image[..., :num_channels]
+    opaque = np.full((*image.shape[:2], 1), 255, dtype=np.uint8)
+    return np.concatenate([image, opaque], axis=-1)
+
+
+def _of_known_mode(path, image):
+    """An open Pillow image. Raises UserError for colours that are not read."""
+    if image.mode not in MODES:
+        raise UserError(f"{path} holds {image.mode} colours; convert it to 8 or 16 bits of "
+                        "grey, RGB or RGBA.")
+    return image
+
+
+def _values(path, image):
+    """The pixels of an open Pillow image as uint8 or uint16 `[h, w, 3]`, or `[h, w, 4]` if it has
+    transparency."""
+    _of_known_mode(path, image)
+    if _is_deep(path, image):
+        image.load()  # Its errors explain what is wrong with the file; OpenCV's do not.
+        return _read_16_bits(path)
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _is_deep(path, image):
+    """Whether an open Pillow image has 16 bits per channel, of which Pillow keeps the upper 8."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,))) == 16
+    if image.format != "PNG":
+        return False
+    with open(path, "rb") as file:
+        return file.read(25)[24:] == b"\x10"
+
+
+def _read_16_bits(path):
+    """The pixels of a PNG or TIFF file of 16 bits as uint16 `[h, w, 3 or 4]`."""
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise UserError(f"{path} cannot be read; convert it to 8 bits per channel.")
+    values = np.atleast_3d(values)
+    if values.shape[-1] < 3:
+        return values[..., [0, 0, 0, 1][: values.shape[-1] + 2]]
+    return values[..., [2, 1, 0, 3][: values.shape[-1]]]
+
+
 def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
     """A mask file as uint8 `[height, width]`: 0 where it is black or transparent, else 1.
 
-    If the file is larger, a pixel is 1 only if all of the file's pixels inside it are.
+    instant-ngp's `dynamic_mask_*` is the opposite: 0 where it is not black. If the file is larger,
+    a pixel is 1 only if all of the file's pixels inside it are.
     """
-    image = np.atleast_3d(_opened(path, np.asarray)) != 0
-    alpha = image[..., -1] if image.shape[-1] in (2, 4) else True
-    colour = image[..., :3] if image.shape[-1] > 2 else image[..., :1]
-    kept = (colour.any(axis=-1) & alpha).astype(np.float32)
-    small = cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA)
+    image = _opened(path, lambda image: _values(path, image)) > 0
+    kept = image[..., :3].any(axis=-1) & image[..., 3:].all(axis=-1)
+    kept = ~kept if Path(path).name.startswith(DYNAMIC_MASK) else kept
+    small = cv2.resize(kept.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return (small > 0.999).astype(np.uint8)
 
 
 def _opened(path: str | Path, read: Callable[[Any], Result]) -> Result:
     """`read(image)` of an open Pillow image; its errors become a UserError about the file."""
     check_file(path, "but the scene's files name it, so restore it")
+    if Path(path).suffix.lower() in HEIF_SUFFIXES:
+        register_heif(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes that `check_size` allows.

@@ -20,7 +20,10 @@ class TensorRecord:
         """A copy on a device, which does not block if that is CUDA."""
         # A copy to the CPU could be read before it has arrived.
         non_blocking = torch.device(device).type == "cuda"
-        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+        # MPS has no 64-bit numbers.
+        narrow = torch.device(device).type == "mps"
+        return self.map(lambda x: (x.float() if narrow and x.dtype == torch.float64 else x).to(
+            device, non_blocking=non_blocking))
 
     def __getitem__(self, index):
         """The record at `index` of the first batch axis; scalars are kept as they are."""
@@ -154,7 +157,8 @@ class Scene(TensorRecord):
     masks: uint8 `[P]`, 1 where a pixel counts, or None if all do; mask_files: path of each image's
         mask, or None; empty if no image has one, and in a checkpoint.
     background: from 0 (black) to 1 (white), under transparent pixels.
-    world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras'.
+    world_to_scene: `[4, 4]` similarity from the files' coordinates to the cameras', float64: map
+        coordinates have seven digits before the point.
     box: `[2, 3]` bounding box of the scene, in the coordinates of rays (NDC for NDC scenes).
     lights: the lights of each image, a record of tensors `[N, K, C]`; None if unknown.
     points: `SparsePoints` that these images show; None if none are known, and in a checkpoint.

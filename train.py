@@ -337,7 +337,7 @@ def plan_training(config, device, folder, resumed=None):
     if resumed:
         data.train.check_same_scene(resumed.original_scene)
     else:
-        config = plan_sizes(config, data.train)
+        config = plan_sizes(with_one_background(config, data.train), data.train)
     training = prepare(config, device, folder, data, resumed)
     times = measure_times(training, compute_gradients)
     if not resumed:
@@ -356,6 +356,24 @@ def open_datasets(config, device):
         test = load_dataset(config, config.split, device, read_pixels=False)
         make_lpips(config.lpips)
     return Data(train_set, validation, test)
+
+
+def with_one_background(config, dataset):
+    """The config with one background if transparent pixels were composited onto it.
+
+    Raises UserError if a typed --bg_range draws it at random.
+    """
+    low, high = config.bg_range
+    if low == high or not dataset.is_transparent:
+        return config
+    if "bg_range" in config.typed:
+        raise UserError(f"the images in {dataset.loader.root} have transparent pixels, for which "
+                        f"--bg_range {low:g} {high:g} draws no background; give the same number "
+                        "twice, such as --bg_range 1 1, or --alpha mask.")
+    background = dataset.scene.background
+    print(f"The images have transparent pixels: the background is {background:g}, not drawn from "
+          f"{low:g} to {high:g}.")
+    return config.replace(bg_range=(background, background))
 
 
 def prepare(config, device, folder, data, resumed):
@@ -412,6 +430,8 @@ def print_scores(training):
     scores = evaluate(training.model.eval(), test, config, config.max_steps, results,
                       training.training_cameras())
     print(format_table(scores))
+    if test.split != config.split:
+        print(f"The scene has no {config.split} views; these are scores of its {test.split} views.")
     print(f"PSNR {scores['psnr']:.2f} dB; background-only baseline {scores['blank_psnr']:.2f} dB.")
     contents = "Scores and images (overview: sheet.png)" if config.save_images else "Scores"
     print(f"{contents}: {results}")

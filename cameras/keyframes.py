@@ -78,7 +78,7 @@ def find_key_frames(path: str, scene: Scene) -> KeyFrames:
     names = path.split(",")
     closed = len(names) > 2 and names[0] == names[-1]
     indices = [image_index(scene.names, name) for name in (names[:-1] if closed else names)]
-    return KeyFrames(camtoworlds=scene.cameras.camtoworlds[indices].double().cpu().numpy(),
+    return KeyFrames(camtoworlds=scene.cameras.camtoworlds[indices].cpu().double().numpy(),
                      fovs=vertical_fovs(scene.cameras)[indices], closed=closed)
 
 
@@ -94,8 +94,8 @@ def image_index(names: Sequence[str], name: str) -> int:
 
 def vertical_fovs(cameras: Cameras) -> np.ndarray:
     """Vertical angles of view `[N]` of pinhole cameras, in radians."""
-    heights = cameras.sizes[:, 1].double().cpu().numpy()
-    return 2 * np.arctan(0.5 * heights * np.abs(cameras.pixtocams[:, 1, 1].double().cpu().numpy()))
+    heights = cameras.sizes[:, 1].cpu().double().numpy()
+    return 2 * np.arctan(0.5 * heights * np.abs(cameras.pixtocams[:, 1, 1].cpu().double().numpy()))
 
 
 # Path files.
@@ -109,7 +109,7 @@ def write_path(path: Path, key_frames: KeyFrames, world_to_scene: torch.Tensor) 
 
 def path_text(key_frames: KeyFrames, world_to_scene: torch.Tensor) -> str:
     """The content of a path file."""
-    to_files = np.linalg.inv(world_to_scene.double().cpu().numpy())
+    to_files = np.linalg.inv(world_to_scene.cpu().double().numpy())
     poses = pose_utils.transform_poses(key_frames.camtoworlds, to_files)
     frames = [{"camera_to_world": pose.tolist(), "vertical_fov": math.degrees(fov)}
               for pose, fov in zip(poses, key_frames.fovs, strict=True)]
@@ -140,7 +140,7 @@ def parse_path(content: bytes, name: str, world_to_scene: torch.Tensor) -> KeyFr
             raise UserError(f"{name} has {key} = {value!r}; true or false is expected.")
     poses, fovs = zip(*(_key_frame(frame, f"{name}: key frame {i + 1}")
                         for i, frame in enumerate(frames)), strict=True)
-    poses = pose_utils.transform_poses(np.stack(poses), world_to_scene.double().cpu().numpy())
+    poses = pose_utils.transform_poses(np.stack(poses), world_to_scene.cpu().double().numpy())
     return KeyFrames(camtoworlds=poses, fovs=np.array(fovs), **switches)
 
 
@@ -153,14 +153,14 @@ def _key_frame(frame: Any, name: str) -> tuple[np.ndarray, float]:
         pose = np.zeros(0)
     if pose.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{name} has no camera_to_world of 3 rows with 4 numbers.")
-    fault = pose_utils.pose_fault(pose[:3])
+    rigid, _, fault = pose_utils.rigid_pose(pose[:3])
     if fault:
         raise UserError(f"{name}: camera_to_world {fault}; a rotation and a position are expected.")
     fov = frame.get("vertical_fov")
     if isinstance(fov, bool) or not isinstance(fov, int | float) or not 0 < fov < 180:
         raise UserError(f"{name} has vertical_fov = {fov!r}; degrees between 0 and 180 are "
                         "expected.")
-    return pose[:3], math.radians(fov)
+    return rigid, math.radians(fov)
 
 
 # Films.

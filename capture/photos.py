@@ -1,6 +1,7 @@
 """An images folder from a folder of photographs, or from a video."""
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,15 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from image_utils import IMAGE_SUFFIXES, image_size, list_images
+from image_utils import (
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    MODES,
+    image_size,
+    list_images,
+    read_image,
+    register_heif,
+)
 from loaders.folders import image_folder, log_left_out
 from runtime.errors import UserError
 from runtime.files import new_folder
@@ -24,6 +33,12 @@ SHARPNESS_WIDTH = 480
 
 # The EXIF tag of the camera's orientation; 1 is upright.
 ORIENTATION_TAG = 0x0112
+
+# Formats that every version of COLMAP reads.
+COMMON_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+# Names of maps that scanning apps write beside their photographs.
+OTHER_MAPS = re.compile(r"(^|[_.-])(depth|confidence|conf|mask|disparity|normal)([_.-]|\d*$)", re.I)
 
 # Quality of the JPEGs of video frames and of rotated photographs.
 JPEG_QUALITY = 95
@@ -66,9 +81,14 @@ def copy_photographs(source: Path, folder: Path) -> None:
     Raises UserError if fewer than `MIN_IMAGES` are readable.
     """
     files = list_images(source)
-    readable = [file for file in files if is_readable(file)]
+    others = [file for file in files if OTHER_MAPS.search(file.stem)]
+    readable = [file for file in files if file not in others and is_readable(file)]
+    log_left_out(source, "depth or confidence map(s) or mask(s)", [file.name for file in others])
     log_left_out(source, "image(s) that cannot be read",
-                 [file.name for file in files if file not in readable])
+                 [file.name for file in files if file not in readable and file not in others])
+    log_left_out(source, "file(s) that are no images", sorted(
+        path.name for path in source.rglob("*") if path.is_file() and path not in files
+        and not path.name.startswith(".")))
     if len(readable) < MIN_IMAGES:
         raise UserError(f"{source} holds {len(readable)} readable images "
                         f"({', '.join(sorted(IMAGE_SUFFIXES))}); at least {MIN_IMAGES} are "
@@ -80,11 +100,13 @@ def copy_photographs(source: Path, folder: Path) -> None:
 
 
 def is_readable(file: Path) -> bool:
-    """Whether a file is a complete image with 8 bits per channel."""
+    """Whether a file is a complete image. Raises UserError for HEIC without its package."""
+    if file.suffix.lower() in HEIF_SUFFIXES:
+        register_heif(file)
     try:
         with Image.open(file) as image:
             image.load()
-            return image.mode in ("RGB", "RGBA", "L", "LA", "P", "CMYK")
+            return image.mode in MODES | {"CMYK"}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # Pillow raises these for damaged files.
 
@@ -92,16 +114,23 @@ def is_readable(file: Path) -> bool:
 def copy_upright(file: Path, target: Path) -> None:
     """Copy an upright RGB photograph byte by byte; rotate and convert any other.
 
-    Cameras store their orientation beside the pixels, and not every reader applies it.
+    Cameras store their orientation beside the pixels, and not every reader applies it. Formats that
+    COLMAP may not read become JPEGs, or PNGs if they are transparent.
     """
     with Image.open(file) as image:
         upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
-        if upright and image.mode in ("RGB", "RGBA"):
+        is_common = file.suffix.lower() in COMMON_SUFFIXES
+        if upright and is_common and image.mode in ("RGB", "RGBA"):
             shutil.copyfile(file, target)
-        else:
-            rotated = ImageOps.exif_transpose(image)
-            rotated.convert("RGB").save(target, quality=JPEG_QUALITY, subsampling=0,
-                                        exif=rotated.getexif())
+            return
+        rotated = ImageOps.exif_transpose(image)
+        exif, transparent = rotated.getexif(), "A" in image.mode
+        if image.mode.startswith("I;16"):
+            rotated = ImageOps.exif_transpose(Image.fromarray(read_image(file, 3)))
+        if not is_common:
+            target = target.with_name(target.name + (".png" if transparent else ".jpg"))
+        rotated.convert("RGBA" if transparent else "RGB").save(
+            target, quality=JPEG_QUALITY, subsampling=0, exif=exif)
 
 
 # Videos.

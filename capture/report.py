@@ -75,10 +75,12 @@ def examine_scene(config) -> Report:
     """The `Report` of a config's scene. Raises UserError for missing or inconsistent files."""
     dataset = load_dataset(config, "train", read_pixels=False)
     loader, scenes = dataset.loader, dataset.scenes()
-    for split in scenes:
-        loader.check_images(loader.load(split))
-    train, test = scenes["train"], scenes["test"]
-    cameras = concatenate([train.cameras, test.cameras])
+    loaded = [loader.load(split) for split in scenes]
+    for scene in loaded:
+        loader.check_images(scene)
+    has_masks = any(scene.mask_files for scene in loaded)
+    train, test = scenes["train"], scenes.get("test", scenes.get("val"))
+    cameras = concatenate([train.cameras, *([test.cameras] if test else [])])
     path, arrangement = choose_path(train.cameras)
     near, far = cameras.visible_range or (float(cameras.near.min()), float(cameras.far.max()))
     statistics = {
@@ -88,7 +90,7 @@ def examine_scene(config) -> Report:
         "scale": train.scale, "near": near, "far": far,
         "arrangement": arrangement, "path": path,
     }
-    lines = [views_line(config, scenes), lens_line(cameras), points_line(statistics),
+    lines = [views_line(config, scenes, has_masks), lens_line(cameras), points_line(statistics),
              range_line(statistics, cameras.ndc), f"{arrangement.capitalize()}: --path {path}."]
     is_test = np.arange(len(cameras)) >= len(train.names)
     return Report(lines, plot_cameras(cameras, is_test, loader.points(), train.scale), statistics)
@@ -97,16 +99,17 @@ def examine_scene(config) -> Report:
 # Sentences.
 
 
-def views_line(config, scenes: dict[str, Scene]) -> str:
+def views_line(config, scenes: dict[str, Scene], has_masks: bool) -> str:
     """The number of views and their sizes."""
-    counts = [f"{len(scenes['train'].names)} training", f"{len(scenes['test'].names)} test"]
-    if scenes.get("val", scenes["test"]).names != scenes["test"].names:
-        counts.append(f"{len(scenes['val'].names)} validation")
+    train, test, val = (scenes[s].names if s in scenes else () for s in ("train", "test", "val"))
+    counts = [f"{len(train)} training", f"{len(test) or 'no'} test"]
+    if val not in ((), test):
+        counts.append(f"{len(val)} validation")
     sizes = sorted({tuple(size) for scene in scenes.values()
                     for size in scene.cameras.sizes.tolist()}, reverse=True)
     listed = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
     more = ", ..." if len(sizes) > 4 else ""
-    masked = ", with masks" if scenes["train"].mask_files else ""
+    masked = ", with masks" if has_masks else ""
     return (f"{Path(config.scene).name} ({config.dataset_name}, --factor {config.factor}): "
             f"{' and '.join(counts)} views of {listed}{more} pixels{masked}.")
 

@@ -35,13 +35,13 @@ def photographs(scenes: Mapping[str, Scene]) -> Iterator[Photograph]:
     names = set()
     for split, scene in scenes.items():
         cameras = scene.cameras
-        to_files = np.linalg.inv(scene.world_to_scene.double().cpu().numpy())
-        poses = pose_utils.transform_poses(cameras.camtoworlds.double().cpu().numpy(), to_files)
+        to_files = np.linalg.inv(scene.world_to_scene.cpu().double().numpy())
+        poses = pose_utils.transform_poses(cameras.camtoworlds.cpu().double().numpy(), to_files)
         for i, name in enumerate(scene.names):
             if name in names:
                 continue
             names.add(name)
-            camera = np.linalg.inv(cameras.pixtocams[i].double().cpu().numpy()
+            camera = np.linalg.inv(cameras.pixtocams[i].cpu().double().numpy()
                                    * np.array([[1.0], [-1.0], [-1.0]]))
             distortion = (0.0,) * 6 if cameras.distortion is None else tuple(
                 cameras.distortion[i].tolist())

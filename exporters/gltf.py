@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
     """A triangle mesh: positions `[V, 3]`, faces `[F, 3]`; further attributes or None.
 
     linear_colours: `[V, 3]` in [0, 1]; normals: unit `[V, 3]`; uv: `[V, 2]`, v downwards from the
-    image's upper edge.
+    image's upper edge; offset: `[3]` from the positions to the scene's, kept in 64 bits.
     """
 
     positions: np.ndarray
@@ -44,6 +44,7 @@ class Geometry(NamedTuple):
     linear_colours: np.ndarray | None = None
     normals: np.ndarray | None = None
     uv: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
 
 def glb(geometry: Geometry, material: Material) -> bytes:
@@ -62,8 +63,11 @@ def glb(geometry: Geometry, material: Material) -> bytes:
             _to_rgba16(geometry.linear_colours), ARRAY_BUFFER, normalized=True)
     indices = file.add_array(geometry.faces.astype(np.uint32).reshape(-1, 1), ELEMENT_ARRAY_BUFFER)
     primitive = {"attributes": attributes, "indices": indices, "material": 0}
+    node: dict[str, Any] = {"mesh": 0, "name": "mesh"}
+    if geometry.offset is not None and geometry.offset.any():
+        node["translation"] = geometry.offset.tolist()
     root = {"asset": {"version": "2.0", "generator": "mipnerf"}, "scene": 0,
-            "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0, "name": "mesh"}],
+            "scenes": [{"nodes": [0]}], "nodes": [node],
             "meshes": [{"primitives": [primitive]}]}
     return file.content(root | _material(material, file))
 

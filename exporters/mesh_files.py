@@ -1,4 +1,7 @@
-"""Mesh files: PLY and OBJ with vertex colours, GLB with a material."""
+"""Mesh files: PLY and OBJ with vertex colours, GLB with a material.
+
+All are as accurate as the scene's poses, also at map coordinates, whose steps in 32 bits show.
+"""
 
 from pathlib import Path
 
@@ -13,36 +16,73 @@ from exporters import gltf
 from exporters.mesh import Mesh, vertex_normals
 from runtime.files import write_atomically
 
+# Farther from the origin than this many extents of a mesh, 32 bits show steps in its surface.
+FAR_AWAY = 100.0
+
 
 def write_mesh(path: Path, mesh: Mesh, world_to_scene: Tensor) -> None:
     """Atomically write a mesh in the coordinates of the scene's files.
 
-    path: with suffix .ply, .obj or .glb; world_to_scene: `[4, 4]` of `Scene`. Raises UserError if
-    it cannot be written.
+    path: with suffix .ply (64-bit numbers), .obj or .glb; world_to_scene: `[4, 4]` of `Scene`.
+    Raises UserError if it cannot be written.
     """
-    mesh = in_file_coordinates(mesh, world_to_scene)
-    if path.suffix == ".glb":
-        content = glb_of(mesh)
-    else:
-        result = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False,
-                                 vertex_colors=image_utils.to_uint8(mesh.colours))
-        content = result.export(file_type=path.suffix[1:])
-    content = content.encode() if isinstance(content, str) else content
+    content_of = {".ply": ply_of, ".obj": obj_of, ".glb": glb_of}[path.suffix]
+    content = content_of(in_file_coordinates(mesh, world_to_scene))
     write_atomically(path, lambda file: file.write(content))
 
 
 def in_file_coordinates(mesh: Mesh, world_to_scene: Tensor) -> Mesh:
     """The mesh in the coordinates of the scene's files instead of the cameras' world."""
-    to_files = np.linalg.inv(world_to_scene.double().numpy())
+    to_files = np.linalg.inv(world_to_scene.cpu().double().numpy())
     return mesh._replace(vertices=pose_utils.transform_points(mesh.vertices, to_files))
 
 
+def mesh_offset(vertices: np.ndarray) -> np.ndarray:
+    """The centre `[3]` of vertices `[V, 3]` far from the origin, in whole units; else zeros."""
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    centre = (low + high) / 2
+    is_far = np.abs(centre).max() > FAR_AWAY * (high - low).max()
+    return np.rint(centre) if is_far else np.zeros(3)
+
+
+def ply_of(mesh: Mesh) -> bytes:
+    """A binary PLY file of 64-bit coordinates."""
+    points = np.empty(len(mesh.vertices), [("xyz", "<f8", 3), ("rgba", "u1", 4)])
+    points["xyz"], points["rgba"] = mesh.vertices, 255
+    points["rgba"][:, :3] = image_utils.to_uint8(mesh.colours)
+    triangles = np.empty(len(mesh.faces), [("count", "u1"), ("index", "<i4", 3)])
+    triangles["count"], triangles["index"] = 3, mesh.faces
+    names = [*(f"double {axis}" for axis in "xyz"),
+             *(f"uchar {colour}" for colour in ("red", "green", "blue", "alpha"))]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}",
+              *(f"property {name}" for name in names), f"element face {len(triangles)}",
+              "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(header).encode() + points.tobytes() + triangles.tobytes()
+
+
+def obj_of(mesh: Mesh) -> bytes:
+    """An OBJ file, which holds all digits.
+
+    Far from the origin a comment tells an offset that a reader of 32 bits may subtract.
+    """
+    text = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False,
+                           vertex_colors=image_utils.to_uint8(mesh.colours)).export(
+        file_type="obj", digits=8)
+    offset = mesh_offset(mesh.vertices)
+    note = f"# Far from the origin: centre {' '.join(map(repr, offset.tolist()))}\n"
+    return (note * bool(offset.any()) + text).encode()
+
+
 def glb_of(mesh: Mesh) -> bytes:
-    """A GLB file: unlit radiance, or the lit albedo and roughness of a relightable model."""
+    """A GLB file: unlit radiance, or the lit albedo and roughness of a relightable model.
+
+    Its numbers have 32 bits; far from the origin its node holds an offset of the vertices.
+    """
     linear = image_utils.srgb_to_linear(torch.as_tensor(mesh.colours)).numpy()
+    offset = mesh_offset(mesh.vertices)
+    geometry = gltf.Geometry(mesh.vertices - offset, mesh.faces, linear, offset=offset)
     if mesh.roughness is None:
-        return gltf.glb(gltf.Geometry(mesh.vertices, mesh.faces, linear), gltf.Material())
+        return gltf.glb(geometry, gltf.Material())
     # Vertices have no roughness in glTF, so the whole mesh has the median.
     material = gltf.Material(lit=True, roughness=float(np.median(mesh.roughness)))
-    return gltf.glb(gltf.Geometry(mesh.vertices, mesh.faces, linear, vertex_normals(mesh)),
-                    material)
+    return gltf.glb(geometry._replace(normals=vertex_normals(mesh)), material)

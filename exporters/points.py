@@ -65,7 +65,7 @@ def ply_content(points: SurfacePoints, world_to_scene: Tensor) -> bytes:
     world_to_scene: `[4, 4]` of `Scene`. Positions are doubles if the scene lies far from its
     origin, where floats would move them by more than a hundred-thousandth of their extent.
     """
-    to_files = np.linalg.inv(world_to_scene.double().numpy())
+    to_files = np.linalg.inv(world_to_scene.cpu().double().numpy())
     positions = pose_utils.transform_points(points.positions.double().numpy(), to_files)
     rotation = to_files[:3, :3] / np.cbrt(np.linalg.det(to_files[:3, :3]))
     normals = points.normals.double().numpy() @ rotation.T

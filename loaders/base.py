@@ -18,7 +18,9 @@ from structures import Cameras, Scene
 SPLITS = ("train", "val", "test")
 
 # The splits to try, in order, for each requested split. The only place with this rule.
-FALLBACKS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
+# A scene without test views is scored on its training views, and the scores say so.
+FALLBACKS = {"train": ("train",), "val": ("val", "test", "train"),
+             "test": ("test", "val", "train")}
 
 
 class Loader(ABC):
@@ -29,19 +31,23 @@ class Loader(ABC):
 
     folders: folders inside `--data_dir` that are searched for a scene of this format.
     marker: a file or folder that identifies a scene folder of this format.
-    num_channels: channels of the stored pixels; pixel_type: their dtype.
+    pixel_type: dtype of the stored pixels.
     reprojection_error: mean over the known points, in pixels of the full size; None if unknown.
     """
 
     folders: tuple[str, ...] = ()
     marker: str = ""
-    num_channels: int = 4
     pixel_type: torch.dtype = torch.uint8
     reprojection_error: float | None = None
 
     def __init__(self, config):
         self.config = config
         self.root = find_scene(config, self.folders, self.write_demo)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the stored pixels."""
+        return 4
 
     @abstractmethod
     def load(self, split: str) -> Scene:

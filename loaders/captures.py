@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import pose_utils
-from loaders.base import Loader
+from loaders.base import SPLITS, Loader
 from loaders.bounds import bounding_box, range_from_cameras, visible_range
 from loaders.checks import near_far
-from loaders.lenses import Lens, make_cameras
+from loaders.folders import image_channels
+from loaders.lenses import Lens, lens_cameras
 from runtime.errors import UserError
 from structures import Cameras, Scene
 
@@ -42,16 +43,7 @@ class Views(NamedTuple):
 
 def view_cameras(views: Views, camtoworlds: np.ndarray) -> Cameras:
     """The `Cameras` of views whose poses were moved to `camtoworlds`; t runs from 0 to 1."""
-    lenses = views.lenses
-    distortion = torch.tensor([lens.distortion for lens in lenses], dtype=torch.float32)
-    fisheye = torch.tensor([lens.fisheye for lens in lenses])
-    return make_cameras(
-        camtoworlds,
-        [lens.pixtocam(*size) for lens, size in zip(lenses, views.sizes, strict=True)],
-        views.sizes, near=0.0, far=1.0,
-        distortion=distortion if distortion.any() or fisheye.any() else None,
-        fisheye=fisheye if fisheye.any() else None,
-    )
+    return lens_cameras(camtoworlds, views.lenses, views.sizes, near=0.0, far=1.0)
 
 
 class Capture(Loader):
@@ -76,8 +68,16 @@ class Capture(Loader):
             names=[views.names[i] for i in index], cameras=cameras[torch.as_tensor(index)],
             mask_files=[views.mask_files[i] for i in index] if views.mask_files else (),
             box=box,
-            world_to_scene=torch.as_tensor(transform, dtype=torch.float32),
+            world_to_scene=torch.as_tensor(transform),
         )
+
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.config.llffhold else ("train",)
+
+    @cached_property
+    def num_channels(self) -> int:
+        """4 if an image has an alpha channel, else 3."""
+        return image_channels(self.views.files, self.root, self.config.alpha)
 
     @cached_property
     def views(self) -> Views:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import pose_utils
+from loaders.folders import log_once
 from ray_utils import corner_rays
 from runtime import reading
 from runtime.errors import UserError, first_line
@@ -52,18 +53,30 @@ def read_ply_points(path: Path) -> np.ndarray:
 
 
 def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
-    """Poses as float64 `[N, 3, 4]`. Raises UserError naming the first that is not rigid."""
+    """Poses as float64 `[N, 3, 4]`, whose rotations are exact.
+
+    Rounded or uniformly scaled rotations are replaced by the nearest ones, with a notice. Raises
+    UserError naming the first pose that is not rigid otherwise.
+    """
     try:
         poses = np.asarray(poses, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         poses = np.empty(0)
     if poses.ndim != 3 or poses.shape[1] not in (3, 4) or poses.shape[2] != 4:
         raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
-    for name, pose in zip(names, poses, strict=True):
-        fault = pose_utils.pose_fault(pose[:3])
+    rigid, largest = poses[:, :3].copy(), 0.0
+    for i, (name, pose) in enumerate(zip(names, poses, strict=True)):
+        if len(pose) == 4 and np.any(pose[3, :3]):
+            raise UserError(f"the pose of {name} in {path} has the last row {pose[3].tolist()}; "
+                            "0 0 0 1 is expected, so transpose the matrices.")
+        rigid[i], error, fault = pose_utils.rigid_pose(pose[:3])
         if fault:
             raise UserError(f"the pose of {name} in {path} {fault}; correct or remove this frame.")
-    return poses[:, :3]
+        largest = max(largest, error)
+    if largest > pose_utils.ROUNDING:
+        log_once(f"{path}: rotations differ from orthonormal ones by up to {largest:.2g} (rounded "
+                 "or scaled); the nearest rotations are used.")
+    return rigid
 
 
 def check_range(near, far, lindisp: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -86,11 +99,18 @@ def check_array(values: Sequence, shape: tuple[int, ...], path: Path, key: str) 
     return check_numbers(values, (len(values), *shape), path, key, low=low)
 
 
-def check_masks(masks, root: Path) -> None:
-    """Raise UserError for masks of a scene in `root` without a valid pixel."""
-    if not masks.any():
+def check_masks(masks, root: Path, has_files: bool) -> None:
+    """Raise UserError for masks of a scene in `root` without a valid pixel.
+
+    has_files: whether image files hold the masks; otherwise they are alpha.
+    """
+    if masks.any():
+        return
+    if has_files:
         raise UserError(f"the masks in {root} leave out every pixel; white pixels are those that "
                         "count, so invert the masks, or remove them.")
+    raise UserError(f"every pixel in {root} is transparent, so --alpha mask leaves out all; use "
+                    "--alpha composite.")
 
 
 def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:

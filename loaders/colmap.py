@@ -11,7 +11,7 @@ import image_utils
 import pose_utils
 from loaders.captures import Capture, Views
 from loaders.checks import check_poses
-from loaders.folders import every_nth, find_image, image_folder, log_left_out
+from loaders.folders import every_nth, find_image, find_mask, image_folder, log_left_out
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
 from runtime.numbers import LARGEST, check_numbers
@@ -24,7 +24,6 @@ class Colmap(Capture):
 
     folders = ("colmap", "colmap_360")
     marker = "sparse"
-    num_channels = 3
 
     @property
     def model_path(self) -> Path:
@@ -44,8 +43,10 @@ class Colmap(Capture):
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
         worldtocams = np.stack([_matrix(registered[name], path) for name in files])
+        masks = [find_mask(self.root, file, name) for name, file in files.items()]
         return Views(
-            names=list(files), files=list(files.values()), lenses=lenses, mask_files=[],
+            names=list(files), files=list(files.values()), lenses=lenses,
+            mask_files=[mask and str(mask) for mask in masks] if any(masks) else [],
             camtoworlds=check_poses(pose_utils.from_opencv(worldtocams), path, list(files)),
             sizes=[stored_size(file, lens, path)
                    for file, lens in zip(files.values(), lenses, strict=True)],
@@ -128,10 +129,24 @@ def read_model(path: Path):
     if (path / "points3D.bin").exists():
         _check_points_file(path / "points3D.bin")
     try:
-        return pycolmap.Reconstruction(str(path))
+        model = pycolmap.Reconstruction(str(path))
+        for identifier, name in _names_with_spaces(path).items():
+            model.images[identifier].name = name
+        return model
     except Exception as error:  # The library raises many types for damaged files.
         raise UserError(f"{path} holds no COLMAP model that can be read ({first_line(error)}); "
                         "cameras, images and points3D, .bin or .txt, are expected.") from None
+
+
+def _names_with_spaces(path):
+    """The names with spaces in a text model by image, which COLMAP's reader cuts at the space."""
+    if (path / "images.bin").is_file() or not (path / "images.txt").is_file():
+        return {}
+    lines = (path / "images.txt").read_text(encoding="utf-8-sig").splitlines()
+    # Every image has a second line, of its features, which may be empty.
+    first = [line.split(maxsplit=9) for line in lines if not line.startswith("#")][::2]
+    return {int(words[0]): words[9].rstrip() for words in first
+            if len(words) == 10 and " " in words[9].strip()}
 
 
 def _check_points_file(file):

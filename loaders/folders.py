@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def _downsample_folder(source, target, factor, ratio):
     logger.info("Making %d images at --factor %d in %s ...", len(files), factor, target)
     with new_folder(target) as folder:
         for file in files:
-            image = image_utils.read_image(file, 3)
+            image = image_utils.read_image(file, 4 if image_utils.has_alpha(file) else 3)
             height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
             small = image_utils.resize_area(image, width, height)
             output = folder / file.relative_to(source).with_suffix(".png")
@@ -114,9 +115,38 @@ def find_image(path: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def png_file(folder: Path, name: str) -> Path:
-    """The image file of a Blender frame, whose name may lack its suffix."""
-    return folder / (name if name.lower().endswith(".png") else f"{name}.png")
+def frame_file(folder: Path, name: str) -> Path:
+    """The image file of a Blender frame, whose suffix may be missing; a PNG if there is no file."""
+    path = folder / name
+    found = path if path.is_file() else find_image(path)
+    has_suffix = path.suffix.lower() in image_utils.IMAGE_SUFFIXES
+    return found or (path if has_suffix else Path(f"{path}.png"))
+
+
+def find_mask(root: Path, file: Path, name: str) -> Path | None:
+    """The mask of an image, or None: `masks/` of the scene, or instant-ngp's beside the image.
+
+    name: of the image, relative to its folder of images. COLMAP appends .png to the whole name,
+    nerfstudio has the image's name with another suffix.
+    """
+    beside = file.with_name(f"{image_utils.DYNAMIC_MASK}{file.stem}.png")
+    candidates = root / "masks" / f"{name}.png", (root / "masks" / name).with_suffix(".png"), beside
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def image_channels(files: Sequence[Path], source: Path, alpha: str) -> int:
+    """4 if an image of a capture has an alpha channel, else 3; logs what alpha means.
+
+    Reads every image's header. alpha: of the config.
+    """
+    count = sum(map(image_utils.has_alpha, files))
+    if not count:
+        return 3
+    meaning = ("composited onto the background (--bg_range); --alpha mask leaves transparent "
+               "pixels out instead" if alpha == "composite" else "a mask: transparent pixels do "
+               "not count")
+    log_once(f"{source}: {count} of {len(files)} images have an alpha channel, which is {meaning}.")
+    return 4
 
 
 def has_size(size: np.ndarray, expected: np.ndarray) -> bool:
@@ -130,9 +160,9 @@ def has_size(size: np.ndarray, expected: np.ndarray) -> bool:
 def every_nth(split: str, count: int, hold: int, source: Path) -> list[int]:
     """Indices of a split of `count` views: every `hold`-th is for "test" and "val", the rest train.
 
-    Raises UserError if the split is empty.
+    All train if `hold` is 0. Raises UserError if the split is empty.
     """
-    held_out = [i for i in range(count) if i % hold == 0]
+    held_out = [i for i in range(count) if hold and i % hold == 0]
     index = sorted(set(range(count)) - set(held_out)) if split == "train" else held_out
     if not index:
         raise UserError(f"{source} has {count} image(s); with --llffhold {hold} the {split} split "
@@ -144,4 +174,10 @@ def log_left_out(source: Path, reason: str, names: Sequence[str]) -> None:
     """Log one line with the views of `source` that are not used."""
     if names:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        logger.info("%s: left out %d %s: %s", source, len(names), reason, listed)
+        log_once(f"{source}: left out {len(names)} {reason}: {listed}")
+
+
+@cache
+def log_once(message: str) -> None:
+    """Log a line, unless it was logged before: every split reads the same files."""
+    logger.info(message)

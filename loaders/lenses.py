@@ -29,6 +29,28 @@ LENSES = {
 }
 
 
+# Other models by parts of their names, and what to do about them.
+PANORAMA = ("cut each panorama into perspective images (ns-process-data images --camera-type "
+            "equirectangular), and give those")
+CURES = {
+    ("EQUIRECTANGULAR", "LATLONG", "OMNIDIRECTIONAL", "VR180"): PANORAMA,
+    ("ORTHO",): "give images of a perspective camera: parallel rays are not supported",
+    ("ROLLING_SHUTTER",): ("remove the key rolling_shutter to read each image with its one "
+                           "transform_matrix, or give images of a global shutter"),
+}
+
+# Keys of instant-ngp that mean other cameras than the one that the other keys describe.
+OTHER_CAMERAS = {"latlong": "LATLONG", "equirectangular": "EQUIRECTANGULAR",
+                 "orthographic": "ORTHOGRAPHIC", "ftheta_p0": "FTHETA",
+                 "rolling_shutter": "ROLLING_SHUTTER"}
+
+# Spellings of lens models in other programs.
+ALIASES = {"PERSPECTIVE": "OPENCV", "FISHEYE": "OPENCV_FISHEYE"}
+
+# Coefficients of lens models that are not supported; 0 means nothing.
+OTHER_COEFFICIENTS = ("k5", "k6", "s1", "s2", "s3", "s4", "b1", "b2")
+
+
 class Lens(NamedTuple):
     """A camera's intrinsics in pixels, for images of `size` (width, height).
 
@@ -58,10 +80,8 @@ def make_lens(model: str, values: dict, size, source) -> Lens:
     Raises UserError naming `source` if the model is not supported or a parameter is invalid.
     """
     if not isinstance(model, str) or model not in LENSES:
-        raise UserError(
-            f"{source} has a camera with lens model {short(model).strip(chr(39))}; undistort the "
-            f"images with COLMAP (image_undistorter), or fit one of {', '.join(LENSES)}."
-        )
+        raise UserError(f"{source} has a camera with lens model {short(model).strip(chr(39))}; "
+                        f"{cure_of(str(model))}.")
     focal = values.get("fx", values.get("f")), values.get("fy", values.get("f"))
     distortion = tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
     lens = Lens(tuple(size), focal, (values["cx"], values["cy"]), distortion,
@@ -71,6 +91,13 @@ def make_lens(model: str, values: dict, size, source) -> Lens:
     check_numbers(lens.centre, (2,), source, "the principal point")
     check_numbers(distortion, (6,), source, "the distortion")
     return lens
+
+
+def cure_of(model: str) -> str:
+    """What to do about images of a lens model that is not supported, as part of a sentence."""
+    cures = (cure for words, cure in CURES.items() if any(word in model for word in words))
+    return next(cures, "undistort the images with COLMAP (image_undistorter), or fit one of "
+                + ", ".join(LENSES))
 
 
 def pixtocam(focal_x: float, focal_y: float, width: float, height: float,
@@ -97,6 +124,19 @@ def make_cameras(camtoworlds, pixtocams, sizes, **fields) -> Cameras:
     )
 
 
+def lens_cameras(camtoworlds, lenses, sizes, near, far) -> Cameras:
+    """The `Cameras` of N `Lens` at poses `[N, 3, 4]`; sizes: (width, height) of their images."""
+    distortion = torch.tensor([lens.distortion for lens in lenses], dtype=torch.float32)
+    fisheye = torch.tensor([lens.fisheye for lens in lenses])
+    return make_cameras(
+        camtoworlds,
+        [lens.pixtocam(*size) for lens, size in zip(lenses, sizes, strict=True)],
+        sizes, near=near, far=far,
+        distortion=distortion if distortion.any() or fisheye.any() else None,
+        fisheye=fisheye if fisheye.any() else None,
+    )
+
+
 def colmap_lens(camera, source: Path) -> Lens:
     """The `Lens` of a `pycolmap.Camera`."""
     names = LENSES.get(camera.model_name, "").split()
@@ -110,6 +150,7 @@ def transforms_lens(values: dict, file: Path, factor: int, source: str) -> Lens:
     values: the frame's and the file's entries. If they have no size, it is `factor` times that of
     the image `file`. Raises UserError naming `source` if an entry is invalid.
     """
+    model = lens_model(values, source)
     if "w" in values or "h" in values:
         size = _number(values, "w", source), _number(values, "h", source)
     else:
@@ -123,16 +164,36 @@ def transforms_lens(values: dict, file: Path, factor: int, source: str) -> Lens:
     lens["fy"] = _focal(values, "y", size[1], source) if has_fy else lens["fx"]
     for name in ("k1", "k2", "k3", "k4", "p1", "p2"):
         lens[name] = _number(values, name, source, 0.0)
+    return make_lens(model, lens, size, source)
+
+
+def lens_model(values: dict, source: str) -> str:
+    """The COLMAP name of the lens model of a frame. Raises UserError for one that is not read."""
+    for key, model in OTHER_CAMERAS.items():
+        if values.get(key) and (key != "rolling_shutter" or any_number(values[key])):
+            raise UserError(f"{source} has {key}; {cure_of(model)}.")
+    for key in OTHER_COEFFICIENTS:
+        if values.get(key):
+            raise UserError(f"{source} has {key} = {short(values[key])}; {cure_of('')}.")
     # instant-ngp has only the two OpenCV models, distinguished by a flag.
-    default_model = "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"
-    return make_lens(values.get("camera_model", default_model), lens, size, source)
+    default = "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"
+    name = str(values.get("camera_model", default)).upper()
+    return ALIASES.get(name, name)
+
+
+def any_number(values) -> bool:
+    """Whether a list, or a value, is not all zeros."""
+    return any(values) if isinstance(values, list) else bool(values)
 
 
 def _focal(values, axis, side, source):
     """The focal length in pixels along an axis, given in pixels or as an angle of view."""
     angle = values.get(f"camera_angle_{axis}")
-    if f"fl_{axis}" in values or angle is None:
+    if f"fl_{axis}" in values:
         return _number(values, f"fl_{axis}", source)
+    if angle is None:
+        raise UserError(f"{source} has fl_{axis} = None and camera_angle_{axis} = None; one of "
+                        "them is expected.")
     return 0.5 * side / math.tan(0.5 * view_angle(values, f"camera_angle_{axis}", source))
 
 
@@ -143,10 +204,16 @@ def _number(values, name, source, default=None):
 
 def stored_size(file: Path, lens: Lens, source: Path) -> tuple[int, int]:
     """The (width, height) of an image file. Raises UserError unless its `Lens` has that shape."""
-    width, height = image_utils.image_size(file)
-    full_width, full_height = lens.size
+    size = image_utils.image_size(file)
+    check_shape(file, size, lens, source)
+    return size
+
+
+def check_shape(file: Path, size: tuple[int, int], lens: Lens, source: Path) -> None:
+    """Raise UserError unless an image file of `size` (width, height) has the shape of its `Lens`.
+    """
+    (width, height), (full_width, full_height) = size, lens.size
     if not has_size(np.array([height]), np.array([full_height * width / full_width])):
         raise UserError(f"{file} is {width}x{height}, which has another shape than the "
                         f"{full_width:g}x{full_height:g} of its camera in {source}; use the "
                         "images from which the cameras were estimated.")
-    return width, height

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from loaders.base import SPLITS, Loader
 from loaders.bounds import cube
-from loaders.checks import near_far, read_json
+from loaders.checks import near_far
+from loaders.lenses import lens_cameras
 from loaders.pixels import Source
-from loaders.transforms import blender_views
+from loaders.transforms import blender_views, has_images, read_transforms
 from relighting.lights import tone_map
 from relighting.radiance_files import (
     radiance_file,
@@ -38,17 +39,19 @@ class LitBlender(Loader):
 
     def load(self, split: str) -> Scene:
         path = self._path_of(split)
-        meta = read_json(path)
+        meta = read_transforms(path)
         views = blender_views(meta, path, self.config.factor, radiance_file, radiance_size)
         near, far = near_far(self.config)
         return self.make_scene(
-            files=views.files, names=views.names, cameras=views.cameras(near, far),
-            world_to_scene=torch.eye(4), box=cube(float(far - near) / 2),
+            files=views.files, names=views.names,
+            cameras=lens_cameras(views.camtoworlds, views.lenses, views.sizes, near, far),
+            world_to_scene=torch.eye(4, dtype=torch.float64), box=cube(float(far - near) / 2),
             lights=read_frame_lights(meta, path, self.config.light_intensity),
         )
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in SPLITS if self._path_of(split).exists())
+        return tuple(split for split in SPLITS
+                     if has_images(self._path_of(split), radiance_file))
 
     def write_demo(self, folder: Path) -> None:
         from procedural.lit_scene import write_nerv

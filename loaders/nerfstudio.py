@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-import image_utils
 from loaders.base import FALLBACKS, SPLITS
 from loaders.captures import Capture, Views
-from loaders.checks import check_poses, check_string, read_json, read_ply_points
-from loaders.folders import every_nth, find_image, log_left_out
+from loaders.checks import check_poses, read_ply_points
+from loaders.folders import every_nth, find_image, find_mask, log_left_out
 from loaders.lenses import stored_size, transforms_lens
-from loaders.transforms import read_frames
+from loaders.transforms import file_name, read_frames, read_transforms
 from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,11 +23,6 @@ class Nerfstudio(Capture):
     folders = ("nerfstudio",)
     marker = "transforms.json"
 
-    @cached_property
-    def num_channels(self) -> int:
-        """4 if all images have an alpha channel, else 3; reads every image's header once."""
-        return 4 if all(map(image_utils.has_alpha, self.views.files)) else 3
-
     @property
     def path(self) -> Path:
         """The capture's JSON file."""
@@ -37,7 +31,7 @@ class Nerfstudio(Capture):
     @cached_property
     def meta(self) -> dict:
         """The content of `transforms.json`, read once."""
-        return read_json(self.path)
+        return read_transforms(self.path)
 
     def read_views(self) -> Views:
         names, matrices = read_frames(self.meta, self.path)
@@ -51,7 +45,7 @@ class Nerfstudio(Capture):
                             f"(the first would be {self.root / names[0]}).")
         lenses, sizes = zip(*(self._lens_and_size(names[i], self.meta["frames"][i], *files[i])
                               for i in order), strict=True)
-        masks = [self._mask_file(self.meta["frames"][i]) for i in order]
+        masks = [self._mask_file(self.meta["frames"][i], files[i][0]) for i in order]
         return Views(
             names=[names[i] for i in order], files=[files[i][0] for i in order],
             camtoworlds=poses[order], lenses=list(lenses), sizes=list(sizes),
@@ -62,7 +56,7 @@ class Nerfstudio(Capture):
         """The points `[M, 3]` of the file's `ply_file_path`, in its coordinates; M may be 0."""
         if "ply_file_path" not in self.meta:
             return np.empty((0, 3))
-        path = self.root / check_string(self.meta["ply_file_path"], self.path, "ply_file_path")
+        path = self.root / file_name(self.meta["ply_file_path"], self.path, "ply_file_path")
         if not path.is_file():
             logger.warning("%s is missing, which %s names as its points; range and box do "
                            "without it.", path, self.path)
@@ -85,24 +79,38 @@ class Nerfstudio(Capture):
                             "leaves no pixel.")
         return lens, (width // reduction, height // reduction)
 
-    def _mask_file(self, frame):
-        """The path of a frame's mask, or None."""
-        if frame.get("mask_path") is None:
-            return None
-        return str(self.root / check_string(frame["mask_path"], self.path, "mask_path"))
+    def _mask_file(self, frame, file):
+        """The path of a frame's mask, or None, as for `null`; file: its image."""
+        if "mask_path" in frame:
+            if frame["mask_path"] is None:
+                return None
+            return str(self.root / file_name(frame["mask_path"], self.path, "mask_path"))
+        # The first folder of file_path holds the images.
+        mask = find_mask(self.root, file, "/".join(Path(frame["file_path"]).parts[1:]))
+        return mask and str(mask)
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if split == "train" or self._index_of(split))
 
     def split_index(self, split: str) -> list[int]:
-        lists = listed_splits(self.meta, self.path)
-        if not lists:
-            return every_nth(split, len(self.views.names), self.config.llffhold, self.path)
-        chosen = next((lists[name] for name in FALLBACKS[split] if lists.get(name)), None)
-        others = set().union(*lists.values())
-        index = [i for i, name in enumerate(self.views.names)
-                 if (name not in others if chosen is None else name in chosen)]
+        index = self._index_of(split)
         if not index:
             raise UserError(f"{self.path} leaves the {split} split without a view; correct its "
                             "train_filenames, val_filenames and test_filenames, or remove them.")
         return index
+
+    def _index_of(self, split):
+        """The indices of a split's views, none if it has no views."""
+        lists, hold = listed_splits(self.meta, self.path), self.config.llffhold
+        if not lists:
+            if split != "train" and not hold:
+                return []
+            return every_nth(split, len(self.views.names), hold, self.path)
+        alternatives = (name for name in FALLBACKS[split] if name == split or name != "train")
+        chosen = next((lists[name] for name in alternatives if lists.get(name)), None)
+        others = set().union(*lists.values())
+        return [i for i, name in enumerate(self.views.names)
+                if (name not in others if chosen is None else name in chosen)]
 
     def write_demo(self, folder: Path) -> None:
         from procedural.scene import write_nerfstudio
@@ -121,7 +129,7 @@ def listed_splits(meta: dict, path: Path) -> dict[str, set[str]]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{path} has {split}_filenames that are not a list of file names.")
         if names:
-            lists[split] = {Path(name).as_posix() for name in names}
+            lists[split] = {file_name(name, path, "name") for name in names}
     known = set(read_frames(meta, path)[0])
     unknown = sorted(set().union(*lists.values()) - known)
     if unknown:

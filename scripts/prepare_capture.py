@@ -67,7 +67,7 @@ def main(argv=None):
             write_report(out)
     if args.train:
         return make_film(out, args.minutes)
-    print(f"Check {out / 'report.png'}. Then:\n  python train.py {' '.join(training_flags(out))}")
+    print(f"Check {out / 'report.png'}. Then:\n  python train.py {shlex.join(training_flags(out))}")
     return 0
 
 
@@ -257,11 +257,12 @@ def newest(run, pattern):
 
 def print_results(run):
     """Print where a run's video, mesh and scores are, and which commands show more."""
+    name = shlex.quote(str(run))
     print(f"""
 Video:  {newest(run, VIDEO_FILE)}
 Mesh:   {newest(run, MESH_FILE)}
 Scores: {newest(run, SCORES_FILE)}, images beside them
-Next:   python visualize.py --run {run} --visualize_depth --visualize_normals --frames 120
+Next:   python visualize.py --run {name} --visualize_depth --visualize_normals --frames 120
         the same command with more --minutes, for a sharper scene""")
 
 

@@ -283,10 +283,6 @@ def damage_blender(folder, kind):
         image.unlink()
     elif kind == "truncated image":
         image.write_bytes(image.read_bytes()[:60])
-    elif kind == "no alpha":
-        imwrite(image, np.zeros((6, 8, 3), np.uint8))
-    elif kind == "grey":
-        imwrite(image, np.zeros((6, 8), np.uint8))
     else:
         change_json(transforms, {
             "no frames": lambda v: v.update(frames=[]),
@@ -308,8 +304,6 @@ def damage_blender(folder, kind):
     ("no frames", "transforms_train.json lists no frames"),
     ("missing image", "r_0.png is missing"),
     ("truncated image", "r_0.png cannot be read"),
-    ("no alpha", "r_0.png has 3 channel"),
-    ("grey", "r_0.png has 3 channel"),
     ("no angle", "camera_angle_x"),
     ("angle in degrees", "camera_angle_x = 40"),
     ("angle of 0", "camera_angle_x"),

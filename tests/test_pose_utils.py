@@ -28,7 +28,7 @@ def forward_poses(count, seed=0):
 def test_cameras_and_points_are_transformed_alike(move):
     poses = forward_poses(7)
     moved, transform = move(poses)
-    assert all(pose_utils.pose_fault(pose) is None for pose in moved)
+    assert all(pose_utils.rigid_pose(pose)[2] is None for pose in moved)
     point = np.array([0.3, -0.2, 0.1, 1.0])
     scale = np.cbrt(np.linalg.det(transform[:3, :3]))
     for old, new in zip(poses, moved, strict=True):
@@ -83,21 +83,22 @@ def test_similarities_scale_positions_and_keep_rotations():
 @pytest.mark.parametrize("change,words", [
     (lambda p: p.__setitem__((0, 0), np.nan), "not finite"),
     (lambda p: p.__setitem__((0, 3), np.inf), "not finite"),
-    (lambda p: p.__imul__(1.01), "not a rotation"),
+    (lambda p: p.__imul__([1.05, 1, 1, 1]), "not a rotation"),
+    (lambda p: p.__imul__(0), "not a rotation"),
     (lambda p: p.__setitem__((slice(None), 0), -p[:, 0]), "mirrored"),
 ])
 def test_faulty_poses_are_described(change, words):
     pose = np.eye(4)[:3].copy()
-    assert pose_utils.pose_fault(pose) is None
+    assert pose_utils.rigid_pose(pose)[2] is None
     change(pose)
-    assert words in pose_utils.pose_fault(pose)
+    assert words in pose_utils.rigid_pose(pose)[2]
 
 
 @pytest.mark.parametrize("seed", [0, 7, 9])  # Before the flip: up is up, down and down.
 def test_alignment_by_principal_axes(seed):
     poses = random_poses(12, seed)
     moved, transform = pose_utils.align_pca(poses)
-    assert all(pose_utils.pose_fault(pose) is None for pose in moved)
+    assert all(pose_utils.rigid_pose(pose)[2] is None for pose in moved)
     positions = moved[:, :, 3]
     assert np.abs(positions).max() == pytest.approx(1)
     np.testing.assert_allclose(positions.mean(axis=0), 0, atol=1e-12)

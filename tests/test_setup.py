@@ -30,8 +30,8 @@ LONG_FILES = {
     "ray_utils.py": "the whole way from a pixel to its colour",
     "compare_commits.py": "a table of cases beside what compares them",
 }
-PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image",
-            "imageio_ffmpeg": "imageio-ffmpeg", "mcubes": "PyMCubes"}
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "pillow_heif": "pillow-heif",
+            "skimage": "scikit-image", "imageio_ffmpeg": "imageio-ffmpeg", "mcubes": "PyMCubes"}
 
 
 def source_files():

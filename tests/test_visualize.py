@@ -161,7 +161,7 @@ def test_distances_of_ndc_scenes_are_in_the_units_of_their_files(tmp_path):
     flags = dict(factor=4, ndc=True, ray_shape="cylinder", bg_range=(0.0, 0.0), near=None, far=None)
     scene = load_dataset(default_config(dataset_name="llff", scene=str(tmp_path / "s"), **flags),
                          "train").scene
-    to_scene = scene.world_to_scene
+    to_scene = scene.world_to_scene.float()
     centre = to_scene[:3, :3] @ torch.tensor([0.0, 0.0, -5.0]) + to_scene[:3, 3]
     model = AnalyticModel(ball(centre.tolist(), 2 * scene.scale), grey, ndc=scene.cameras.ndc,
                           peak=700.0, bg_rgb=0.0)

@@ -58,7 +58,7 @@ def llff_scene(tmp_path, poses, *flags, size=(12, 9)):
 
 def llff_demo(tmp_path, *flags):
     scene = llff_scene(tmp_path, demo_scene.llff_cameras()[0], *flags)
-    return scene.cameras, scene.world_to_scene
+    return scene.cameras, scene.world_to_scene.float()
 
 
 def rays_of(cameras, every=1):

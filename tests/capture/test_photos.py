@@ -282,11 +282,12 @@ def test_upright_rgb_photographs_are_copied_and_others_converted(tmp_path):
     (source / "half.png").write_bytes(content[: len(content) // 2])
     photos.copy_photographs(source, folder)
     assert [f.relative_to(folder).as_posix() for f in list_images(folder)] == [
-        "a.png", "b.jpg", "inside/grey.png"]
+        "a.png", "b.jpg", "deep.png", "inside/grey.png"]
     for name in ("a.png", "b.jpg"):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
-    np.testing.assert_array_equal(imread(folder / "inside" / "grey.png"),
-                                  np.repeat(colour[..., :1], 3, axis=-1))
+    for name in ("deep.png", "inside/grey.png"):
+        np.testing.assert_array_equal(imread(folder / name),
+                                      np.repeat(colour[..., :1], 3, axis=-1))
 
 
 def test_images_without_matches_are_an_error(tmp_path):
@@ -398,3 +399,25 @@ def test_scenes_are_compared_by_the_names_of_their_images(prepared, tmp_path):
     with pytest.raises(UserError, match="have 0 images of the same name"):
         bench_capture.comparison(found, {"other": walk(1)[0]})
     assert len(load_dataset(scene_config(out), "test", read_pixels=False)) == 2
+
+
+def test_depth_maps_are_no_photographs_and_other_formats_become_jpegs(tmp_path, caplog):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    caplog.set_level("INFO")
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target.mkdir()
+    colours = [(200, 30, 60), (20, 150, 90), (10, 60, 220), (90, 90, 90)]
+    for colour, name in zip(colours, ("a.heic", "b.webp", "c.tif", "depthcharge.png"),
+                            strict=True):
+        Image.new("RGB", (64, 48), colour).save(source / name)
+    for name in ("a_depth.png", "depth_00001.png", "confidence.png", "confidence_1.png"):
+        Image.new("L", (64, 48)).save(source / name)
+    (source / "notes.txt").write_text("")
+    photos.copy_photographs(source, target)
+    assert sorted(file.name for file in target.iterdir()) == [
+        "a.heic.jpg", "b.webp.jpg", "c.tif.jpg", "depthcharge.png"]
+    for colour, file in zip(colours, sorted(target.iterdir()), strict=True):
+        with Image.open(file) as image:
+            assert np.abs(np.subtract(image.getpixel((30, 20)), colour)).max() < 8
+    assert "left out 4 depth or confidence" in caplog.text and "notes.txt" in caplog.text
