@@ -88,6 +88,8 @@ FLAGS = {
              "images", nargs=2, metavar=("LOW", "HIGH"), shown=WITHOUT_LIGHT),
         Flag("near", not_negative, None, "t at which rays begin", unset="the dataset's"),
         Flag("far", positive, None, "t at which rays end", unset="the dataset's"),
+        Flag("units", ("scene", "file"), "scene", "of --near, --far and the box of a mesh: the "
+             "scene's, aligned and scaled, or its files'", shown=False),
         Flag("ndc", bool, False, "normalized device coordinates, for forward-facing captures",
              shown=LLFF[0]),
         Flag("spherify", bool, False, "inward-facing captures: centre and scale the cameras, no "

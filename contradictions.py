@@ -89,6 +89,8 @@ def _data_conflicts(c: Config) -> Iterator[str]:
         yield "--ndc and --spherify are for --dataset_name llff"
     if c.spherify and c.ndc:
         yield "--spherify and --ndc exclude each other: NDC is for forward-facing captures"
+    if c.units == "file" and c.ndc:
+        yield "--units file has no meaning in NDC, whose numbers have no length; give --no-ndc"
     if c.refine_cameras and c.dataset_name in ("multicam", "nerv"):
         yield (f"--refine_cameras needs images with a camera of their own and unknown light, which "
                f"--dataset_name {c.dataset_name} does not have; leave the flag out")

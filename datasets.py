@@ -342,9 +342,9 @@ class LLFF(Loader):
         bounds = bounds * scale
         camtoworlds, transform = self._align_poses(poses, pose_utils.scaling(scale))
         if config.spherify:
-            bounds = bounds * np.cbrt(np.linalg.det(transform[:3, :3])) / scale
+            bounds = bounds * pose_utils.scale_of(transform) / scale
         sizes, pixtocams, focal = self._intrinsics(files, full_sizes, focals)
-        near, far = self._near_far(bounds)
+        near, far = self._near_far(bounds, pose_utils.scale_of(transform))
         all_cameras = make_cameras(camtoworlds, pixtocams, sizes, near=near, far=far)
         if config.spherify:
             # The rays may reach farther.
@@ -411,13 +411,13 @@ class LLFF(Loader):
                             "direction or lie in one point, so they cannot be aligned.")
         return poses, transform
 
-    def _near_far(self, bounds):
+    def _near_far(self, bounds, scale):
         """The range of t: [0, 1] in NDC, else from the bounds of all views."""
         if self.config.ndc:
             near, far = 0.0, 1.0
         else:
             near, far = _range_of(bounds)
-        return near_far(self.config, near, far)
+        return near_far(self.config, near, far, scale)
 
     def _intrinsics(self, files, full_sizes, focals):
         """Sizes and pixel-to-camera matrices per image, and the focal length for NDC."""

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from capture.hdr import is_hdr, tone_mapped_frames
 from image_utils import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -155,7 +156,10 @@ def extract_frames(video: Path, folder: Path, count: int) -> None:
 
 
 def decode_frames(video: Path) -> Iterator[np.ndarray]:
-    """The frames of a video in order, uint8 BGR `[h, w, 3]`, upright."""
+    """The frames of a video in order, uint8 BGR `[h, w, 3]`, upright; HDR is tone-mapped."""
+    if is_hdr(video):
+        yield from tone_mapped_frames(video)
+        return
     capture = cv2.VideoCapture(str(video))
     try:
         while True:

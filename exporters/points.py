@@ -67,7 +67,7 @@ def ply_content(points: SurfacePoints, world_to_scene: Tensor) -> bytes:
     """
     to_files = np.linalg.inv(world_to_scene.cpu().double().numpy())
     positions = pose_utils.transform_points(points.positions.double().numpy(), to_files)
-    rotation = to_files[:3, :3] / np.cbrt(np.linalg.det(to_files[:3, :3]))
+    rotation = to_files[:3, :3] / pose_utils.scale_of(to_files)
     normals = points.normals.double().numpy() @ rotation.T
     extent = np.ptp(positions, axis=0).max()
     kind = "f8" if np.abs(positions).max() * 2**-24 > 1e-5 * extent else "f4"

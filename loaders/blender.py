@@ -37,7 +37,8 @@ class Blender(Loader):
     @cached_property
     def to_scene(self) -> np.ndarray:
         """The similarity `[4, 4]` that fits the training cameras to the format's range."""
-        if (self.config.near, self.config.far) != self.RANGE:
+        config = self.config
+        if config.units == "file" or (config.near, config.far) != self.RANGE:
             return np.eye(4)
         split = next(s for s in ("train", *SPLITS) if self._path_of(s).exists())
         return fit_to_range(self._views(split).camtoworlds, self._path_of(split))

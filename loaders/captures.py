@@ -104,6 +104,6 @@ class Capture(Loader):
         cameras = view_cameras(views, camtoworlds)
         visible = visible_range(cameras, points) or range_from_cameras(camtoworlds)
         visible = tuple(float(t) for t in visible)
-        near, far = near_far(self.config, *visible)
+        near, far = near_far(self.config, *visible, scale=pose_utils.scale_of(transform))
         cameras = replace(cameras, near=near, far=far, visible_range=visible)
         return cameras, transform, bounding_box(camtoworlds, points)

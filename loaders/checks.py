@@ -125,11 +125,13 @@ def check_forward_facing(cameras: Cameras, files: Sequence[Path]) -> None:
         )
 
 
-def near_far(config, near=None, far=None) -> tuple[np.ndarray, np.ndarray]:
+def near_far(config, near=None, far=None, scale=1.0) -> tuple[np.ndarray, np.ndarray]:
     """The range of t: `--near` and `--far` if given, else the scene's (numbers, or one per camera).
 
-    The only place where these flags override a scene. Raises UserError as `check_range` does.
+    scale: of the scene, by which `--units file` multiplies the flags. The only place where these
+    flags override a scene. Raises UserError as `check_range` does.
     """
-    near = near if config.near is None else config.near
-    far = far if config.far is None else config.far
+    unit = scale if config.units == "file" else 1.0
+    near = near if config.near is None else config.near * unit
+    far = far if config.far is None else config.far * unit
     return check_range(near, far, config.lindisp)

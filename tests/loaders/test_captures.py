@@ -294,6 +294,21 @@ def test_flags_override_the_range_of_the_points(tmp_path):
     assert (float(cameras.near[0]), float(cameras.far[0])) == (pytest.approx(0.3), 7.0)
 
 
+def test_a_range_in_the_units_of_the_files_grows_with_the_scene(tmp_path):
+    """A point 0.5 units of the files before a camera lies at the near end of its rays."""
+    write_colmap(tmp_path / "scene")
+    scene = open_scene(tmp_path / "scene", "colmap", "train", "--near", "0.5", "--far", "7",
+                       "--units", "file").scene
+    transform, pose = scene.world_to_scene.numpy(), scene.cameras.camtoworlds[0].numpy()
+    position = (np.linalg.inv(transform) @ [*pose[:, 3], 1])[:3]
+    rotation = transform[:3, :3] / np.linalg.norm(transform[:3, 0])
+    point = position - 0.5 * rotation.T @ pose[:, 2]
+    depth = (pose[:, 3] - (transform @ [*point, 1])[:3]) @ pose[:, 2]
+    assert float(scene.cameras.near[0]) == pytest.approx(depth, rel=1e-5)
+    assert float(scene.cameras.far[0]) == pytest.approx(14 * depth, rel=1e-5)
+    assert not 0.49 < depth < 0.51
+
+
 @pytest.mark.parametrize("dataset_name,write", [("colmap", write_colmap),
                                                 ("nerfstudio", write_nerfstudio)])
 def test_without_points_the_range_is_a_multiple_of_the_distance_to_the_focus(
