@@ -75,10 +75,17 @@ POINTS_FRACTION, POINTS_UNTIL = 1 / 8, 1 / 2
 def main(argv=None):
     config = get_config(argv, "train")
     device = select_device(config)
-    if config.preset is None and not (config.config or config.continue_training):
-        config = with_preset(config, "laptop" if device.type == "cpu" else "gpu")
+    if not config.continue_training:
+        config = with_default_preset(config, device)
     with distributed.joined_ranks(device):
         return train(config, device)
+
+
+def with_default_preset(config, device):
+    """The config with the preset that fits the device, if neither it nor a file gives one."""
+    if config.preset is not None or config.config:
+        return config
+    return with_preset(config, "laptop" if device.type == "cpu" else "gpu")
 
 
 def train(config, device):
@@ -94,15 +101,7 @@ def train(config, device):
         check_all_read(config)
         refuse_to_overwrite(folder)
     rows = rank_slice(config)
-    data = open_datasets(config, device)
-    if resumed:
-        data.train.check_same_scene(resumed.original_scene)
-    else:
-        config = plan_sizes(with_one_background(config, data.train), data.train)
-    training = prepare(config, device, folder, data, resumed)
-    times = measure_times(training, compute_gradients)
-    if not resumed:
-        training = training._replace(config=plan_steps(config, times.per_step))
+    training, times = plan_training(config, device, folder, resumed)
 
     with StopSignals() as stop, locked_run_folder(folder, training.config, resumed):
         if not resumed:
@@ -117,30 +116,19 @@ def train(config, device):
         print(f"Stopped by {signal.Signals(stopped).name} after step {step}; saved. Resume with "
               "--continue_training.")
         return 128 + stopped
-    if data.test:
+    if training.data.test:
         print_scores(training)
     return 0
 
 
 def run_steps(training, rows, log, stop):
     """The training steps, until the last one or a signal; returns the number of steps done."""
-    config, model = training.config, training.model
+    config = training.config
     schedule = make_scheduler(training.optimizer, config, training.first_step)
     micro_batch = training.micro_batch
     for step in range(training.first_step, config.max_steps):
-        pixels_seed, model_seed = step_seeds(config.seed, step)
-        train_frac = step / config.max_steps
-        batch = training_batch(training.data.train, config, train_frac, pixels_seed, rows)
-        rng = BatchRandom(model_seed, config.batch_size, training.device)
-        model.set_train_frac(train_frac)
-        scalars, micro_batch = compute_gradients(
-            model, batch, config, train_frac, micro_batch, rng, training.refinement,
-            training.data.train.cameras)
-        if config.robust:
-            scalars["low_errors"] = model.outliers.follow(scalars.pop("cells"), config.max_steps)
+        scalars, micro_batch = train_step(training, schedule, step, rows, micro_batch)
         log.step(scalars)
-        training.optimizer.step()
-        schedule.step()
 
         done, is_last = step + 1, step + 1 == config.max_steps
         if done % config.log_every == 0 or is_last:
@@ -154,6 +142,27 @@ def run_steps(training, rows, log, stop):
         if stopped:
             return done
     return config.max_steps
+
+
+def train_step(training, schedule, step, rows, micro_batch):
+    """Sample the batch of a step, accumulate its gradient, and update weights and learning rate.
+
+    Returns the scalars to log and the micro-batch size, as `compute_gradients` does.
+    """
+    config, model = training.config, training.model
+    pixels_seed, model_seed = step_seeds(config.seed, step)
+    train_frac = step / config.max_steps
+    batch = training_batch(training.data.train, config, train_frac, pixels_seed, rows)
+    rng = BatchRandom(model_seed, config.batch_size, training.device)
+    model.set_train_frac(train_frac)
+    scalars, micro_batch = compute_gradients(
+        model, batch, config, train_frac, micro_batch, rng, training.refinement,
+        training.data.train.cameras)
+    if config.robust:
+        scalars["low_errors"] = model.outliers.follow(scalars.pop("cells"), config.max_steps)
+    training.optimizer.step()
+    schedule.step()
+    return scalars, micro_batch
 
 
 def training_batch(dataset, config, train_frac, seed, rows):
@@ -316,6 +325,24 @@ def locked_run_folder(folder, config, resumed):
             refuse_to_overwrite(folder)
         write_config(folder, config)
         yield
+
+
+def plan_training(config, device, folder, resumed=None):
+    """The `Training` of a config, and its measured `Times`.
+
+    Sizes and steps of a new run that its flags leave open are planned. A resumed run (a
+    `Checkpoint`) keeps its own; raises UserError if the scene is not the one it was trained on.
+    """
+    data = open_datasets(config, device)
+    if resumed:
+        data.train.check_same_scene(resumed.original_scene)
+    else:
+        config = plan_sizes(with_one_background(config, data.train), data.train)
+    training = prepare(config, device, folder, data, resumed)
+    times = measure_times(training, compute_gradients)
+    if not resumed:
+        training = training._replace(config=plan_steps(config, times.per_step))
+    return training, times
 
 
 def open_datasets(config, device):

@@ -1,7 +1,6 @@
 """Convert Blender scenes to the multiscale scenes of mip-NeRF's official code, to the byte."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,11 @@ from loaders.transforms import read_frames, read_transforms
 from runtime.errors import UserError
 from runtime.files import new_folder
 
-# The lists of each split in `metadata.json`, one entry per image, that the Multicam loader reads.
-METADATA_KEYS = ("file_path", "cam2world", "pix2cam", "width", "height", "near", "far", "lossmult",
-                 "label")
+# The lists of each split in `metadata.json`, one entry per image, in their order there; and those
+# that the Multicam loader reads.
+WRITTEN_KEYS = ("file_path", "cam2world", "width", "height", "focal", "label", "near", "far",
+                "lossmult", "pix2cam")
+METADATA_KEYS = tuple(key for key in WRITTEN_KEYS if key != "focal")
 
 # The ray range that the official conversion writes.
 NEAR, FAR = 2.0, 6.0
@@ -27,9 +28,10 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
                           num_scales: int = 4) -> None:
     """Write a Blender scene at several scales, as the official conversion of mip-NeRF does.
 
-    Each image is halved `num_scales` - 1 times by the mean of 2x2 straight RGBA values in
-    float32, and saved by truncation; level j has the loss weight 4^j. Splits that the source lacks
-    are omitted. Raises UserError if a side is odd before the last level, or `out_dir` exists.
+    Metadata and pixels are the same. Each image is halved `num_scales` - 1 times by the mean of 2x2
+    straight RGBA values in float32, and saved by truncation; level j has the loss weight 4^j.
+    Splits that the source lacks are omitted. Raises UserError if a side is odd before the last
+    level, or `out_dir` exists.
     """
     blender_dir, out_dir = Path(blender_dir), Path(out_dir)
     splits = [s for s in SPLITS if (blender_dir / f"transforms_{s}.json").exists()]
@@ -39,7 +41,7 @@ def convert_to_multiscale(blender_dir: str | Path, out_dir: str | Path,
         raise UserError(f"{out_dir} exists already; remove it or choose another folder.")
     with new_folder(out_dir) as folder:
         meta = {s: _convert_split(blender_dir, folder, s, num_scales) for s in splits}
-        (folder / "metadata.json").write_text(json.dumps(meta, indent=1))
+        (folder / "metadata.json").write_text(json.dumps(meta, indent=4))
 
 
 def _convert_split(blender_dir, folder, split, num_scales):
@@ -47,12 +49,13 @@ def _convert_split(blender_dir, folder, split, num_scales):
     path = blender_dir / f"transforms_{split}.json"
     transforms = read_transforms(path)
     angle = view_angle(transforms, "camera_angle_x", path)
-    meta = {key: [] for key in (*METADATA_KEYS, "focal")}
+    meta = {key: [] for key in WRITTEN_KEYS}
     (folder / f"images_{split}").mkdir()
     for i, (source, matrix) in enumerate(zip(*read_frames(transforms, path), strict=True)):
         file = frame_file(blender_dir, source)
         image = image_utils.read_image(file, 4).astype(np.float32) / 255
-        focal = 0.5 * image.shape[1] / math.tan(0.5 * angle)
+        # The tangents of NumPy and of Python's math module may differ in the last bit.
+        focal = float(0.5 * image.shape[1] / np.tan(0.5 * angle))
         for level in range(num_scales):
             name = f"images_{split}/{i:03d}_d{level}.png"
             image_utils.write_image(folder / name, np.uint8(image * 255))
@@ -68,8 +71,9 @@ def _level_metadata(name, matrix, shape, focal, level):
     """The metadata entries of one image at one level, with `focal` in its own pixels."""
     height, width = shape[:2]
     return {
-        "file_path": name, "cam2world": matrix, "width": width, "height": height, "focal": focal,
-        "label": level, "near": NEAR, "far": FAR, "lossmult": 4.0**level,
+        "file_path": name, "cam2world": np.array(matrix, np.float64).tolist(), "width": width,
+        "height": height, "focal": focal, "label": level, "near": NEAR, "far": FAR,
+        "lossmult": 4.0**level,
         "pix2cam": pixtocam(focal, focal, width, height).tolist(),
     }
 
