@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 import coord
 import image_utils
@@ -24,6 +23,7 @@ from exporters.survey import (
     is_seen,
     survey_scene,
     viewing_directions,
+    world_to_grid,
 )
 from exporters.tsdf import SURFACE, fused_occupancy, render_distances
 from models.base import RayModel
@@ -143,7 +143,8 @@ def find_shape(scene: Scene, config: Any, target: Target) -> tuple[Mesh, Isosurf
 
 def finish(shape: Mesh, scene: Scene, config: Any, target: Target) -> Mesh:
     """The mesh of a shape with as many faces as flags request, its colours, and no background."""
-    mesh = decimate(shape, faces_of(config)) if faces_of(config) else shape
+    count = faces_of(config)
+    mesh = decimate(shape, count, target.grid.cell_size, scene.cameras.ndc) if count else shape
     mesh = colour_vertices(mesh, target, scene, **render_options(config))
     return mesh if config.keep_unseen else remove_background(mesh, scene.background)
 
@@ -230,11 +231,12 @@ def faces_of(config: Any) -> int | None:
     return config.faces or (TEXTURED_FACES if config.texture else None)
 
 
-def decimate(mesh: Mesh, count: int) -> Mesh:
+def decimate(mesh: Mesh, count: int, cell_size: float, ndc: tuple | None) -> Mesh:
     """The mesh without colours, with about `count` faces; unchanged if it has no more.
 
     Edges collapse in the order of the error that this makes (quadric error metrics, Garland and
-    Heckbert 1997). Raises UserError if fast-simplification is not installed.
+    Heckbert 1997). Errors are measured in the coordinates of rays, whose cells have one size;
+    cell_size: in them; ndc: of `Cameras`. Raises UserError if fast-simplification is not installed.
     """
     if len(mesh.faces) <= count:
         return mesh
@@ -244,11 +246,16 @@ def decimate(mesh: Mesh, count: int) -> Mesh:
         raise UserError("--faces and --texture need the package fast-simplification; install it by "
                         "`pip install fast-simplification`, or all of the extra by `pip install "
                         "\".[mesh]\"`.") from None
-    vertices, faces = fast_simplification.simplify(
-        mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32), target_count=count)
-    nearest = cKDTree(mesh.vertices).query(vertices)[1]
-    is_flat = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
-    return Mesh(vertices.astype(np.float64), faces, mesh.cell_sizes[nearest]).select(is_flat)
+    points = world_to_grid(mesh.vertices, ndc)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points, faces = fast_simplification.simplify(
+        ((points - low) / cell_size).astype(np.float32), mesh.faces.astype(np.int32),
+        target_count=count)
+    # In NDC, a corner that moves a little beyond the box may lie at infinity.
+    vertices, cell_sizes = grid_to_world(
+        np.clip(low + cell_size * points.astype(np.float64), low, high), cell_size, ndc)
+    is_triangle = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return Mesh(vertices, faces, cell_sizes).select(is_triangle)
 
 
 # Colours.

@@ -7,10 +7,8 @@ image has its centre at ((x + 0.5) / S, (y + 0.5) / S).
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.ndimage import distance_transform_edt
 
-import coord
 from exporters.isosurface import rasterize
 from exporters.mesh import (
     Appearance,
@@ -22,6 +20,7 @@ from exporters.mesh import (
     unit,
     vertex_normals,
 )
+from exporters.survey import world_to_grid
 from runtime.errors import UserError
 from structures import Scene
 
@@ -47,7 +46,7 @@ class TexturedMesh(NamedTuple):
 def add_texture(mesh: Mesh, target: Target, scene: Scene, size: int,
                 **options: Any) -> TexturedMesh:
     """The mesh with textures of `size` x `size` texels. options: of `Renderer.render`."""
-    in_cells = ray_coordinates(mesh.vertices, scene.cameras.ndc) / target.grid.cell_size
+    in_cells = world_to_grid(mesh.vertices, scene.cameras.ndc) / target.grid.cell_size
     source, faces, uv = unwrap(in_cells, mesh.faces, size)
     covered, corners, weights = texels(faces, uv, size)
 
@@ -59,11 +58,6 @@ def add_texture(mesh: Mesh, target: Target, scene: Scene, size: int,
     images = fill(surface_appearance(points, target, scene, **options), covered)
     split = Mesh(mesh.vertices[source], faces, mesh.cell_sizes[source])
     return TexturedMesh(split, uv, images.colours, images.roughness, vertex_normals(mesh)[source])
-
-
-def ray_coordinates(vertices: np.ndarray, ndc: tuple | None) -> np.ndarray:
-    """World points `[V, 3]` in the coordinates of rays. ndc: of `Cameras`."""
-    return vertices if ndc is None else coord.points_to_ndc(torch.as_tensor(vertices), *ndc).numpy()
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray,

@@ -1,5 +1,7 @@
 """Atlas, texels and textured files of a small mesh whose colours are a function of position."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from imageio.v3 import imread
 
 import checkpoint
 import extract_mesh
-from exporters.mesh import Appearance, Mesh
+from exporters.mesh import Appearance, Mesh, decimate
 from exporters.mesh_files import write_textured_mesh
 from exporters.mesh_views import draw
+from exporters.survey import grid_to_world, world_to_grid
 from exporters.texture import (
     TexturedMesh,
     barycentric,
@@ -19,6 +22,7 @@ from exporters.texture import (
     texels,
     unwrap,
 )
+from runtime.errors import UserError
 from tests.analytic import AnalyticModel, ball
 from tests.exporters.glb_reader import Glb
 from tests.exporters.test_tsdf import wall_cameras
@@ -52,6 +56,15 @@ def test_texels_of_an_atlas_lie_on_the_surface_and_in_one_face_each():
     assert np.median(distances) < 1e-6 and distances.max() < 1.5
 
 
+def test_small_faces_have_texels_too():
+    mesh = sphere()
+    vertices = np.concatenate([mesh.vertices, 0.02 * mesh.vertices + 3])
+    faces = np.concatenate([mesh.faces, mesh.faces + len(mesh.vertices)])
+    _, faces, uv = unwrap(vertices / 0.01, faces, 2048)
+    (ax, ay), (bx, by) = (uv[faces[:, corner]].T - uv[faces[:, 0]].T for corner in (1, 2))
+    assert (ax * by != ay * bx).all()
+
+
 def test_barycentric_coordinates_are_those_of_the_corners_and_never_negative():
     corners = np.array([[[0, 0], [4, 0], [0, 2]]] * 4, dtype=float)
     points = np.array([[0, 0], [4, 0], [1, 1], [-1, 1.0]])
@@ -75,6 +88,36 @@ def test_bilinear_samples_of_a_ramp_are_exact_between_centres():
     uv = np.array([[0.3, 0.5], [0.125, 0.25], [0.0, 1.0]])
     found = sample_bilinear(ramp, uv)
     np.testing.assert_allclose(found, [[1.2, 1.0], [0.5, 0.5], [0.5, 1.5]])
+
+
+def test_faces_of_a_decimated_mesh_are_evenly_large_in_images():
+    """In NDC a plane of faces of one size stays one, though its far end is 20 times as large."""
+    ndc = (30.0, 40, 40, 1.0)
+    grid = np.stack(np.meshgrid(*[np.arange(41.0)] * 2), axis=-1).reshape(-1, 2)
+    corner = np.arange(41 * 40).reshape(40, 41)[:, :40].reshape(-1, 1)
+    faces = np.concatenate([corner + [0, 1, 41], corner + [1, 42, 41]])
+    x, y = (grid / 20 - 1).T
+    # Bumps everywhere, so that no face is flat and free to go.
+    z = 0.45 * y + 0.45 + 0.01 * np.cos(5 * grid.sum(axis=1))
+    vertices, cells = grid_to_world(np.stack([x, y, z], axis=1), 0.05, ndc)
+    mesh = decimate(Mesh(vertices, faces, cells), 800, 0.05, ndc)
+    assert 700 < len(mesh.faces) < 850
+    found = world_to_grid(mesh.vertices, ndc)
+    # As many corners near as far.
+    assert 0.35 < (found[:, 1] < 0).mean() < 0.65
+    expected = 0.45 * found[:, 1] + 0.45
+    assert np.percentile(np.abs(found[:, 2] - expected), 95) < 0.02
+    np.testing.assert_allclose(mesh.cell_sizes, grid_to_world(found, 0.05, ndc)[1])
+
+
+@pytest.mark.parametrize("package,command", [
+    ("fast_simplification", "pip install fast-simplification"), ("xatlas", "pip install xatlas")])
+def test_a_missing_package_is_named_with_its_command(monkeypatch, package, command):
+    monkeypatch.setitem(sys.modules, package, None)
+    mesh = sphere()
+    with pytest.raises(UserError, match=f"need.*{command}"):
+        decimate(mesh, 100, 0.1, None)
+        unwrap(mesh.vertices, mesh.faces, SIZE)
 
 
 def quad(roughness=None):
@@ -160,5 +203,5 @@ def test_a_format_is_refused_beside_a_texture(monkeypatch, tmp_path):
     write_blender(tmp_path / "scene", num_views=2, size=(8, 8))
     run = analytic_run(tmp_path / "scene", AnalyticModel(ball([0, 0, 0], 0.7), bands))
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device: run)
-    with pytest.raises(Exception, match="--mesh_format is for meshes without --texture"):
+    with pytest.raises(UserError, match="--mesh_format is for meshes without --texture"):
         extract_mesh.main(["--run", "unused", "--texture", "64", "--mesh_format", "ply"])
