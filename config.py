@@ -32,6 +32,7 @@ LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
 ZOOM = {"path": "zoom"}, "--path zoom"
 DENSITY_MESH = {"method": "density"}, "--method density"
+WITHOUT_TEXTURE = {"texture": None}, "meshes without --texture"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
@@ -312,7 +313,13 @@ FLAGS = {
         *[Flag(f"{axis}_range", number(-1e6, 1e6), None, f"{axis} range of the box, in ray "
                "coordinates", nargs=2, metavar=("FROM", "TO"), scope=RENDER,
                unset="what training views see") for axis in "xyz"],
-        Flag("mesh_format", ("ply", "obj", "glb"), "ply", "file format", scope=RENDER),
+        Flag("faces", integer(4, 100_000_000), None, "decimate the mesh to this number of faces",
+             scope=RENDER, unset="all, or 50000 with --texture"),
+        Flag("texture", integer(16, 16384), None, "write GLB, and OBJ with MTL and PNG, with a "
+             "texture of this many texels along each side", metavar="SIZE", scope=RENDER,
+             unset="vertex colours"),
+        Flag("mesh_format", ("ply", "obj", "glb"), "ply", "file format", only=WITHOUT_TEXTURE,
+             scope=RENDER),
         Flag("keep_unseen", bool, False, "keep surfaces that no training view sees",
              only=DENSITY_MESH, scope=RENDER),
         Flag("min_component", fraction, 0.01, "drop components below this fraction of the "

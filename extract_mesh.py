@@ -2,6 +2,7 @@
 
     python extract_mesh.py --run log/blender_lego_mipnerf
     python extract_mesh.py --scene lego --grid_size 128 --mesh_format glb
+    python extract_mesh.py --scene lego --texture 2048 --faces 50000
     python extract_mesh.py --scene lego --sigma_threshold 20 --x_range -1 1 --keep_unseen
 
 Needs only the run folder, not the dataset. The mesh is in the coordinates of the scene's files. Its
@@ -13,6 +14,7 @@ of a density, and surfaces that no training view sees are removed (`--keep_unsee
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from config import early_config, get_config
 from runtime.errors import UserError, run_script
@@ -25,15 +27,10 @@ from torch import Tensor
 import image_utils
 from checkpoint import Checkpoint, open_run
 from datasets import load_dataset
-from exporters.mesh import (
-    Mesh,
-    extract,
-    find_target,
-    folder_name,
-    mesh_sheet,
-    representative_view,
-)
-from exporters.mesh_files import write_mesh
+from exporters.mesh import Mesh, extract, find_target, folder_name, render_options
+from exporters.mesh_files import write_mesh, write_textured_mesh
+from exporters.mesh_views import mesh_sheet, representative_view
+from exporters.texture import TexturedMesh, add_texture
 from ray_utils import image_rays
 from rendering import render_image
 from runtime.devices import select_device
@@ -45,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
         mesh, stats = extract_and_report(run)
-        path = folder / f"mesh.{run.config.mesh_format}"
-        write_mesh(path, mesh, run.scene["train"].world_to_scene)
+        path = write_files(folder, mesh, run)
         text = json.dumps({"step": run.step} | stats)
         write_atomically(folder / "mesh.json", lambda file: file.write(text.encode()))
         print(f"Mesh: {path}", flush=True)
@@ -57,7 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
+def write_files(folder: Path, mesh: Mesh | TexturedMesh, run: Checkpoint) -> Path:
+    """Write the mesh files that the flags request; returns the path of the main one."""
+    to_scene = run.scene["train"].world_to_scene
+    if isinstance(mesh, TexturedMesh):
+        write_textured_mesh(folder, mesh, to_scene)
+        return folder / "mesh.glb"
+    path = folder / f"mesh.{run.config.mesh_format}"
+    write_mesh(path, mesh, to_scene)
+    return path
+
+
+def extract_and_report(run: Checkpoint) -> tuple[Mesh | TexturedMesh, dict]:
     """The mesh and the content of `mesh.json`; prints the progress."""
     begin = time.perf_counter()
     scene = run.scene["train"].to(select_device(run.config))
@@ -69,10 +76,12 @@ def extract_and_report(run: Checkpoint) -> tuple[Mesh, dict]:
           f"{target.high.round(3)}, on {'x'.join(map(str, grid.shape))} points "
           f"{grid.cell_size:.3g} apart.", flush=True)
     mesh, stats = extract(scene, run.config, target)
+    textured = run.config.texture and add_texture(
+        mesh, target, scene, run.config.texture, **render_options(run.config))
     print(f"{stats['evaluated']:,} points evaluated, {stats['evaluated_share']:.1%} of the grid.\n"
           f"{stats['vertices']:,} vertices and {stats['faces']:,} faces, after "
           f"{time.perf_counter() - begin:.0f} s.", flush=True)
-    return mesh, stats
+    return textured or mesh, stats
 
 
 def reference_image(run: Checkpoint, index: int) -> Tensor:

@@ -214,10 +214,15 @@ def quantize(image: Image) -> np.ndarray:
 
 def write_image(path: str | Path, image: Image) -> None:
     """Atomically write a PNG; float images are rounded to 8 bits. Raises UserError on failure."""
+    png = png_bytes(image)
+    write_atomically(path, lambda file: file.write(png))
+
+
+def png_bytes(image: Image) -> bytes:
+    """The content of a PNG file; float images are rounded to 8 bits."""
     image = _array(image)
     image = image if image.dtype == np.uint8 else to_uint8(image)
-    png = iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
-    write_atomically(path, lambda file: file.write(png))
+    return iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
 
 
 # Colour.

@@ -177,18 +177,23 @@ def rasterize(pixels: np.ndarray, depths: np.ndarray, faces: np.ndarray, values:
 
     pixels `[V, 2]`, depths `[V]`: projected vertices; values `[V, C]`: such as colours.
     Triangles are sampled by points less than a pixel apart; the nearest point in a pixel is shown.
+    Inverse depths, and values divided by depth, are linear in the image (perspective).
     """
     image = np.ones((height * width, values.shape[1]), dtype=np.float32)
     nearest = np.full(height * width, np.inf, dtype=np.float32)
     faces = faces[_in_view(pixels[faces], depths[faces], width, height)]
     steps = _steps_per_edge(pixels[faces], 4 * max(width, height))
-    vertices = np.concatenate([pixels, depths[:, None], values], axis=1).astype(np.float32)
+    inverse = 1 / np.where(depths > 0, depths, 1)[:, None]
+    vertices = np.concatenate([pixels, inverse, values * inverse], axis=1).astype(np.float32)
     for n in np.unique(steps):
         weights = _barycentric_weights(n)
         group = faces[steps == n]
         for chunk in np.array_split(group, -(-len(group) * len(weights) // POINTS_PER_CHUNK)):
             points = np.einsum("pk,fkc->fpc", weights, vertices[chunk])
-            _splat_points(points.reshape(-1, vertices.shape[1]), image, nearest, width, height)
+            points = points.reshape(-1, vertices.shape[1])
+            points[:, 2] = 1 / points[:, 2]
+            points[:, 3:] *= points[:, 2:3]
+            _splat_points(points, image, nearest, width, height)
     return image.reshape(height, width, -1)
 
 

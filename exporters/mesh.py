@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import coord
 import image_utils
@@ -24,28 +23,28 @@ from exporters.survey import (
     is_seen,
     survey_scene,
     viewing_directions,
+    world_to_grid,
 )
 from exporters.tsdf import SURFACE, fused_occupancy, render_distances
 from models.base import RayModel
-from ray_utils import footprint_radius, points_to_pixels, reached_box
+from ray_utils import footprint_radius, reached_box
 from rendering import Renderer, build_occupancy, make_renderer
 from runtime.errors import UserError
 from runtime.run_folder import as_name
-from structures import Cameras, Rays, Scene, Shading
+from structures import Rays, Scene, Shading
 
 # Number of grid cells behind the visible surface that still count as seen.
 SLACK_IN_CELLS = 2.0
 
-# Half the length, in grid cells, of the rays that colour the vertices. Fused surfaces are smoother
-# than the density, and so farther from it.
-COLOUR_REACH_IN_CELLS = {"density": 2.0, "tsdf": 4.0}
+# Half the length, in grid cells, of the rays that colour a surface: fused or decimated ones are not
+# exactly where the density is.
+COLOUR_REACH_IN_CELLS = 4.0
+
+# Number of faces of a mesh with a texture, if --faces does not give another.
+TEXTURED_FACES = 50_000
 
 # A component is kept if a corner of it differs by more than this from the background, in [0, 1].
 MIN_CONTRAST = 0.1
-
-# Largest side of an image of the mesh, in pixels, and how many times larger it is rasterized.
-VIEW_SIDE = 800
-OVERSAMPLING = 2
 
 
 class Mesh(NamedTuple):
@@ -104,13 +103,17 @@ def find_target(model: RayModel, scene: Scene, config: Any) -> Target:
     grid = isosurface.make_grid(low, high, config.grid_size)
     renderer = make_renderer(model, scene, config.exact)
     if config.method == "tsdf":
-        maps = render_distances(renderer, scene, chunk=config.chunk,
-                                shading=Shading.from_config(config))
+        maps = render_distances(renderer, scene, **render_options(config))
         density, threshold = fused_occupancy(maps, grid.cell_size, scene.cameras.ndc), SURFACE
     else:
         density = density_at(model, survey, grid.cell_size, config.chunk)
         threshold = choose_threshold(config, survey, density)
     return Target(survey, low, high, grid, density, threshold, renderer, config.method)
+
+
+def render_options(config: Any) -> dict[str, Any]:
+    """The options of `Renderer.render` in a config."""
+    return {"chunk": config.chunk, "shading": Shading.from_config(config)}
 
 
 def extract(scene: Scene, config: Any, target: Target) -> tuple[Mesh, dict]:
@@ -119,18 +122,31 @@ def extract(scene: Scene, config: Any, target: Target) -> tuple[Mesh, dict]:
     scene: as for `find_target`. Unless `--keep_unseen`, surfaces that no training view sees and
     components of the background's colour are removed. Raises UserError if nothing is left.
     """
+    shape, surface = find_shape(scene, config, target)
+    mesh = finish(shape, scene, config, target)
+    return mesh, summary(mesh, surface, target)
+
+
+def find_shape(scene: Scene, config: Any, target: Target) -> tuple[Mesh, Isosurface]:
+    """The `Mesh` of a target with all its faces and without colours, and its `Isosurface`.
+
+    Arguments and errors as for `extract`.
+    """
     surface = find_surface(target, scene.cameras.ndc, config.keep_unseen)
     mesh = to_world(surface, target.grid.cell_size, scene.cameras.ndc)
     check_not_empty(mesh, surface, "there is no surface", target)
     if not config.keep_unseen:
         mesh = remove_unseen(mesh, target.survey)
         check_not_empty(mesh, surface, "no training view sees the surface", target)
-    mesh = remove_small_components(mesh, config.min_component)
-    mesh = colour_vertices(mesh, target, scene, chunk=config.chunk,
-                           shading=Shading.from_config(config))
-    if not config.keep_unseen:
-        mesh = remove_background(mesh, scene.background)
-    return mesh, summary(mesh, surface, target)
+    return remove_small_components(mesh, config.min_component), surface
+
+
+def finish(shape: Mesh, scene: Scene, config: Any, target: Target) -> Mesh:
+    """The mesh of a shape with as many faces as flags request, its colours, and no background."""
+    count = faces_of(config)
+    mesh = decimate(shape, count, target.grid.cell_size, scene.cameras.ndc) if count else shape
+    mesh = colour_vertices(mesh, target, scene, **render_options(config))
+    return mesh if config.keep_unseen else remove_background(mesh, scene.background)
 
 
 def find_surface(target: Target, ndc: tuple | None, keep_unseen: bool) -> Isosurface:
@@ -207,39 +223,103 @@ def remove_background(mesh: Mesh, background: float) -> Mesh:
     return mesh.select(keep) if keep.any() else mesh
 
 
+# Decimation.
+
+
+def faces_of(config: Any) -> int | None:
+    """`--faces`; a texture needs few faces if it is not given, since each chart has a border."""
+    return config.faces or (TEXTURED_FACES if config.texture else None)
+
+
+def decimate(mesh: Mesh, count: int, cell_size: float, ndc: tuple | None) -> Mesh:
+    """The mesh without colours, with about `count` faces; unchanged if it has no more.
+
+    Edges collapse in the order of the error that this makes (quadric error metrics, Garland and
+    Heckbert 1997). Errors are measured in the coordinates of rays, whose cells have one size;
+    cell_size: in them; ndc: of `Cameras`. Raises UserError if fast-simplification is not installed.
+    """
+    if len(mesh.faces) <= count:
+        return mesh
+    try:
+        import fast_simplification
+    except ImportError:
+        raise UserError("--faces and --texture need the package fast-simplification; install it by "
+                        "`pip install fast-simplification`, or all of the extra by `pip install "
+                        "\".[mesh]\"`.") from None
+    points = world_to_grid(mesh.vertices, ndc)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points, faces = fast_simplification.simplify(
+        ((points - low) / cell_size).astype(np.float32), mesh.faces.astype(np.int32),
+        target_count=count)
+    # In NDC, a corner that moves a little beyond the box may lie at infinity.
+    vertices, cell_sizes = grid_to_world(
+        np.clip(low + cell_size * points.astype(np.float64), low, high), cell_size, ndc)
+    is_triangle = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return Mesh(vertices, faces, cell_sizes).select(is_triangle)
+
+
 # Colours.
 
 
-def colour_vertices(mesh: Mesh, target: Target, scene: Scene, **render_options: Any) -> Mesh:
-    """The mesh with colours: those of short rays through its vertices (`vertex_rays`).
-
-    A relightable model gives its albedo and roughness. render_options: of `Renderer.render`.
+class Appearance(NamedTuple):
+    """Colours `[M, 3]`, sRGB values in [0, 1], and a relightable model's roughness `[M]` or None.
     """
-    rays = vertex_rays(mesh, target, scene.cameras.ndc)
-    output = target.renderer.render(scene.light_rays(rays, 0), **render_options)
+
+    colours: np.ndarray
+    roughness: np.ndarray | None
+
+
+class SurfacePoints(NamedTuple):
+    """M points of a mesh, unit directions in which they are viewed `[M, 3]`, sizes `[M]` of cells.
+    """
+
+    positions: np.ndarray
+    viewdirs: np.ndarray
+    cell_sizes: np.ndarray
+
+
+def colour_vertices(mesh: Mesh, target: Target, scene: Scene, **options: Any) -> Mesh:
+    """The mesh with colours (`surface_appearance`). options: of `Renderer.render`."""
+    appearance = surface_appearance(surface_points(mesh, target), target, scene, **options)
+    return mesh._replace(**appearance._asdict())
+
+
+def surface_points(mesh: Mesh, target: Target) -> SurfacePoints:
+    """The vertices of a mesh, viewed as the training views look at them (`viewing_directions`)."""
+    viewdirs = viewing_directions(target.survey, mesh.vertices, vertex_normals(mesh),
+                                  SLACK_IN_CELLS * mesh.cell_sizes)
+    return SurfacePoints(mesh.vertices, viewdirs.cpu().numpy(), mesh.cell_sizes)
+
+
+def surface_appearance(points: SurfacePoints, target: Target, scene: Scene,
+                       **options: Any) -> Appearance:
+    """The `Appearance` of a surface: that of short rays through its points (`surface_rays`).
+
+    A relightable model gives its albedo and roughness. options: of `Renderer.render`.
+    """
+    rays = surface_rays(points, target, scene.cameras.ndc)
+    output = target.renderer.render(scene.light_rays(rays, 0), **options)
     opacity = output.acc[:, None].clamp(min=1e-3)
     if "albedo" in output.extras:
         albedo, roughness = ((output.extras[name] / opacity).clamp(0, 1)
                              for name in ("albedo", "roughness"))
-        return mesh._replace(colours=image_utils.linear_to_srgb(albedo).cpu().numpy(),
-                             roughness=roughness[:, 0].cpu().numpy())
+        return Appearance(image_utils.linear_to_srgb(albedo).cpu().numpy(),
+                          roughness[:, 0].cpu().numpy())
     # Subtract the background before dividing by opacity.
     premultiplied = output.rgb - (1 - output.acc[:, None]) * scene.background
-    return mesh._replace(colours=(premultiplied / opacity).clamp(0, 1).cpu().numpy())
+    return Appearance((premultiplied / opacity).clamp(0, 1).cpu().numpy(), None)
 
 
-def vertex_rays(mesh: Mesh, target: Target, ndc: tuple | None) -> Rays:
-    """Rays `[V]` that pass the vertices at t = 1.5, as the training views look at them.
+def surface_rays(points: SurfacePoints, target: Target, ndc: tuple | None) -> Rays:
+    """Rays `[M]` that pass the points at t = 1.5, in their viewing directions.
 
     t runs from 1 to 2. It starts at 1, and not at 0, because samples may be spaced in 1 / t.
     """
     survey, ray_shape = target.survey, target.renderer.model.ray_shape
-    viewdirs = viewing_directions(survey, mesh.vertices, vertex_normals(mesh),
-                                  SLACK_IN_CELLS * mesh.cell_sizes)
-    vertices, cells = (torch.as_tensor(x, dtype=torch.float32, device=viewdirs.device)
-                       for x in (mesh.vertices, mesh.cell_sizes))
-    reach = COLOUR_REACH_IN_CELLS[target.method] * cells[:, None] * viewdirs
-    start, end = vertices - reach, vertices + reach
+    positions, viewdirs, cells = (
+        torch.as_tensor(x, dtype=torch.float32, device=survey.points.device) for x in points)
+    reach = COLOUR_REACH_IN_CELLS * cells[:, None] * viewdirs
+    start, end = positions - reach, positions + reach
     if ndc is not None:
         start, end = coord.points_to_ndc(start, *ndc), coord.points_to_ndc(end, *ndc)
     directions = end - start
@@ -259,7 +339,12 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     sums = np.zeros_like(mesh.vertices)
     for corner in range(3):
         np.add.at(sums, mesh.faces[:, corner], face_normals)
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
+    return unit(sums)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors `[..., 3]` of length 1; 0 stays 0."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
 
 
 # Names.
@@ -283,33 +368,10 @@ def folder_name(run: Any) -> str:
         name += "_unseen"
     if config.exact:
         name += "_exact"
+    if config.faces:
+        name += f"_faces{config.faces}"
+    if config.texture:
+        name += f"_texture{config.texture}"
     if config.min_component != BY_NAME["min_component"].default:
         name += f"_pieces{as_name(config.min_component)}"
     return name
-
-
-# Images.
-
-
-def representative_view(cameras: Cameras) -> int:
-    """Index of the camera in the middle of those with the largest image."""
-    num_pixels = cameras.sizes.prod(dim=-1)
-    largest = torch.nonzero(num_pixels == num_pixels.max())[:, 0]
-    return int(largest[len(largest) // 2])
-
-
-def mesh_sheet(mesh: Mesh, cameras: Cameras, index: int, reference: Tensor) -> np.ndarray:
-    """A camera's reference image `[h, w, 3]`, and the mesh in its colours and normals beside it."""
-    full = cameras.sizes[index].numpy()
-    width, height = np.maximum(np.rint(full * min(1, VIEW_SIDE / full.max())), 1).astype(int)
-    points = torch.as_tensor(mesh.vertices, dtype=torch.float32)
-    camera = torch.full((len(points),), index)
-    pixels, depths = (x.numpy() for x in points_to_pixels(cameras, camera, points))
-    image = isosurface.rasterize(
-        pixels * (OVERSAMPLING * np.array([width, height]) / full), depths, mesh.faces,
-        np.concatenate([mesh.colours, vertex_normals(mesh) * 0.5 + 0.5], axis=1),
-        OVERSAMPLING * width, OVERSAMPLING * height,
-    )
-    row = [reference, image[..., :3], image[..., 3:]]
-    row = [image_utils.resize_area(image_utils.to_uint8(x), width, height) / 255 for x in row]
-    return image_utils.contact_sheet([row])

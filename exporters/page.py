@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pose_utils
 from cameras.paths import central_pose, frame_intrinsics, summarize_cameras
-from exporters.mesh import representative_view
+from exporters.mesh_views import representative_view
 from fields.hash_grid import PRIMES
 from fields.march import DirectionTerms, Marcher, MarchOptions, PackedField
 from fields.occupancy import MarchGrid

@@ -257,3 +257,8 @@ def grid_to_world(points: np.ndarray, cell_size: float, ndc: tuple | None
     far = near + near.new_tensor([0.0, 0.0, cell_size])
     world, beyond = (coord.from_ndc(p, *ndc).numpy() for p in (near, far))
     return world, np.linalg.norm(beyond - world, axis=1)
+
+
+def world_to_grid(vertices: np.ndarray, ndc: tuple | None) -> np.ndarray:
+    """World points `[M, 3]` in the coordinates of rays, and of grids. ndc: of `Cameras`."""
+    return vertices if ndc is None else coord.points_to_ndc(torch.as_tensor(vertices), *ndc).numpy()

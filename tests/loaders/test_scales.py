@@ -12,7 +12,7 @@ import train
 from cameras.paths import path_cameras
 from checkpoint import load_checkpoint
 from config import get_config
-from exporters.mesh import representative_view
+from exporters.mesh_views import representative_view
 from exporters.survey import survey_cameras
 from runtime.errors import UserError
 from tests.scenes import change_json, open_scene, write_colmap, write_llff, write_nerfstudio
