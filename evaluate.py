@@ -123,7 +123,7 @@ def evaluate_views(model: RayModel, dataset: NeRFDataset, config: Any, folder: P
     Returns pairs (index, scores) of this rank's views, and pairs (index, images) of those on the
     contact sheet.
     """
-    lpips = image_utils.make_lpips(config.lpips)
+    lpips = image_utils.make_lpips(config.lpips, config.lpips_weights, dataset.device)
     count = len(dataset)
     sheet_views = np.linspace(0, count - 1, min(CONTACT_SHEET_ROWS, count)).round()
     rank_views = distributed.rank_items(range(count))
@@ -206,8 +206,9 @@ def means(images: list[dict]) -> dict[str, float]:
 
 
 def provenance(model: RayModel, config: Any, step: int, dataset: NeRFDataset) -> dict:
-    """Provenance: commit, device, precision, versions, config."""
-    return {
+    """Provenance: commit, device, precision, versions, config; with LPIPS, its network."""
+    network = {} if config.lpips == "none" else {"lpips_network": config.lpips}
+    return network | {
         "split": dataset.split,
         "step": step,
         "commit": git_commit(),

@@ -32,6 +32,10 @@ CORRECTION_ROUNDS = 5
 SATURATION_MARGIN = 0.5 / 255
 CORRECTION_BLOCK = 1 << 14
 
+# Backbones of LPIPS: torchvision's files of their weights, and the smallest image in pixels.
+LPIPS_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+LPIPS_MIN_SIDE = {"vgg": 16, "alex": 31}
+
 Image = np.ndarray | Tensor
 Result = TypeVar("Result")
 
@@ -274,29 +278,60 @@ def _quadratic_features(colours):
                      red, green, blue, np.ones_like(red)])
 
 
-def make_lpips(net: str) -> Callable[[Image, Image], float] | None:
-    """A function of two images `[h, w, 3]` in [0, 1] that returns LPIPS with backbone `net`.
+def make_lpips(net: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
+               ) -> Callable[[Image, Image], float] | None:
+    """A function of two images `[h, w, 3]` in [0, 1] that returns LPIPS (Zhang et al. 2018).
 
-    None for "none". Raises UserError if the package or its weights are not available.
+    net: the backbone, "vgg" or "alex"; for "none", None is returned. weights: the file of its
+    weights from torchvision, which are downloaded if it is None. The package `lpips` brings the
+    learned weights of channels (version 0.1). Raises UserError if the package or weights are not
+    available, and for images that are too small for the backbone.
     """
     if net == "none":
         return None
     try:
         import lpips
 
-        metric = lpips.LPIPS(net=net, verbose=False)
+        # Random numbers of an untrained backbone must not change those of a training.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The package uses an older interface of torchvision.
+            metric = lpips.LPIPS(net=net, pnet_rand=weights is not None, verbose=False)
     except Exception as error:  # No package, an incompatible torchvision, no network.
         raise UserError(
-            f"LPIPS ({net}) is not available: {first_line(error)}. Install it by `pip install "
-            "lpips`, with a network connection for its weights, or leave out --lpips."
-        ) from None
+            f"LPIPS ({net}) is not available: {first_line(error)}. It needs `pip install lpips`, "
+            "the torchvision that fits this PyTorch, and weights from the network or from "
+            "--lpips_weights FILE; or leave out --lpips.") from None
+    if weights is not None:
+        _load_backbone(metric.net, net, weights)
+    metric.to(device)
 
     def distance(a: Image, b: Image) -> float:
-        pair = [torch.as_tensor(_array(x)).float().permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
+        height, width = a.shape[:2]
+        if min(height, width) < LPIPS_MIN_SIDE[net]:
+            raise UserError(f"an image of {width} x {height} pixels is too small for --lpips {net}, "
+                            f"which takes {LPIPS_MIN_SIDE[net]} pixels a side; leave it out.")
+        pair = [torch.as_tensor(_array(x), dtype=torch.float32, device=device)
+                .permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
         with torch.no_grad():
             return float(metric(*pair))
 
     return distance
+
+
+def _load_backbone(backbone: torch.nn.Module, net: str, path: str | Path) -> None:
+    """Load torchvision's file of weights at `path` into the backbone `net` of LPIPS.
+
+    Raises UserError if the file holds no weights of this network.
+    """
+    check_file(path, "correct --lpips_weights")
+    # The package cuts torchvision's `features` into slices: slice2.5.weight is features.5.weight.
+    names = {name: f"features.{name.split('.', 1)[1]}" for name in backbone.state_dict()}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        backbone.load_state_dict({name: content[key] for name, key in names.items()})
+    except Exception:  # No file of PyTorch, another network, a whole module.
+        raise UserError(f"{path} does not hold the weights of --lpips {net}; as --lpips_weights, "
+                        f"torchvision's file {LPIPS_FILES[net]} is expected.") from None
 
 
 # Colour maps.

@@ -327,7 +327,7 @@ def open_datasets(config, device):
         validation = load_dataset(config, "val", device, read_pixels=False)
     if config.final_eval:
         test = load_dataset(config, config.split, device, read_pixels=False)
-        make_lpips(config.lpips)
+        make_lpips(config.lpips, config.lpips_weights)
     return Data(train_set, validation, test)
 
 
