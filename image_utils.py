@@ -308,8 +308,9 @@ def make_lpips(net: str, weights: str | Path | None = None, device: str | torch.
     def distance(a: Image, b: Image) -> float:
         height, width = a.shape[:2]
         if min(height, width) < LPIPS_MIN_SIDE[net]:
-            raise UserError(f"an image of {width} x {height} pixels is too small for --lpips {net}, "
-                            f"which takes {LPIPS_MIN_SIDE[net]} pixels a side; leave it out.")
+            raise UserError(f"an image of {width} x {height} pixels is too small for --lpips "
+                            f"{net}, which needs {LPIPS_MIN_SIDE[net]} pixels a side; leave it "
+                            "out.")
         pair = [torch.as_tensor(_array(x), dtype=torch.float32, device=device)
                 .permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
         with torch.no_grad():

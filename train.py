@@ -73,6 +73,7 @@ POINTS_FRACTION, POINTS_UNTIL = 1 / 8, 1 / 2
 
 
 def main(argv=None):
+    """Train by a command line (`sys.argv` if None), or resume; the run folder holds the results."""
     config = get_config(argv, "train")
     device = select_device(config)
     if config.preset is None and not (config.config or config.continue_training):
