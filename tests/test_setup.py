@@ -161,7 +161,7 @@ def test_every_imported_package_is_required_and_pinned():
     used = {PACKAGES.get(n, n) for path in paths for n in packages_imported(path) - known}
     pins = set(requirements(ROOT / "requirements.txt"))
     # Imported inside the functions that can do without them.
-    optional = {"lpips", "certifi", "triton", "selenium", "viser"}
+    optional = {"lpips", "certifi", "triton", "selenium", "viser", "matplotlib"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
     assert pins - used <= {"tensorboard"}
