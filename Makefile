@@ -1,7 +1,8 @@
 # `make demo` and `make test` need Python 3.10 or newer and nothing else.
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python
+# On Windows, make runs its commands by the sh of Git's tools.
+RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 
 .PHONY: demo test lint clean
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the only `torch.save` and `torch.load` of the project.
+"""Checkpoints: the only `torch.save` of the project, and the `torch.load` of runs.
 
 One file holds the weights, the optimizer, the step, the config, and the scene of every split
 without its pixels, so that every later tool needs only the run folder.

@@ -34,6 +34,7 @@ ZOOM = {"path": "zoom"}, "--path zoom"
 DENSITY_MESH = {"method": "density"}, "--method density"
 WITHOUT_TEXTURE = {"texture": None}, "meshes without --texture"
 REFINED = {"refine_cameras": True}, "--refine_cameras"
+LPIPS = {"lpips": ("vgg", "alex")}, "--lpips vgg or alex"
 UNLIT = {"model": ("mipnerf360", "zipnerf")}
 WITHOUT_LIGHT = {"model": ("mipnerf", "mipnerf360", "zipnerf")}
 UNLIT_MODELS = WITHOUT_LIGHT, "--model mipnerf, mipnerf360 or zipnerf"
@@ -262,6 +263,8 @@ FLAGS = {
         Flag("split", ("train", "val", "test"), "test", "split to score", scope=RENDER),
         Flag("lpips", ("none", "vgg", "alex"), "none", "also LPIPS (pip install lpips)",
              scope=RENDER),
+        Flag("lpips_weights", str, None, "torchvision's weights of that network", metavar="FILE",
+             only=LPIPS, scope=RENDER, shown=LPIPS[0], unset="downloaded"),
         Flag("camera_test_steps", integer(0), 100, "steps that refine each test camera before it "
              "is scored", only=REFINED, scope=RENDER, shown=REFINED[0]),
         Flag("save_images", bool, True, "write rgb, depth and normal images and a contact sheet",

@@ -10,12 +10,13 @@ are fitted to its ground truth. Writes `scores.json`, `scores.csv`, images and a
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from config import early_config, get_config, saved_flags, shading_name
-from runtime.errors import UserError, run_script
+from runtime.errors import UserError, first_line, run_script
 
 if __name__ == "__main__":
     early_config("evaluate")
@@ -35,7 +36,12 @@ from runtime import distributed
 from runtime.devices import select_device
 from runtime.files import write_atomically
 from runtime.provenance import git_commit
+from runtime.reading import check_file
 from structures import Shading
+
+# Backbones of LPIPS: torchvision's files of their weights, and the smallest image in pixels.
+LPIPS_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+LPIPS_MIN_SIDE = {"vgg": 16, "alex": 31}
 
 # Views on the contact sheet, evenly spaced over the split.
 CONTACT_SHEET_ROWS = 8
@@ -126,7 +132,7 @@ def evaluate_views(model: RayModel, dataset: NeRFDataset, config: Any, folder: P
     Returns pairs (index, scores) of this rank's views, and pairs (index, images) of those on the
     contact sheet.
     """
-    lpips = image_utils.make_lpips(config.lpips)
+    lpips = make_lpips(config.lpips, config.lpips_weights, dataset.device)
     count = len(dataset)
     sheet_views = np.linspace(0, count - 1, min(CONTACT_SHEET_ROWS, count)).round()
     rank_views = distributed.rank_items(range(count))
@@ -210,8 +216,9 @@ def means(images: list[dict]) -> dict[str, float]:
 
 
 def provenance(model: RayModel, config: Any, step: int, dataset: NeRFDataset) -> dict:
-    """Provenance: commit, device, precision, versions, config."""
-    return {
+    """Provenance: commit, device, precision, versions, config; with LPIPS, its network."""
+    network = {} if config.lpips == "none" else {"lpips_network": config.lpips}
+    return network | {
         "split": dataset.split,
         "step": step,
         "commit": git_commit(),
@@ -256,6 +263,66 @@ def format_table(scores: dict) -> str:
         lines.append("Test cameras were aligned to the refined training cameras; then each was "
                      f"refined on its own image for {scores['camera_test_steps']} steps.")
     return "\n".join(lines)
+
+
+# LPIPS.
+
+
+def make_lpips(net: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
+               ) -> Callable[[image_utils.Image, image_utils.Image], float] | None:
+    """A function of two images `[h, w, 3]` in [0, 1] that returns LPIPS (Zhang et al. 2018).
+
+    net: the backbone, "vgg" or "alex"; for "none", None is returned. weights: the file of its
+    weights from torchvision, which are downloaded if it is None. The package `lpips` brings the
+    learned weights of channels (version 0.1). Raises UserError if the package or weights are not
+    available, and for images that are too small for the backbone.
+    """
+    if net == "none":
+        return None
+    try:
+        import lpips
+
+        # Random numbers of an untrained backbone must not change those of a training.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The package uses an older interface of torchvision.
+            metric = lpips.LPIPS(net=net, pnet_rand=weights is not None, verbose=False)
+    except Exception as error:  # No package, an incompatible torchvision, no network.
+        raise UserError(
+            f"LPIPS ({net}) is not available: {first_line(error)}. It needs `pip install lpips`, "
+            "the torchvision that fits this PyTorch, and weights from the network or from "
+            "--lpips_weights FILE; or leave out --lpips.") from None
+    if weights is not None:
+        _load_backbone(metric.net, net, weights)
+    metric.to(device)
+
+    def distance(a: image_utils.Image, b: image_utils.Image) -> float:
+        height, width = a.shape[:2]
+        if min(height, width) < LPIPS_MIN_SIDE[net]:
+            raise UserError(f"an image of {width} x {height} pixels is too small for --lpips "
+                            f"{net}, which needs {LPIPS_MIN_SIDE[net]} pixels a side; leave it "
+                            "out.")
+        pair = [torch.as_tensor(x, dtype=torch.float32, device=device)
+                .permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
+        with torch.no_grad():
+            return float(metric(*pair))
+
+    return distance
+
+
+def _load_backbone(backbone: torch.nn.Module, net: str, path: str | Path) -> None:
+    """Load torchvision's file of weights at `path` into the backbone `net` of LPIPS.
+
+    Raises UserError if the file holds no weights of this network.
+    """
+    check_file(path, "correct --lpips_weights")
+    # The package cuts torchvision's `features` into slices: slice2.5.weight is features.5.weight.
+    names = {name: f"features.{name.split('.', 1)[1]}" for name in backbone.state_dict()}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        backbone.load_state_dict({name: content[key] for name, key in names.items()})
+    except Exception:  # No file of PyTorch, another network, a whole module.
+        raise UserError(f"{path} does not hold the weights of --lpips {net}; as --lpips_weights, "
+                        f"torchvision's file {LPIPS_FILES[net]} is expected.") from None
 
 
 if __name__ == "__main__":

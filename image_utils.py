@@ -319,31 +319,6 @@ def _quadratic_features(colours):
                      red, green, blue, np.ones_like(red)])
 
 
-def make_lpips(net: str) -> Callable[[Image, Image], float] | None:
-    """A function of two images `[h, w, 3]` in [0, 1] that returns LPIPS with backbone `net`.
-
-    None for "none". Raises UserError if the package or its weights are not available.
-    """
-    if net == "none":
-        return None
-    try:
-        import lpips
-
-        metric = lpips.LPIPS(net=net, verbose=False)
-    except Exception as error:  # No package, an incompatible torchvision, no network.
-        raise UserError(
-            f"LPIPS ({net}) is not available: {first_line(error)}. Install it by `pip install "
-            "lpips`, with a network connection for its weights, or leave out --lpips."
-        ) from None
-
-    def distance(a: Image, b: Image) -> float:
-        pair = [torch.as_tensor(_array(x)).float().permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
-        with torch.no_grad():
-            return float(metric(*pair))
-
-    return distance
-
-
 # Colour maps.
 
 

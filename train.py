@@ -43,8 +43,8 @@ from checkpoint import (
     write_config,
 )
 from datasets import NeRFDataset, load_dataset
-from evaluate import evaluate, evaluation_folder, format_table, score_image
-from image_utils import contact_sheet, make_lpips, mse_to_psnr, write_image
+from evaluate import evaluate, evaluation_folder, format_table, make_lpips, score_image
+from image_utils import contact_sheet, mse_to_psnr, write_image
 from loss import level_errors, weighted_loss
 from model import build_model, compile_fields
 from planning.sizes import plan_sizes
@@ -73,6 +73,7 @@ POINTS_FRACTION, POINTS_UNTIL = 1 / 8, 1 / 2
 
 
 def main(argv=None):
+    """Train by a command line (`sys.argv` if None), or resume; the run folder holds the results."""
     config = get_config(argv, "train")
     device = select_device(config)
     if not config.continue_training:
@@ -354,7 +355,7 @@ def open_datasets(config, device):
         validation = load_dataset(config, "val", device, read_pixels=False)
     if config.final_eval:
         test = load_dataset(config, config.split, device, read_pixels=False)
-        make_lpips(config.lpips)
+        make_lpips(config.lpips, config.lpips_weights)
     return Data(train_set, validation, test)
 
 

@@ -104,7 +104,8 @@ def write_textured_mesh(folder: Path, textured: TexturedMesh, world_to_scene: Te
     """
     textured = textured._replace(mesh=in_file_coordinates(textured.mesh, world_to_scene))
     contents = {"texture.png": image_utils.png_bytes(textured.colours),
-                "mesh.mtl": mtl_of(textured).encode(), "mesh.obj": obj_of_textured(textured).encode(),
+                "mesh.mtl": mtl_of(textured).encode(),
+                "mesh.obj": obj_of_textured(textured).encode(),
                 "mesh.glb": glb_of_textured(textured)}
     for name, content in contents.items():
         write_atomically(folder / name, lambda file, content=content: file.write(content))

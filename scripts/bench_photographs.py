@@ -41,10 +41,9 @@ from cameras.alignment import align_cameras  # noqa: E402
 from checkpoint import list_checkpoints, load_checkpoint, step_of  # noqa: E402
 from config import default_config, loaded_config  # noqa: E402
 from datasets import load_dataset  # noqa: E402
-from evaluate import training_cameras  # noqa: E402
+from evaluate import make_lpips, training_cameras  # noqa: E402
 from image_utils import (  # noqa: E402
     contact_sheet,
-    make_lpips,
     psnr,
     quantize,
     read_image,

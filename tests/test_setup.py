@@ -162,7 +162,7 @@ def test_every_imported_package_is_required_and_pinned():
     pins = set(requirements(ROOT / "requirements.txt"))
     # Imported inside the functions that can do without them.
     optional = {"lpips", "certifi", "triton", "selenium", "viser", "nerfbaselines", "xatlas",
-                "fast_simplification"}
+                "fast_simplification", "matplotlib"}
     assert used - optional <= pins
     # torch.utils.tensorboard writes through tensorboard.
     assert pins - used <= {"tensorboard"}
