@@ -30,6 +30,7 @@ LIT_SCENES = {"dataset_name": "nerv"}, "--dataset_name nerv"
 POINT_LIGHTS = {"dataset_name": "nerv", "lights": "point"}, "--dataset_name nerv --lights point"
 LLFF = {"dataset_name": "llff"}, "--dataset_name llff"
 CAPTURES = {"dataset_name": ("llff", "colmap", "nerfstudio")}, "captures, not synthetic scenes"
+SEE_THROUGH = {"opaque_background": False}, "scenes without an opaque background"
 ZOOM = {"path": "zoom"}, "--path zoom"
 DENSITY_MESH = {"method": "density"}, "--method density"
 WITHOUT_TEXTURE = {"texture": None}, "meshes without --texture"
@@ -292,6 +293,10 @@ FLAGS = {
              scope=RENDER),
         Flag("visualize_depth", bool, False, "also a video of distances", scope=RENDER),
         Flag("visualize_normals", bool, False, "also a video of world normals", scope=RENDER),
+        Flag("save_depth", bool, False, "also an OpenEXR file for each frame: distances and depths "
+             "in units of the scene's files", scope=RENDER),
+        Flag("transparent", bool, False, "also frames (PNG) and a video (WebM) with alpha",
+             only=SEE_THROUGH, scope=RENDER),
         Flag("visualize_components", bool, False, "also videos of albedo, roughness, shading "
              "normals, visibility, direct and indirect light", only=NERV, scope=RENDER),
         Flag("relight", ("none", "light", "environment"), "none", "none: lights of the first "

@@ -6,6 +6,7 @@
     python visualize.py --dataset_name llff --scene trex --path spiral      LLFF's spiral
     python visualize.py --dataset_name multicam --scene lego --path zoom    to twice and back
     python visualize.py --run log/lego --path path.json                     key frames of view.py
+    python visualize.py --run log/lego --transparent --save_depth           files for other programs
     python visualize.py --run log/nerv_demo_nerv --relight light --path still  moving light
 
 Needs only the run folder, not the dataset. Rendering is resumable: run the same command again.
@@ -34,6 +35,7 @@ from exporters.video import (
     VideoCameras,
     check_same_frames,
     distance_scale,
+    file_kinds,
     folder_name,
     image_kinds,
     joined_width,
@@ -90,7 +92,7 @@ def make_video(run: Checkpoint, device: torch.device) -> None:
             thumbnails = video_cameras(run, path, *thumbnail_size(width, height)).to(device)
             with distributed.main_first():
                 scale = distance_scale(folder, renderer, thumbnails, **render_options)
-        render_missing(folder, renderer, video, kinds, scale, render_options)
+        render_missing(folder, renderer, video, file_kinds(config), scale, render_options)
         distributed.wait_for_all()
         if distributed.is_main():
             for file in write_videos(folder, kinds, scale, config, encoder):

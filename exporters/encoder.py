@@ -1,7 +1,7 @@
 """Video files: the choice of an encoder, and frames to a video or a GIF preview.
 
-Frames are uint8 `[h, w, 3]` of equal size. Videos are encoded by ffmpeg, from the package
-imageio-ffmpeg; without a working encoder they become animated PNGs.
+Frames are uint8 `[h, w, 3]` of equal size, or `[h, w, 4]` with alpha. Videos are encoded by ffmpeg,
+from the package imageio-ffmpeg; without a working encoder they become animated PNGs.
 """
 
 import tempfile
@@ -17,8 +17,8 @@ from runtime.files import atomic_file
 
 # Codecs in the order of preference, with options for a visually lossless quality. "faststart"
 # lets browsers play a video before it is loaded completely.
-H264 = ("libx264", ["-crf", "18", "-preset", "slow", "-movflags", "+faststart"])
-MPEG4 = ("mpeg4", ["-q:v", "2"])
+H264 = ("libx264", ["-crf", "18", "-preset", "slow", "-movflags", "+faststart", "-f", "mp4"])
+MPEG4 = ("mpeg4", ["-q:v", "2", "-f", "mp4"])
 
 # Largest width in pixels and number of frames of a preview, which is small enough for documents.
 PREVIEW_WIDTH = 480
@@ -39,6 +39,11 @@ class Encoder(NamedTuple):
     codec: str | None
     options: list[str]
     note: str | None
+
+
+# Videos with alpha, whose codec is slow.
+TRANSPARENT = Encoder(".webm", "libvpx-vp9", ["-crf", "18", "-b:v", "0", "-row-mt", "1", "-f",
+                                              "webm"], None)
 
 
 def find_encoder(width: int, height: int, fps: float) -> Encoder:
@@ -124,11 +129,13 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, codec: str,
         for frame in frames:
             # Chroma has half the resolution, so sides must be even.
             even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
+            has_alpha = frame.shape[2] == 4
             if writer is None:
                 writer = imageio_ffmpeg.write_frames(
                     str(path), (even.shape[1], even.shape[0]), fps=fps, codec=codec, quality=None,
-                    pix_fmt_out="yuv420p", macro_block_size=1, ffmpeg_log_level="quiet",
-                    output_params=["-f", "mp4", *options],
+                    pix_fmt_in="rgba" if has_alpha else "rgb24",
+                    pix_fmt_out="yuva420p" if has_alpha else "yuv420p", macro_block_size=1,
+                    ffmpeg_log_level="quiet", output_params=options,
                 )
                 writer.send(None)
             writer.send(np.ascontiguousarray(even))

@@ -5,6 +5,7 @@ with the missing ones.
 """
 
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,26 @@ import image_utils
 from cameras.keyframes import film_cameras, find_key_frames, names_key_frames
 from cameras.paths import path_cameras
 from config import shading_name
-from exporters.encoder import Encoder, write_preview, write_video
+from exporters.encoder import TRANSPARENT, Encoder, write_preview, write_video
+from exporters.frame_files import (
+    DISTANCES,
+    RGBA,
+    frame_file,
+    is_complete,
+    straight_rgba,
+    write_distances,
+)
 from ray_utils import image_rays
 from relighting.components import COMPONENTS
 from relighting.light_paths import frame_lights
 from rendering import Renderer, surface_normals, world_distance, world_normals
 from runtime import distributed, reading
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
 from runtime.run_folder import as_name
 from structures import Cameras, Rays, TensorRecord
+
+logger = logging.getLogger(__name__)
 
 # The colour scale of distances comes from this number of frames, with at most this many pixels on
 # their longer side.
@@ -83,6 +94,11 @@ def image_kinds(config: Any) -> list[str]:
     """The kinds of images that each frame consists of, as the flags request."""
     return (["rgb"] + ["depth"] * config.visualize_depth + ["normals"] * config.visualize_normals
             + [*COMPONENTS] * config.visualize_components)
+
+
+def file_kinds(config: Any) -> list[str]:
+    """The kinds of images that are written for each frame, shown in videos or not."""
+    return image_kinds(config) + [RGBA] * config.transparent + [DISTANCES] * config.save_depth
 
 
 def shown_normals(config: Any) -> str:
@@ -159,15 +175,16 @@ def read_json(path: Path) -> Any:
 class Frame(NamedTuple):
     """A rendered frame.
 
-    rgb, viewdirs: `[h, w, 3]`; acc: `[h, w]`; distance: `[h, w]` from the camera, in units of the
-    scene's files; components: NeRV's images `[h, w, 3]` by name; normals: `[h, w, 3]` in the world,
-    or None for those of the distances.
+    rgb, viewdirs: `[h, w, 3]`; acc: `[h, w]`; distance, depth: `[h, w]` from the camera and along
+    its axis, in units of the scene's files; components: NeRV's images `[h, w, 3]` by name; normals:
+    `[h, w, 3]` in the world, or None for those of the distances.
     """
 
     rgb: Tensor
     viewdirs: Tensor
     acc: Tensor
     distance: Tensor
+    depth: Tensor
     components: Mapping[str, np.ndarray]
     normals: Tensor | None = None
 
@@ -187,7 +204,9 @@ def render_rays(renderer: Renderer, video: VideoCameras, rays: Rays,
     """
     output = renderer.render(rays, **render_options)
     distance = world_distance(video.cameras, rays, output.distance_median) / video.scene_scale
-    return Frame(output.rgb, rays.viewdirs, output.acc, distance,
+    forward = -video.cameras.camtoworlds[rays.cam_idx[..., 0], :, 2]
+    depth = distance * (rays.viewdirs * forward).sum(dim=-1)
+    return Frame(output.rgb, rays.viewdirs, output.acc, distance, depth,
                  renderer.model.extra_images(output),
                  world_normals(video.cameras, rays, output))
 
@@ -274,22 +293,19 @@ def render_frames(folder: Path, renderer: Renderer, video: VideoCameras,
     for index in distributed.rank_items(list(missing)):
         frame = render_frame(renderer, video, index, **render_options)
         for kind in missing[index]:
-            image_utils.write_image(frame_file(folder, kind, index),
-                                    frame_image(frame, kind, scale))
+            write_frame(frame_file(folder, kind, index), frame, kind, scale, renderer.model.bg_rgb)
         yield index
 
 
-def frame_file(folder: Path, kind: str, index: int) -> Path:
-    """The file of a frame's image."""
-    return folder / "frames" / f"{kind}_{index:05d}.png"
-
-
-def is_complete(path: Path, size: tuple[int, int]) -> bool:
-    """Whether an image file of this size (width, height) exists and can be read."""
-    try:
-        return path.exists() and image_utils.read_image(path, 3).shape[1::-1] == size
-    except UserError:
-        return False
+def write_frame(path: Path, frame: Frame, kind: str, scale: Scale | None,
+                background: float) -> None:
+    """Write one of a frame's `file_kinds`. background: the colour behind the scene."""
+    if kind == DISTANCES:
+        write_distances(path, frame.distance, frame.depth, frame.acc)
+    elif kind == RGBA:
+        image_utils.write_image(path, straight_rgba(frame.rgb, frame.acc, background))
+    else:
+        image_utils.write_image(path, frame_image(frame, kind, scale))
 
 
 # Video files.
@@ -308,10 +324,24 @@ def write_videos(folder: Path, kinds: Sequence[str], scale: Scale | None, config
         files.append(folder / f"{name}{encoder.suffix}")
         frames = joined_frames(folder, row, scale, config.frames)
         write_video(files[-1], frames, config.fps, encoder)
+    if config.transparent:
+        files += write_transparent(folder, config)
     files.append(folder / f"{name}.gif")
     frames = joined_frames(folder, kinds, scale, config.frames)
     write_preview(files[-1], frames, config.frames, config.fps)
     return files
+
+
+def write_transparent(folder: Path, config: Any) -> list[Path]:
+    """Write a video with alpha; returns its path, or none if no encoder works."""
+    path = folder / f"{RGBA}_{config.fps}fps.webm"
+    frames = (image_utils.read_image(frame_file(folder, RGBA, i), 4) for i in range(config.frames))
+    try:
+        write_video(path, frames, config.fps, TRANSPARENT)
+    except OSError as error:
+        logger.info(f"No video with alpha: {first_line(error)}. The frames are {RGBA}_*.png.")
+        return []
+    return [path]
 
 
 def joined_frames(folder: Path, kinds: Sequence[str], scale: Scale | None,

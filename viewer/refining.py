@@ -153,9 +153,7 @@ def to_image(loaded: LoadedRun, shot: Shot, frame: Frame) -> np.ndarray:
 
 def depth_of(loaded: LoadedRun, shot: Shot, frame: Frame) -> np.ndarray:
     """Depth `[h, w]` along the optical axis in world units."""
-    forward = torch.tensor(-shot.camtoworld[:, 2]).to(frame.viewdirs)
-    depth = frame.distance * loaded.scene.scale * (frame.viewdirs @ forward)
-    depth = depth.where(frame.acc > 0.5, EMPTY_DEPTH)
+    depth = (frame.depth * loaded.scene.scale).where(frame.acc > 0.5, EMPTY_DEPTH)
     if shot.kind == "empty":
         depth = torch.full_like(depth, EMPTY_DEPTH)
     return depth.float().cpu().numpy()
