@@ -318,8 +318,8 @@ FLAGS = {
              "fused distances from the training views (default for photographs)", scope=RENDER),
         Flag("sigma_threshold", positive, None, "density of the surface", only=DENSITY_MESH,
              scope=RENDER, unset="estimated from the training rays"),
-        *[Flag(f"{axis}_range", number(-1e6, 1e6), None, f"{axis} range of the box, in ray "
-               "coordinates", nargs=2, metavar=("FROM", "TO"), scope=RENDER,
+        *[Flag(f"{axis}_range", number(-1e9, 1e9), None, f"{axis} range of the box, in ray "
+               "coordinates, or see --units", nargs=2, metavar=("FROM", "TO"), scope=RENDER,
                unset="what training views see") for axis in "xyz"],
         Flag("faces", integer(4, 100_000_000), None, "decimate the mesh to this number of faces",
              scope=RENDER, unset="all, or 50000 with --texture"),

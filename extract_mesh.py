@@ -38,7 +38,7 @@ from runtime.files import sole_writer, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    run = open_run(get_config(argv, "extract_mesh"))
+    run = open_run(get_config(argv, "extract_mesh"), also={"units"})
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
         mesh, stats = extract_and_report(run)

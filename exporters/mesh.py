@@ -9,12 +9,14 @@ import torch
 
 import coord
 import image_utils
+import pose_utils
 from config import BY_NAME, shading_name
 from exporters import isosurface
 from exporters.isosurface import Grid, Isosurface
 from exporters.survey import (
     SURVEY_RAYS,
     Survey,
+    box_axes,
     box_ranges,
     choose_box,
     choose_threshold,
@@ -99,7 +101,7 @@ def find_target(model: RayModel, scene: Scene, config: Any) -> Target:
     """
     occupancy = build_occupancy(model, reached_box(scene), SURVEY_RAYS)
     survey = survey_scene(model, scene, chunk=config.chunk, occupancy=occupancy)
-    low, high = choose_box(config, survey, scene.box.cpu())
+    low, high = choose_box(config, survey, scene)
     grid = isosurface.make_grid(low, high, config.grid_size)
     renderer = make_renderer(model, scene, config.exact)
     if config.method == "tsdf":
@@ -134,6 +136,7 @@ def find_shape(scene: Scene, config: Any, target: Target) -> tuple[Mesh, Isosurf
     """
     surface = find_surface(target, scene.cameras.ndc, config.keep_unseen)
     mesh = to_world(surface, target.grid.cell_size, scene.cameras.ndc)
+    mesh = cut_to_ranges(mesh, config, scene)
     check_not_empty(mesh, surface, "there is no surface", target)
     if not config.keep_unseen:
         mesh = remove_unseen(mesh, target.survey)
@@ -192,6 +195,18 @@ def to_world(surface: Isosurface, cell_size: float, ndc: tuple | None) -> Mesh:
 
 
 # Removal of parts.
+
+
+def cut_to_ranges(mesh: Mesh, config: Any, scene: Scene) -> Mesh:
+    """Keep the faces inside the ranges of `--units file`, whose box is turned in the scene's."""
+    if config.units == "scene":
+        return mesh
+    inside = np.ones(len(mesh.vertices), bool)
+    vertices = pose_utils.transform_points(mesh.vertices, np.linalg.inv(box_axes(config, scene)))
+    for axis, ends in enumerate(box_ranges(config).values()):
+        if ends is not None:
+            inside &= (vertices[:, axis] >= ends[0]) & (vertices[:, axis] <= ends[1])
+    return mesh.select(inside[mesh.faces].all(axis=1))
 
 
 def remove_unseen(mesh: Mesh, survey: Survey) -> Mesh:
@@ -364,6 +379,8 @@ def folder_name(run: Any) -> str:
     for axis, ends in box_ranges(config).items():
         if ends is not None:
             name += f"_{axis}{as_name(ends[0])}to{as_name(ends[1])}"
+    if config.units == "file":
+        name += "_file"
     if config.keep_unseen:
         name += "_unseen"
     if config.exact:

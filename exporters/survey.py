@@ -1,5 +1,6 @@
 """Survey of a trained scene from its training cameras: surface, bounding box, density threshold."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import coord
+import pose_utils
 from cameras.paths import summarize_cameras
 from models.base import RayModel
 from ray_utils import footprint_radius, pixels_to_rays, points_to_pixels
@@ -115,27 +117,50 @@ def enclosed_points(cameras: Cameras, points: Tensor, radii: Tensor) -> tuple[Te
 # Bounding box and density threshold.
 
 
-def choose_box(config: Any, survey: Survey, scene_box: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def choose_box(config: Any, survey: Survey, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Corners `[3]`, `[3]` of the mesh's bounding box: that of the survey's points.
 
-    With `--keep_unseen` it is the whole `scene_box [2, 3]`. `--x_range`, `--y_range` and
-    `--z_range` override both. Raises UserError for an empty range.
+    With `--keep_unseen` it is the whole box of the scene. `--x_range`, `--y_range` and `--z_range`
+    override both; with `--units file` they are along the axes of the scene's files, and the box is
+    the one around theirs. Raises UserError for an empty range.
     """
-    points = survey.points.double().cpu().numpy()
+    to_scene = box_axes(config, scene)
+    to_box = np.linalg.inv(to_scene)
+    points = pose_utils.transform_points(survey.points.double().cpu().numpy(), to_box)
+    scene_low, scene_high = _moved_box(*scene.box.double().cpu().numpy(), to_box)
     if len(points) and not config.keep_unseen:
         low, high = np.percentile(points, [BOX_PERCENTILE, 100 - BOX_PERCENTILE], axis=0)
         margin = BOX_MARGIN * (high - low).max()
-        low = np.maximum(low - margin, scene_box[0].numpy())
-        high = np.minimum(high + margin, scene_box[1].numpy())
+        low, high = np.maximum(low - margin, scene_low), np.minimum(high + margin, scene_high)
     else:
-        low, high = scene_box.double().numpy()
+        low, high = scene_low, scene_high
     for axis, (name, ends) in enumerate(box_ranges(config).items()):
         if ends is not None:
             low[axis], high[axis] = ends
         if not low[axis] < high[axis]:
             raise UserError(f"the bounding box goes from {low[axis]:g} to {high[axis]:g} along "
                             f"{name}; give --{name}_range a smaller and a larger number.")
-    return low, high
+    return _moved_box(low, high, to_scene)
+
+
+def box_axes(config: Any, scene: Scene) -> np.ndarray:
+    """The similarity `[4, 4]` to the scene's world from the axes of the box (`--units`).
+
+    Raises UserError for the files' axes in NDC.
+    """
+    if config.units == "scene":
+        return np.eye(4)
+    if scene.cameras.ndc:
+        raise UserError("--units file has no meaning for a run in NDC, whose box has no length; "
+                        "leave it out.")
+    return scene.world_to_scene.cpu().double().numpy()
+
+
+def _moved_box(low, high, transform):
+    """The corners of the box around a moved box."""
+    corners = np.array(list(itertools.product(*zip(low, high, strict=True))))
+    moved = pose_utils.transform_points(corners, transform)
+    return moved.min(axis=0), moved.max(axis=0)
 
 
 def box_ranges(config: Any) -> dict[str, Any]:

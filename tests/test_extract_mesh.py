@@ -11,6 +11,7 @@ import pytest
 import torch
 import trimesh
 from imageio.v3 import imread
+from scipy.spatial.transform import Rotation
 
 import checkpoint
 import extract_mesh
@@ -219,6 +220,34 @@ def test_meshes_of_ndc_scenes_are_in_the_coordinates_of_their_files(
     right = (mesh.vertices - in_files) @ (rotation @ [1.0, 0, 0]) + 0.2 > 0.05
     colours = mesh.visual.vertex_colors[right][:, :3] / 255
     np.testing.assert_allclose(colours, np.tile(RED, (len(colours), 1)), atol=0.05)
+
+
+def test_a_box_in_the_units_of_the_files_follows_their_axes(monkeypatch, tmp_path):
+    rotation = Rotation.from_euler("xyz", [20, 30, 40], degrees=True).as_matrix()
+    poses = np.tile(np.eye(4), (9, 1, 1))
+    poses[:, 0, 3] = np.linspace(-0.8, 0.8, 9)
+    poses[:, 1, 3] = 0.3 * np.cos(np.arange(9))
+    poses[:, :3] = rotation @ poses[:, :3]
+    poses[:, :3, 3] += [5, 6, 7]
+    write_llff(tmp_path / "scene", poses=poses, size=(60, 44))
+    flags = dict(ndc=False, ray_shape="cylinder", bg_range=(0.0, 0.0), factor=4)
+    config = default_config(dataset_name="llff", scene=str(tmp_path / "scene"), **flags)
+    scene = load_dataset(config, "train").scene
+    centre = rotation @ [0.2, -0.1, -4.0] + [5, 6, 7]
+    to_scene = scene.world_to_scene.numpy()
+    model = AnalyticModel(ball(to_scene[:3, :3] @ centre + to_scene[:3, 3], 0.8 * scene.scale),
+                          colour_by_side, bg_rgb=0.0)
+    run = analytic_run(tmp_path / "scene", model, "llff", **flags)
+    words = ["--grid_size", "120", "--method", "density", "--keep_unseen"]
+    lows = np.round(centre + [0, 0, -1], 3)
+    typed = [f"--{axis}_range {low} {low + 2}" for axis, low in zip("xyz", lows, strict=True)]
+    mesh, _ = extract(monkeypatch, run, *words, "--units", "file", *" ".join(typed).split())
+    offsets = mesh.vertices - centre
+    assert np.abs(np.linalg.norm(offsets, axis=1) - 0.8).mean() < 0.02
+    # A quarter of the ball, cut along the files' axes.
+    assert offsets[:, :2].min() >= -0.001 and offsets[:, :2].min(axis=0).max() < 0.05
+    np.testing.assert_allclose(offsets.max(axis=0)[:2], 0.8, atol=0.05)
+    np.testing.assert_allclose([offsets[:, 2].min(), offsets[:, 2].max()], [-0.8, 0.8], atol=0.05)
 
 
 def test_the_image_of_the_mesh_matches_the_photograph(monkeypatch, tmp_path):

@@ -253,7 +253,7 @@ def test_tracks_of_a_colmap_model_name_the_points_of_a_view(tmp_path):
     (sparse / "images.txt").write_text(observed)
     dataset = open_scene(tmp_path / "scene", "colmap", "test", "--factor", "1", read_pixels=False)
     views, points = bench_photographs.reference_points(dataset)
-    moved = dataset.scene.world_to_scene
+    moved = dataset.scene.world_to_scene.float()
     expected = [torch.tensor(model.points3D[i].xyz).float() for i in (7, 3)]
     expected = torch.stack(expected) @ moved[:3, :3].T + moved[:3, 3]
     pixels, _ = points_to_pixels(dataset.scene.cameras, torch.zeros(2, dtype=torch.long), expected)
