@@ -298,7 +298,7 @@ class Multicam(Loader):
         from procedural.scene import write_blender
 
         blender = find_scene(self.config, Blender.folders, write_blender)
-        # 100 pixels can be halved evenly only twice.
+        # So many the official script makes of 200 pixels: it halves once more than it writes.
         convert_to_multiscale(blender, folder, num_scales=3)
 
     def _split_metadata(self, meta, split, path):
