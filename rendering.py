@@ -340,26 +340,28 @@ def _fit_normals(points, solid, guess, scale, window, viewdirs):
     guess: `[h, w, 3]`, normals of first planes; scale: `[h, w]`, standard deviation of the weights.
     """
     height, width = solid.shape
-    padded = torch.nn.functional.pad(
-        torch.cat([points, solid[..., None]], dim=-1), (0, 0, window, window, window, window)
-    )
-    total, first = torch.zeros_like(solid)[..., None], torch.zeros_like(points)
+    # Coordinates first, so that pixels are contiguous: three times as fast.
+    centre, direction = points.movedim(-1, 0).contiguous(), guess.movedim(-1, 0).contiguous()
+    padded = torch.nn.functional.pad(torch.cat([centre, solid[None]]), [window] * 4)
+    total, first = torch.zeros_like(solid), torch.zeros_like(centre)
     # Regularises pixels whose neighbours do not span a plane: their planes then face the camera.
     identity = torch.eye(3, dtype=points.dtype, device=points.device)
     facing = identity - viewdirs[..., :, None] * viewdirs[..., None, :]
-    second = 0.01 * (scale**2)[..., None, None] * facing
+    second = (0.01 * (scale**2)[..., None, None] * facing).movedim((-2, -1), (0, 1)).contiguous()
     for dy in range(-window, window + 1):
         for dx in range(-window, window + 1):
-            shifted = padded[window + dy : window + dy + height, window + dx : window + dx + width]
-            offset = shifted[..., :3] - points
-            distance = (offset * guess).sum(dim=-1) / scale.clamp(min=1e-12)
+            shifted = padded[:, window + dy : window + dy + height,
+                             window + dx : window + dx + width]
+            offset = shifted[:3] - centre
+            distance = (offset * direction).sum(dim=0) / scale.clamp(min=1e-12)
             log_weight = -0.5 * distance**2 - (dx**2 + dy**2) / (2 * (0.6 * window) ** 2)
-            weight = (shifted[..., 3] * torch.exp(log_weight))[..., None]
-            total = total + weight
-            first = first + weight * offset
-            second = second + (weight * offset)[..., :, None] * offset[..., None, :]
+            weight = shifted[3] * torch.exp(log_weight)
+            weighted = weight * offset
+            total += weight
+            first += weighted
+            second.addcmul_(weighted[:, None], offset)
     mean = first / total.clamp(min=1e-12)
-    covariance = second - mean[..., :, None] * first[..., None, :]
+    covariance = (second - mean[:, None] * first).movedim((0, 1), (-2, -1))
     normals = smallest_eigenvector(covariance)
     behind = (normals * viewdirs).sum(dim=-1, keepdim=True) > 0
     return torch.where(behind, -normals, normals)
