@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 
 from capture.hdr import is_hdr, tone_mapped_frames
 from image_utils import (
-    HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     MODES,
     image_size,
+    is_heif,
     list_images,
     read_image,
     register_heif,
@@ -102,9 +102,9 @@ def copy_photographs(source: Path, folder: Path) -> None:
 
 def is_readable(file: Path) -> bool:
     """Whether a file is a complete image. Raises UserError for HEIC without its package."""
-    if file.suffix.lower() in HEIF_SUFFIXES:
-        register_heif(file)
     try:
+        if is_heif(file):
+            register_heif(file)
         with Image.open(file) as image:
             image.load()
             return image.mode in MODES | {"CMYK"}
@@ -120,7 +120,7 @@ def copy_upright(file: Path, target: Path) -> None:
     """
     with Image.open(file) as image:
         upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
-        is_common = file.suffix.lower() in COMMON_SUFFIXES
+        is_common = file.suffix.lower() in COMMON_SUFFIXES and not is_heif(file)
         if upright and is_common and image.mode in ("RGB", "RGBA"):
             shutil.copyfile(file, target)
             return
