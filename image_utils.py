@@ -19,11 +19,10 @@ from torch import Tensor
 
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
-from runtime.reading import check_file
+from runtime.reading import check_file, is_heif
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic",
                   ".heif"}
-HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
 
 # Masks of instant-ngp, whose pixels are ignored where they are white; they lie beside the images.
 DYNAMIC_MASK = "dynamic_mask_"
@@ -33,6 +32,10 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 
 # Formats that blur the edges of masks: up to this value, pixels of theirs count as black.
 LOSSY, LOSSY_BLACK = {"JPEG", "MPO", "WEBP", "HEIF", "AVIF"}, 127
+
+# The EXIF tag of the camera's orientation; 1 is upright. Pillow does not apply it to these formats.
+ORIENTATION_TAG = 0x0112
+NOT_TURNED = {"JPEG", "MPO", "PNG", "WEBP", "AVIF"}
 
 # TIFF's tags: bits per channel, what 0 means, the order of the channels, what a fourth one is.
 BITS_TAG, PHOTOMETRIC_TAG, PLANES_TAG, EXTRA_TAG = 258, 262, 284, 338
@@ -89,16 +92,15 @@ def has_alpha(path: str | Path) -> bool:
     return _opened(path, lambda image: _of_known_mode(path, image).has_transparency_data)
 
 
+def is_turned(path: str | Path) -> bool:
+    """Whether EXIF says that stored pixels are to be rotated or mirrored, which nobody has done."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and _opened(path, lambda image: (
+        image.format in NOT_TURNED and image.getexif().get(ORIENTATION_TAG, 1) > 1))
+
+
 def verify(path: str | Path) -> None:
     """Raise UserError for an image file that is damaged, as far as its checksums tell."""
     _opened(path, lambda image: image.verify())
-
-
-def is_heif(path: str | Path) -> bool:
-    """Whether a file is a HEIC image, by its first bytes: phones may call it .jpg."""
-    with open(path, "rb") as file:
-        start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
 
 
 def register_heif(path: str | Path) -> None:
@@ -157,8 +159,7 @@ def _is_deep(path, image):
 
 
 def _read_16_bits(path, image):
-    """The pixels of a PNG or TIFF file of 16 bits, an open Pillow image, as uint16
-    `[h, w, 3 or 4]`."""
+    """The pixels of an open PNG or TIFF file of 16 bits as uint16 `[h, w, 3 or 4]`."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     # OpenCV ignores what these tags say of 16 bits.
@@ -166,16 +167,12 @@ def _read_16_bits(path, image):
     if values is None or values.dtype != np.uint16 or not is_usual:
         raise UserError(f"{path} cannot be read; convert it to 8 bits per channel.")
     values = np.atleast_3d(values)
-    order = [0, 0, 0, 1] if values.shape[-1] < 3 else [2, 1, 0, 3]
-    values = values[..., order[: values.shape[-1] + 2 * (values.shape[-1] < 3)]]
-    return _straight(values) if tags.get(EXTRA_TAG, (2,))[0] == 1 else values
-
-
-def _straight(values):
-    """uint16 `[h, w, 4]` whose colours were multiplied by alpha, with straight alpha."""
-    alpha = np.maximum(values[..., 3:], 1) / 65535
-    colours = np.clip(np.rint(values[..., :3] / alpha), 0, 65535).astype(np.uint16)
-    return np.concatenate([colours, values[..., 3:]], axis=-1)
+    order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[-1]]
+    values = values[..., order]
+    if tags.get(EXTRA_TAG, (2,))[0] == 1:  # Colours were multiplied by alpha.
+        straight = values[..., :3] * (65535 / np.maximum(values[..., 3:], 1))
+        values[..., :3] = np.clip(np.rint(straight), 0, 65535)
+    return values
 
 
 def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:

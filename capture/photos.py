@@ -14,8 +14,8 @@ from capture.hdr import is_hdr, tone_mapped_frames
 from image_utils import (
     IMAGE_SUFFIXES,
     MODES,
+    ORIENTATION_TAG,
     image_size,
-    is_heif,
     list_images,
     read_image,
     register_heif,
@@ -23,6 +23,7 @@ from image_utils import (
 from loaders.folders import image_folder, log_left_out
 from runtime.errors import UserError
 from runtime.files import new_folder
+from runtime.reading import is_heif
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,6 @@ MIN_IMAGES = 3
 
 # A frame's sharpness is measured at this width, or at its own if that is smaller.
 SHARPNESS_WIDTH = 480
-
-# The EXIF tag of the camera's orientation; 1 is upright.
-ORIENTATION_TAG = 0x0112
 
 # Formats that every version of COLMAP reads.
 COMMON_SUFFIXES = {".jpg", ".jpeg", ".png"}

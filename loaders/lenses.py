@@ -9,7 +9,7 @@ import torch
 
 import image_utils
 from loaders.checks import view_angle
-from loaders.folders import has_size
+from loaders.folders import has_size, log_once
 from runtime.errors import UserError
 from runtime.numbers import SMALLEST, check_number, check_numbers
 from runtime.reading import short
@@ -224,9 +224,16 @@ def stored_size(file: Path, lens: Lens, source: Path) -> tuple[int, int]:
 
 def check_shape(file: Path, size: tuple[int, int], lens: Lens, source: Path) -> None:
     """Raise UserError unless an image file of `size` (width, height) has the shape of its `Lens`.
+
+    Logs that EXIF's orientation is not applied: poses are usually those of the stored pixels.
     """
+    is_turned = image_utils.is_turned(file)
     (width, height), (full_width, full_height) = size, lens.size
     if not has_size(np.array([height]), np.array([full_height * width / full_width])):
+        cure = ("its EXIF orientation is not applied, so rotate its pixels" if is_turned else
+                "use the images from which the cameras were estimated")
         raise UserError(f"{file} is {width}x{height}, which has another shape than the "
-                        f"{full_width:g}x{full_height:g} of its camera in {source}; use the "
-                        "images from which the cameras were estimated.")
+                        f"{full_width:g}x{full_height:g} of its camera in {source}; {cure}.")
+    if is_turned:
+        log_once(f"{source}: the EXIF orientation of images is not applied; if the cameras are "
+                 "those of upright images, rotate the pixels.")

@@ -12,11 +12,15 @@ from loaders.folders import check_different, log_left_out, log_once
 from loaders.lenses import Lens, check_shape, transforms_lens
 from runtime.errors import UserError
 
-# Keys that are read, or that mean nothing for a radiance field; all others are named in the log.
-KNOWN_KEYS = set(
+# Keys of cameras, and others that may be missing: null counts as missing.
+LENS_KEYS = set(
     "camera_angle_x camera_angle_y fl_x fl_y cx cy w h distortion_params k1 k2 k3 k4 k5 k6 p1 p2 "
-    "s1 s2 s3 s4 b1 b2 camera_model is_fisheye frames file_path transform_matrix mask_path "
-    "ply_file_path train_filenames val_filenames test_filenames rotation sharpness colmap_im_id "
+    "s1 s2 s3 s4 b1 b2 camera_model is_fisheye".split())
+OPTIONAL_KEYS = {"ply_file_path", "train_filenames", "val_filenames", "test_filenames"}
+
+# Keys that are read, or that mean nothing for a radiance field; all others are named in the log.
+KNOWN_KEYS = LENS_KEYS | OPTIONAL_KEYS | set(
+    "frames file_path transform_matrix mask_path rotation sharpness colmap_im_id "
     "latlong equirectangular orthographic ftheta_p0 ftheta_p1 ftheta_p2 ftheta_p3 ftheta_p4 "
     "rolling_shutter light_loc light_weights light_intensity environment "
     "environment_turn".split())
@@ -123,9 +127,12 @@ def read_transforms(path: Path) -> dict:
 
 
 def _without_nulls(entries):
-    """Entries without those that are null; a null `mask_path` says that there is no mask."""
-    return {key: value for key, value in entries.items() if value is not None
-            or key in ("mask_path", "frames", "file_path", "transform_matrix")}
+    """Entries without the null ones of keys that may be missing.
+
+    A null `mask_path` stays: it says that there is no mask.
+    """
+    return {key: value for key, value in entries.items()
+            if value is not None or key not in LENS_KEYS | OPTIONAL_KEYS}
 
 
 def _without_duplicates(frames, path):

@@ -16,6 +16,7 @@ import image_utils
 from capture.report import examine_scene, scene_config
 from ray_utils import image_rays
 from runtime.errors import UserError
+from runtime.reading import is_heif
 from tests.scenes import (
     ANGLE,
     change_json,
@@ -179,8 +180,25 @@ def test_a_heic_image_may_be_called_jpg(tmp_path):
     pytest.importorskip("pillow_heif").register_heif_opener()
     PIL.Image.new("RGB", (24, 16), (200, 100, 50)).save(tmp_path / "a.heic", quality=95)
     (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
-    assert image_utils.is_heif(tmp_path / "a.jpg")
+    assert is_heif(tmp_path / "a.jpg")
     assert np.abs(image_utils.read_image(tmp_path / "a.jpg", 3) - [200, 100, 50]).max() < 8
+
+
+def save_turned(path, size, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(path, exif=exif)
+
+
+def test_the_orientation_of_exif_is_named(tmp_path, caplog):
+    write_nerfstudio(tmp_path)
+    caplog.set_level(logging.INFO)
+    for file in sorted((tmp_path / "images").iterdir()):
+        save_turned(file, (12, 8), 3)
+    open_scene(tmp_path, "nerfstudio")
+    assert caplog.text.count("EXIF orientation of images is not applied") == 1
+    save_turned(tmp_path / "images" / "001.png", (8, 12), 6)
+    expect_refusal("EXIF orientation is not applied, so rotate", tmp_path, "nerfstudio")
 
 
 def half_mask(folder, name, **options):
