@@ -28,13 +28,13 @@ from loaders.checks import (
 from loaders.colmap import Colmap
 from loaders.folders import (
     every_nth,
-    find_mask,
+    find_masks,
     find_scene,
     has_size,
     image_channels,
     image_folder,
 )
-from loaders.lenses import make_cameras, pixtocam
+from loaders.lenses import check_focal, make_cameras, pixtocam
 from loaders.lit import LitBlender
 from loaders.multiscale import METADATA_KEYS, convert_to_multiscale
 from loaders.nerfstudio import Nerfstudio
@@ -354,10 +354,10 @@ class LLFF(Loader):
             all_cameras = replace(all_cameras, ndc=(focal, *(int(side) for side in sizes[0])))
         box = cube(1.0) if config.spherify else ray_box(all_cameras)
         index = every_nth(split, len(files), config.llffhold, folder)
-        masks = [find_mask(self.root, files[i], files[i].name) for i in index]
+        files = [files[i] for i in index]
+        names = [file.relative_to(folder).as_posix() for file in files]
         return self.make_scene(
-            files=[files[i] for i in index], names=[files[i].name for i in index],
-            mask_files=[mask and str(mask) for mask in masks] if any(masks) else (),
+            files=files, names=names, mask_files=find_masks(self.root, files, names),
             cameras=all_cameras[torch.as_tensor(index)], box=box,
             world_to_scene=torch.as_tensor(transform),
         )
@@ -429,8 +429,8 @@ class LLFF(Loader):
                 raise UserError(
                     f"{file} is {size[0]}x{size[1]}, but poses_bounds.npy gives {full[0]:.0f}x"
                     f"{full[1]:.0f} at full size, so {expected[0]:.0f}x{expected[1]:.0f} at "
-                    f"--factor {factor}."
-                )
+                    f"--factor {factor}.")
+            check_focal((focal, focal), full, self.root / "poses_bounds.npy")
             focal_x, focal_y = focal * size / full
             sizes.append(size)
             pixtocams.append(pixtocam(focal_x, focal_y, *size))

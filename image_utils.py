@@ -19,17 +19,26 @@ from torch import Tensor
 
 from runtime.errors import UserError, first_line
 from runtime.files import write_atomically
-from runtime.reading import check_file
+from runtime.reading import check_file, is_heif
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic",
                   ".heif"}
-HEIF_SUFFIXES = {".heic", ".heif"}
 
 # Masks of instant-ngp, whose pixels are ignored where they are white; they lie beside the images.
 DYNAMIC_MASK = "dynamic_mask_"
 
 # Pillow's names of the colours that are read.
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
+
+# Formats that blur the edges of masks: up to this value, pixels of theirs count as black.
+LOSSY, LOSSY_BLACK = {"JPEG", "MPO", "WEBP", "HEIF", "AVIF"}, 127
+
+# The EXIF tag of the camera's orientation; 1 is upright. Pillow does not apply it to these formats.
+ORIENTATION_TAG = 0x0112
+NOT_TURNED = {"JPEG", "MPO", "PNG", "WEBP", "AVIF"}
+
+# TIFF's tags: bits per channel, what 0 means, the order of the channels, what a fourth one is.
+BITS_TAG, PHOTOMETRIC_TAG, PLANES_TAG, EXTRA_TAG = 258, 262, 284, 338
 
 # The most pixels of an image; above `MANY_PIXELS`, also the most for each byte of its file.
 MAX_PIXELS, MANY_PIXELS, PIXELS_PER_BYTE = 1 << 28, 1 << 26, 100
@@ -83,6 +92,12 @@ def has_alpha(path: str | Path) -> bool:
     return _opened(path, lambda image: _of_known_mode(path, image).has_transparency_data)
 
 
+def is_turned(path: str | Path) -> bool:
+    """Whether EXIF says that stored pixels are to be rotated or mirrored, which nobody has done."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and _opened(path, lambda image: (
+        image.format in NOT_TURNED and image.getexif().get(ORIENTATION_TAG, 1) > 1))
+
+
 def verify(path: str | Path) -> None:
     """Raise UserError for an image file that is damaged, as far as its checksums tell."""
     _opened(path, lambda image: image.verify())
@@ -129,38 +144,50 @@ def _values(path, image):
     _of_known_mode(path, image)
     if _is_deep(path, image):
         image.load()  # Its errors explain what is wrong with the file; OpenCV's do not.
-        return _read_16_bits(path)
+        return _read_16_bits(path, image)
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def _is_deep(path, image):
     """Whether an open Pillow image has 16 bits per channel, of which Pillow keeps the upper 8."""
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,))) == 16
+        return max(image.tag_v2.get(BITS_TAG, (8,))) == 16
     if image.format != "PNG":
         return False
     with open(path, "rb") as file:
         return file.read(25)[24:] == b"\x10"
 
 
-def _read_16_bits(path):
-    """The pixels of a PNG or TIFF file of 16 bits as uint16 `[h, w, 3 or 4]`."""
+def _read_16_bits(path, image):
+    """The pixels of an open PNG or TIFF file of 16 bits as uint16 `[h, w, 3 or 4]`."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16:
+    # OpenCV ignores what these tags say of 16 bits.
+    is_usual = tags.get(PLANES_TAG, 1) == 1 and tags.get(PHOTOMETRIC_TAG, 1) != 0
+    if values is None or values.dtype != np.uint16 or not is_usual:
         raise UserError(f"{path} cannot be read; convert it to 8 bits per channel.")
     values = np.atleast_3d(values)
-    if values.shape[-1] < 3:
-        return values[..., [0, 0, 0, 1][: values.shape[-1] + 2]]
-    return values[..., [2, 1, 0, 3][: values.shape[-1]]]
+    order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[-1]]
+    values = values[..., order]
+    if tags.get(EXTRA_TAG, (2,))[0] == 1:  # Colours were multiplied by alpha.
+        straight = values[..., :3] * (65535 / np.maximum(values[..., 3:], 1))
+        values[..., :3] = np.clip(np.rint(straight), 0, 65535)
+    return values
 
 
 def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
     """A mask file as uint8 `[height, width]`: 0 where it is black or transparent, else 1.
 
     instant-ngp's `dynamic_mask_*` is the opposite: 0 where it is not black. If the file is larger,
-    a pixel is 1 only if all of the file's pixels inside it are.
+    a pixel is 1 only if all of the file's pixels inside it are. Raises UserError, apart from
+    damaged files, for a mask of another shape than width x height.
     """
-    image = _opened(path, lambda image: _values(path, image)) > 0
+    image = _opened(path, lambda image: _values(path, image)
+                    > (LOSSY_BLACK if image.format in LOSSY else 0))
+    ratio = image.shape[1] / width
+    if abs(image.shape[0] - ratio * height) > max(1 + ratio, 0.01 * ratio * height):
+        raise UserError(f"the mask {path} is {image.shape[1]}x{image.shape[0]}, which has another "
+                        f"shape than its image of {width}x{height}; replace it.")
     kept = image[..., :3].any(axis=-1) & image[..., 3:].all(axis=-1)
     kept = ~kept if Path(path).name.startswith(DYNAMIC_MASK) else kept
     small = cv2.resize(kept.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
@@ -170,7 +197,7 @@ def read_mask(path: str | Path, width: int, height: int) -> np.ndarray:
 def _opened(path: str | Path, read: Callable[[Any], Result]) -> Result:
     """`read(image)` of an open Pillow image; its errors become a UserError about the file."""
     check_file(path, "but the scene's files name it, so restore it")
-    if Path(path).suffix.lower() in HEIF_SUFFIXES:
+    if is_heif(path):
         register_heif(path)
     try:
         with warnings.catch_warnings():

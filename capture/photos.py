@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from capture.hdr import is_hdr, tone_mapped_frames
 from image_utils import (
-    HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     MODES,
+    ORIENTATION_TAG,
     image_size,
     list_images,
     read_image,
@@ -23,6 +23,7 @@ from image_utils import (
 from loaders.folders import image_folder, log_left_out
 from runtime.errors import UserError
 from runtime.files import new_folder
+from runtime.reading import is_heif
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,6 @@ MIN_IMAGES = 3
 
 # A frame's sharpness is measured at this width, or at its own if that is smaller.
 SHARPNESS_WIDTH = 480
-
-# The EXIF tag of the camera's orientation; 1 is upright.
-ORIENTATION_TAG = 0x0112
 
 # Formats that every version of COLMAP reads.
 COMMON_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -102,9 +100,9 @@ def copy_photographs(source: Path, folder: Path) -> None:
 
 def is_readable(file: Path) -> bool:
     """Whether a file is a complete image. Raises UserError for HEIC without its package."""
-    if file.suffix.lower() in HEIF_SUFFIXES:
-        register_heif(file)
     try:
+        if is_heif(file):
+            register_heif(file)
         with Image.open(file) as image:
             image.load()
             return image.mode in MODES | {"CMYK"}
@@ -120,7 +118,7 @@ def copy_upright(file: Path, target: Path) -> None:
     """
     with Image.open(file) as image:
         upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
-        is_common = file.suffix.lower() in COMMON_SUFFIXES
+        is_common = file.suffix.lower() in COMMON_SUFFIXES and not is_heif(file)
         if upright and is_common and image.mode in ("RGB", "RGBA"):
             shutil.copyfile(file, target)
             return

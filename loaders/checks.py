@@ -66,7 +66,7 @@ def check_poses(poses, path: Path, names: Sequence[str]) -> np.ndarray:
         raise UserError(f"{path} does not hold one 4x4 camera-to-world matrix per frame.")
     rigid, largest = poses[:, :3].copy(), 0.0
     for i, (name, pose) in enumerate(zip(names, poses, strict=True)):
-        if len(pose) == 4 and np.any(pose[3, :3]):
+        if len(pose) == 4 and pose[3].tolist() != [0, 0, 0, 1]:
             raise UserError(f"the pose of {name} in {path} has the last row {pose[3].tolist()}; "
                             "0 0 0 1 is expected, so transpose the matrices.")
         rigid[i], error, fault = pose_utils.rigid_pose(pose[:3])

@@ -11,7 +11,14 @@ import image_utils
 import pose_utils
 from loaders.captures import Capture, Views
 from loaders.checks import check_poses
-from loaders.folders import every_nth, find_image, find_mask, image_folder, log_left_out
+from loaders.folders import (
+    check_different,
+    every_nth,
+    find_image,
+    find_masks,
+    image_folder,
+    log_left_out,
+)
 from loaders.lenses import colmap_lens, stored_size
 from runtime.errors import UserError, first_line
 from runtime.numbers import LARGEST, check_numbers
@@ -29,7 +36,11 @@ class Colmap(Capture):
     def model_path(self) -> Path:
         """The folder of the model."""
         path = self.root / "sparse"
-        return path / "0" if (path / "0").is_dir() else path
+        if not (path / "0").is_dir():
+            return path
+        log_left_out(path, "model(s) besides the one in 0", sorted(
+            other.name for other in path.iterdir() if other.name.isdecimal() and int(other.name)))
+        return path / "0"
 
     @cached_property
     def model(self):
@@ -39,14 +50,13 @@ class Colmap(Capture):
     def read_views(self) -> Views:
         folder = image_folder(self.root, self.config.factor)
         model, path = self.model, self.model_path
-        registered = {im.name: im for im in model.images.values() if im.has_pose}
+        registered = _by_name(model, path)
         files = _registered_files(registered, folder, path)
         lenses = [colmap_lens(registered[name].camera, path) for name in files]
         worldtocams = np.stack([_matrix(registered[name], path) for name in files])
-        masks = [find_mask(self.root, file, name) for name, file in files.items()]
         return Views(
             names=list(files), files=list(files.values()), lenses=lenses,
-            mask_files=[mask and str(mask) for mask in masks] if any(masks) else [],
+            mask_files=find_masks(self.root, list(files.values()), list(files)),
             camtoworlds=check_poses(pose_utils.from_opencv(worldtocams), path, list(files)),
             sizes=[stored_size(file, lens, path)
                    for file, lens in zip(files.values(), lenses, strict=True)],
@@ -89,12 +99,24 @@ def _matrix(image, path):
     return pose.matrix()
 
 
+def _by_name(model, path):
+    """The images of a model that have a pose, by name. Raises UserError for two of one name."""
+    images = [image for image in model.images.values() if image.has_pose]
+    by_name = {image.name: image for image in images}
+    if len(by_name) < len(images):
+        names = [image.name for image in images]
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} has two images named {double}; remove one.")
+    return by_name
+
+
 def _registered_files(registered, folder, path):
     """Names and files, as a `dict`, of a model's registered images that exist.
 
     Logs images without a pose and poses without an image. Raises UserError if no image is left.
     """
-    files = {name: find_image(folder / name) for name in sorted(registered)}
+    files = {name: find_image(folder / name.replace("\\", "/")) for name in sorted(registered)}
+    check_different(list(files.values()), list(files), path)
     unknown = set(image_utils.list_images(folder)) - set(files.values())
     log_left_out(folder, f"image(s) that {path} does not register",
                  sorted(file.name for file in unknown))
@@ -130,7 +152,7 @@ def read_model(path: Path):
         _check_points_file(path / "points3D.bin")
     try:
         model = pycolmap.Reconstruction(str(path))
-        for identifier, name in _names_with_spaces(path).items():
+        for identifier, name in _names_with_spaces(path, model).items():
             model.images[identifier].name = name
         return model
     except Exception as error:  # The library raises many types for damaged files.
@@ -138,15 +160,15 @@ def read_model(path: Path):
                         "cameras, images and points3D, .bin or .txt, are expected.") from None
 
 
-def _names_with_spaces(path):
+def _names_with_spaces(path, model):
     """The names with spaces in a text model by image, which COLMAP's reader cuts at the space."""
     if (path / "images.bin").is_file() or not (path / "images.txt").is_file():
         return {}
-    lines = (path / "images.txt").read_text(encoding="utf-8-sig").splitlines()
-    # Every image has a second line, of its features, which may be empty.
-    first = [line.split(maxsplit=9) for line in lines if not line.startswith("#")][::2]
-    return {int(words[0]): words[9].rstrip() for words in first
-            if len(words) == 10 and " " in words[9].strip()}
+    short_names = {str(identifier): image.name for identifier, image in model.images.items()}
+    lines = (line.split(maxsplit=9) for line in (path / "images.txt").read_text().split("\n"))
+    # Lines of features have as many words, but not the name of the image.
+    return {int(words[0]): words[9].rstrip() for words in lines
+            if len(words) == 10 and words[9].split()[0] == short_names.get(words[0])}
 
 
 def _check_points_file(file):

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from functools import cache, lru_cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -105,22 +106,98 @@ def _downsample_folder(source, target, factor, ratio):
 
 
 def find_image(path: Path) -> Path | None:
-    """The image file `path`, whose suffix may be missing or differ; None if there is no file."""
-    if path.suffix.lower() in image_utils.IMAGE_SUFFIXES:
-        if path.is_file():
-            return path
-        path = path.with_suffix("")
+    """The image file `path`, whose suffix may be missing or differ; None if there is no file.
+
+    If no file has this name, one is taken that only case or Unicode's normal form tells apart:
+    Windows ignores case, and macOS decomposes accents.
+    """
+    if path.is_file():
+        return path
+    base = path.with_suffix("") if path.suffix.lower() in image_utils.IMAGE_SUFFIXES else path
     suffixes = sorted(image_utils.IMAGE_SUFFIXES)
-    candidates = (Path(f"{path}{s}") for s in (*suffixes, *map(str.upper, suffixes)))
-    return next((file for file in candidates if file.is_file()), None)
+    candidates = (Path(f"{base}{s}") for s in (*suffixes, *map(str.upper, suffixes)))
+    return next((file for file in candidates if file.is_file()), None) or _other_spelling(base)
+
+
+def _other_spelling(base):
+    """The one image whose path without suffix equals `base` but for case and normal form."""
+    folder = _other_folder(base.parent)
+    files = _by_spelling(folder, folder.stat().st_mtime_ns).get(_spelling(base.name), ()) if (
+        folder) else ()
+    images = [folder / name for name in files
+              if Path(name).suffix.lower() in image_utils.IMAGE_SUFFIXES]
+    return images[0] if len(images) == 1 and images[0].is_file() else None
+
+
+def _other_folder(folder):
+    """The folder at a path but for case and normal form; None if there is none, or several."""
+    if folder.is_dir() or folder == folder.parent:
+        return folder
+    parent = _other_folder(folder.parent)
+    found = parent and [path for path in parent.iterdir()
+                        if _spelling(path.name) == _spelling(folder.name) and path.is_dir()]
+    return found[0] if found and len(found) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _by_spelling(folder, _modified):
+    """The names of a folder's files by their `_spelling` without the suffix."""
+    names: dict[str, list[str]] = {}
+    for path in folder.iterdir():
+        names.setdefault(_spelling(path.stem), []).append(path.name)
+    return names
+
+
+def _spelling(name):
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def located(folder: Path, name: str) -> Path:
+    """The path of an image that a JSON file in `folder` names; there may be no such file.
+
+    An absolute path may be of another machine: if it leads to no file, its last parts are tried in
+    `folder`, the longest first.
+    """
+    path = folder / name
+    if not re.match("/|[A-Za-z]:/", name) or find_image(path):
+        return path
+    parts = PurePosixPath(name).parts[1:]
+    ends = (folder.joinpath(*parts[i:]) for i in range(len(parts)))
+    found = next((end for end in ends if find_image(end)), None)
+    if found:
+        log_once(f"{folder}: absolute paths such as {name} lead to no file; images of the same "
+                 "names in this folder are used.")
+    return found or path
 
 
 def frame_file(folder: Path, name: str) -> Path:
     """The image file of a Blender frame, whose suffix may be missing; a PNG if there is no file."""
-    path = folder / name
-    found = path if path.is_file() else find_image(path)
+    path = located(folder, name)
     has_suffix = path.suffix.lower() in image_utils.IMAGE_SUFFIXES
-    return found or (path if has_suffix else Path(f"{path}.png"))
+    return find_image(path) or (path if has_suffix else Path(f"{path}.png"))
+
+
+def check_different(files: Sequence[Path | None], names: Sequence[str], source: Path) -> None:
+    """Raise UserError if two names of `source` lead to one image file; None is no file."""
+    first: dict[Path, str] = {}
+    for file, name in zip(files, names, strict=True):
+        if file and first.setdefault(file, name) != name:
+            raise UserError(f"{source} has {first[file]} and {name}, which are both the image "
+                            f"{file}; remove one, or add the missing image.")
+
+
+def find_masks(root: Path, files: Sequence[Path], names: Sequence[str]) -> list[str | None]:
+    """The mask of each image file, or None; empty if no image has one. Logs a partial `masks/`.
+
+    names: of the images, relative to their folder of images.
+    """
+    masks = [find_mask(root, file, name) for file, name in zip(files, names, strict=True)]
+    if (root / "masks").is_dir():
+        without = [name for name, mask in zip(names, masks, strict=True) if mask is None]
+        if without:
+            log_once(f"{root / 'masks'} has no mask of {len(without)} of {len(names)} images, such "
+                     f"as {without[0]}: all pixels of theirs count.")
+    return [mask and str(mask) for mask in masks] if any(masks) else []
 
 
 def find_mask(root: Path, file: Path, name: str) -> Path | None:
@@ -129,9 +206,11 @@ def find_mask(root: Path, file: Path, name: str) -> Path | None:
     name: of the image, relative to its folder of images. COLMAP appends .png to the whole name,
     nerfstudio has the image's name with another suffix.
     """
+    image = root / "masks" / name
+    appended = Path(f"{image}.png"), Path(f"{image.with_name(file.name)}.png")
+    found = next((path for path in appended if path.is_file()), None) or find_image(image)
     beside = file.with_name(f"{image_utils.DYNAMIC_MASK}{file.stem}.png")
-    candidates = root / "masks" / f"{name}.png", (root / "masks" / name).with_suffix(".png"), beside
-    return next((path for path in candidates if path.is_file()), None)
+    return found or (beside if beside.is_file() else None)
 
 
 def image_channels(files: Sequence[Path], source: Path, alpha: str) -> int:

@@ -9,7 +9,7 @@ import torch
 
 import image_utils
 from loaders.checks import view_angle
-from loaders.folders import has_size
+from loaders.folders import has_size, log_once
 from runtime.errors import UserError
 from runtime.numbers import SMALLEST, check_number, check_numbers
 from runtime.reading import short
@@ -28,6 +28,8 @@ LENSES = {
     "RADIAL_FISHEYE": "f cx cy k1 k2",
 }
 
+# The focal length of no lens, as a fraction of the image's side: a pinhole that sees 168 degrees.
+SMALLEST_FOCAL = 0.05
 
 # Other models by parts of their names, and what to do about them.
 PANORAMA = ("cut each panorama into perspective images (ns-process-data images --camera-type "
@@ -88,9 +90,18 @@ def make_lens(model: str, values: dict, size, source) -> Lens:
                 model.endswith("FISHEYE"))
     check_numbers(lens.size, (2,), source, "a camera of size", low=1)
     check_numbers(focal, (2,), source, "the focal lengths", low=SMALLEST)
+    check_focal(focal, lens.size, source)
     check_numbers(lens.centre, (2,), source, "the principal point")
     check_numbers(distortion, (6,), source, "the distortion")
     return lens
+
+
+def check_focal(focal, size, source) -> None:
+    """Raise UserError for focal lengths that no lens has, such as fractions of the width."""
+    if min(f / side for f, side in zip(focal, size, strict=True)) < SMALLEST_FOCAL:
+        raise UserError(f"{source} has the focal lengths {focal[0]:.4g} and {focal[1]:.4g} for "
+                        f"images of {size[0]:g}x{size[1]:g}; pixels are expected, so multiply "
+                        "fractions by the width and height.")
 
 
 def cure_of(model: str) -> str:
@@ -162,8 +173,10 @@ def transforms_lens(values: dict, file: Path, factor: int, source: str) -> Lens:
     }
     has_fy = "fl_y" in values or ("camera_angle_y" in values and "fl_x" not in values)
     lens["fy"] = _focal(values, "y", size[1], source) if has_fy else lens["fx"]
-    for name in ("k1", "k2", "k3", "k4", "p1", "p2"):
-        lens[name] = _number(values, name, source, 0.0)
+    listed = check_numbers(values.get("distortion_params", [0.0] * 6), (6,), source,
+                           "distortion_params")
+    for name, default in zip(("k1", "k2", "k3", "k4", "p1", "p2"), listed, strict=True):
+        lens[name] = _number(values, name, source, float(default))
     return make_lens(model, lens, size, source)
 
 
@@ -211,9 +224,16 @@ def stored_size(file: Path, lens: Lens, source: Path) -> tuple[int, int]:
 
 def check_shape(file: Path, size: tuple[int, int], lens: Lens, source: Path) -> None:
     """Raise UserError unless an image file of `size` (width, height) has the shape of its `Lens`.
+
+    Logs that EXIF's orientation is not applied: poses are usually those of the stored pixels.
     """
+    is_turned = image_utils.is_turned(file)
     (width, height), (full_width, full_height) = size, lens.size
     if not has_size(np.array([height]), np.array([full_height * width / full_width])):
+        cure = ("its EXIF orientation is not applied, so rotate its pixels" if is_turned else
+                "use the images from which the cameras were estimated")
         raise UserError(f"{file} is {width}x{height}, which has another shape than the "
-                        f"{full_width:g}x{full_height:g} of its camera in {source}; use the "
-                        "images from which the cameras were estimated.")
+                        f"{full_width:g}x{full_height:g} of its camera in {source}; {cure}.")
+    if is_turned:
+        log_once(f"{source}: the EXIF orientation of images is not applied; if the cameras are "
+                 "those of upright images, rotate the pixels.")

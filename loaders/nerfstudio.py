@@ -9,9 +9,17 @@ import numpy as np
 from loaders.base import FALLBACKS, SPLITS
 from loaders.captures import Capture, Views
 from loaders.checks import check_poses, read_ply_points
-from loaders.folders import every_nth, find_image, find_mask, log_left_out
+from loaders.folders import (
+    check_different,
+    every_nth,
+    find_image,
+    find_masks,
+    has_size,
+    located,
+    log_left_out,
+)
 from loaders.lenses import stored_size, transforms_lens
-from loaders.transforms import file_name, read_frames, read_transforms
+from loaders.transforms import file_name, lens_entries, read_frames, read_transforms
 from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +45,7 @@ class Nerfstudio(Capture):
         names, matrices = read_frames(self.meta, self.path)
         poses = check_poses(matrices, self.path, names)
         files = [self._image_file(name) for name in names]
+        check_different([file for file, _ in files], names, self.path)
         log_left_out(self.path, "frame(s) without an image",
                      [name for name, (file, _) in zip(names, files, strict=True) if not file])
         order = [i for i in sorted(range(len(names)), key=names.__getitem__) if files[i][0]]
@@ -45,11 +54,12 @@ class Nerfstudio(Capture):
                             f"(the first would be {self.root / names[0]}).")
         lenses, sizes = zip(*(self._lens_and_size(names[i], self.meta["frames"][i], *files[i])
                               for i in order), strict=True)
-        masks = [self._mask_file(self.meta["frames"][i], files[i][0]) for i in order]
+        masks = self._mask_files([self.meta["frames"][i] for i in order],
+                                 [files[i][0] for i in order])
         return Views(
             names=[names[i] for i in order], files=[files[i][0] for i in order],
             camtoworlds=poses[order], lenses=list(lenses), sizes=list(sizes),
-            points=self._read_points(), mask_files=masks if any(masks) else [],
+            points=self._read_points(), mask_files=masks,
         )
 
     def _read_points(self):
@@ -65,29 +75,44 @@ class Nerfstudio(Capture):
 
     def _image_file(self, name):
         """The image of a frame (None if missing) and the factor by which it is to be reduced."""
-        factor, (folder, *rest) = self.config.factor, Path(name).parts
+        factor, (folder, *rest) = self.config.factor, self._inside(name).parts
         shipped = find_image(self.root.joinpath(f"{folder}_{factor}", *rest)) if rest else None
-        return (shipped, 1) if shipped else (find_image(self.root / name), factor)
+        return (shipped, 1) if shipped else (find_image(located(self.root, name)), factor)
+
+    def _inside(self, name):
+        """The path of a named image relative to the scene's folder, if it is inside."""
+        path = located(self.root, name)
+        return path.relative_to(self.root) if path.is_relative_to(self.root) else Path(name)
 
     def _lens_and_size(self, name, frame, file, reduction):
         """The `Lens` of a frame, and the (width, height) of its image reduced by `reduction`."""
-        lens = transforms_lens(self.meta | frame, file, self.config.factor // reduction,
+        factor = self.config.factor // reduction
+        lens = transforms_lens(lens_entries(self.meta, frame), file, factor,
                                f"{self.path} ({name})")
-        width, height = stored_size(file, lens, self.path)
+        width, height = size = stored_size(file, lens, self.path)
+        if "fl_x" in frame and not {"w", "h"} & set(frame) and not has_size(
+                factor * np.array(size), np.array(lens.size)):
+            raise UserError(f"{self.path} gives {name} its own fl_x and no w and h, and {file} is "
+                            f"{width}x{height} instead of {lens.size[0]:g}x{lens.size[1]:g}; give "
+                            "the w and h to which that fl_x belongs.")
         if min(width, height) < reduction:
             raise UserError(f"{file} is {width}x{height}; --factor {self.config.factor} "
                             "leaves no pixel.")
         return lens, (width // reduction, height // reduction)
 
-    def _mask_file(self, frame, file):
-        """The path of a frame's mask, or None, as for `null`; file: its image."""
-        if "mask_path" in frame:
-            if frame["mask_path"] is None:
-                return None
-            return str(self.root / file_name(frame["mask_path"], self.path, "mask_path"))
+    def _mask_files(self, frames, files):
+        """The path of each frame's mask, or None, as for `null`; empty if no frame has a mask."""
+        unnamed = [i for i, frame in enumerate(frames) if "mask_path" not in frame]
         # The first folder of file_path holds the images.
-        mask = find_mask(self.root, file, "/".join(Path(frame["file_path"]).parts[1:]))
-        return mask and str(mask)
+        inside = [self._inside(frames[i]["file_path"]).parts for i in unnamed]
+        found = find_masks(self.root, [files[i] for i in unnamed],
+                           ["/".join(parts[1:] or parts) for parts in inside])
+        masks = dict(zip(unnamed, found, strict=False))
+        for i, frame in enumerate(frames):
+            if frame.get("mask_path") is not None:
+                name = file_name(frame["mask_path"], self.path, "mask_path")
+                masks[i] = str(located(self.root, name))
+        return [masks.get(i) for i in range(len(frames))] if any(masks.values()) else []
 
     def splits(self) -> tuple[str, ...]:
         return tuple(split for split in SPLITS if split == "train" or self._index_of(split))

@@ -8,15 +8,19 @@ import numpy as np
 
 import pose_utils
 from loaders.checks import check_poses, check_string, read_json
-from loaders.folders import log_left_out, log_once
+from loaders.folders import check_different, log_left_out, log_once
 from loaders.lenses import Lens, check_shape, transforms_lens
 from runtime.errors import UserError
 
+# Keys of cameras, and others that may be missing: null counts as missing.
+LENS_KEYS = set(
+    "camera_angle_x camera_angle_y fl_x fl_y cx cy w h distortion_params k1 k2 k3 k4 k5 k6 p1 p2 "
+    "s1 s2 s3 s4 b1 b2 camera_model is_fisheye".split())
+OPTIONAL_KEYS = {"ply_file_path", "train_filenames", "val_filenames", "test_filenames"}
+
 # Keys that are read, or that mean nothing for a radiance field; all others are named in the log.
-KNOWN_KEYS = set(
-    "camera_angle_x camera_angle_y fl_x fl_y cx cy w h k1 k2 k3 k4 k5 k6 p1 p2 s1 s2 s3 s4 b1 b2 "
-    "camera_model is_fisheye frames file_path transform_matrix mask_path ply_file_path "
-    "train_filenames val_filenames test_filenames rotation sharpness colmap_im_id "
+KNOWN_KEYS = LENS_KEYS | OPTIONAL_KEYS | set(
+    "frames file_path transform_matrix mask_path rotation sharpness colmap_im_id "
     "latlong equirectangular orthographic ftheta_p0 ftheta_p1 ftheta_p2 ftheta_p3 ftheta_p4 "
     "rolling_shutter light_loc light_weights light_intensity environment "
     "environment_turn".split())
@@ -52,17 +56,29 @@ def blender_views(meta: dict, path: Path, factor: int,
     """
     names, matrices = read_frames(meta, path)
     files = [file_of(path.parent, name) for name in names]
+    check_different(files, names, path)
     camtoworlds = check_poses(matrices, path, names)
     lenses, sizes = [], []
     for frame, file in zip(meta["frames"], files, strict=True):
         width, height = size_of(file)
         if min(width, height) < factor:
             raise UserError(f"{file} is {width}x{height}; --factor {factor} leaves no pixel.")
-        lens = transforms_lens({"w": width, "h": height} | meta | frame, file, 1, str(path))
+        values = {"w": width, "h": height} | lens_entries(meta, frame)
+        lens = transforms_lens(values, file, 1, str(path))
         check_shape(file, (width, height), lens, path)
         lenses.append(lens)
         sizes.append((width // factor, height // factor))
     return BlenderViews(names, files, camtoworlds, lenses, sizes)
+
+
+def lens_entries(meta: dict, frame: dict) -> dict:
+    """The entries of a frame, and of its file where the frame has none.
+
+    A frame's angle of view replaces the file's focal length.
+    """
+    if {"camera_angle_x", "camera_angle_y"} & set(frame):
+        meta = {key: value for key, value in meta.items() if key not in ("fl_x", "fl_y")}
+    return meta | frame
 
 
 def fit_to_range(camtoworlds: np.ndarray, path: Path) -> np.ndarray:
@@ -92,14 +108,15 @@ def fit_to_range(camtoworlds: np.ndarray, path: Path) -> np.ndarray:
 
 
 def read_transforms(path: Path) -> dict:
-    """The content of a JSON file of frames: paths with slashes, each frame once.
+    """The content of a JSON file of frames: paths with slashes, each frame once, without nulls.
 
     Logs duplicates and keys that are not used. Raises UserError for two poses of one image.
     """
-    meta = read_json(path)
+    meta = _without_nulls(read_json(path))
     if not isinstance(meta.get("frames"), list):
         return meta
     read_frames(meta, path)
+    meta["frames"] = [_without_nulls(frame) for frame in meta["frames"]]
     for frame in meta["frames"]:
         frame["file_path"] = file_name(frame["file_path"], path, "file_path")
     meta["frames"] = _without_duplicates(meta["frames"], path)
@@ -107,6 +124,15 @@ def read_transforms(path: Path) -> dict:
     if unused:
         log_once(f"{path}: keys that are not used: {', '.join(sorted(unused))}")
     return meta
+
+
+def _without_nulls(entries):
+    """Entries without the null ones of keys that may be missing.
+
+    A null `mask_path` stays: it says that there is no mask.
+    """
+    return {key: value for key, value in entries.items()
+            if value is not None or key not in LENS_KEYS | OPTIONAL_KEYS}
 
 
 def _without_duplicates(frames, path):

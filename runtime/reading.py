@@ -20,6 +20,9 @@ MAX_DEPTH = 64
 # The longest names and paths of files.
 MAX_NAME, MAX_PATH = 255, 4000
 
+# The first names of a HEIC file's contents.
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
+
 # Whole numbers of more digits become floats, perhaps infinite ones, so that none overflows later.
 MAX_DIGITS = 19
 
@@ -74,6 +77,13 @@ def shown_path(path: str | Path) -> str:
     """A path for messages, shortened if no file can have such a name."""
     text = str(path)
     return text if len(text) < 1000 and text.isprintable() else short(text)
+
+
+def is_heif(path: str | Path) -> bool:
+    """Whether a file is a HEIC image, by its first bytes: phones may call it .jpg."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
 
 
 def read_bytes(path: str | Path, if_missing: str = "replace it") -> bytes:

@@ -608,7 +608,7 @@ def test_a_missing_pycolmap_is_a_one_sentence_error(tmp_path, monkeypatch):
     (lambda v: v.update(fl_x="wide"), "fl_x = 'wide'"),
     (lambda v: v.update(fl_x=-3.0), "above 0"),
     (lambda v: v.update(k1=float("nan")), "finite number"),
-    (lambda v: v["frames"][2].update(cx=None), "002.png.* cx = None"),
+    (lambda v: v["frames"][2].update(cx="middle"), "002.png.* cx = 'middle'"),
     (lambda v: v.update(w=16), "is 12x8, which has another shape than the 16x8"),
     (lambda v: v.pop("h"), "h = None"),
     (lambda v: (v.pop("fl_x"), v.update(camera_angle_x=40)), "radians"),

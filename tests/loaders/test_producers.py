@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import struct
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ import image_utils
 from capture.report import examine_scene, scene_config
 from ray_utils import image_rays
 from runtime.errors import UserError
+from runtime.reading import is_heif
 from tests.scenes import (
     ANGLE,
     change_json,
@@ -135,6 +138,149 @@ def test_masks_are_found_beside_the_images(dataset_name, name, tmp_path):
     expected = mask == 0 if "dynamic" in name else mask > 0
     np.testing.assert_array_equal(found[..., 0], expected)
     assert "with masks" in check(folder)
+
+
+def write_tiff(path, values, **tags):
+    """An uncompressed TIFF of uint16 `[h, w, C]`; `tags` are its further ones, such as t338=1."""
+    height, width, channels = values.shape
+    pixels, end = values.astype("<u2").tobytes(), 8 + 8 * channels
+    entries = {256: width, 257: height, 259: 1, 262: 2 if channels > 1 else 1, 273: end,
+               277: channels, 278: height, 279: len(pixels)}
+    entries |= {int(tag[1:]): value for tag, value in tags.items()}
+    rows = [(tag, 3, 1, value) for tag, value in entries.items()]
+    rows.append((258, 3, channels, 8 if channels > 2 else 16))
+    table = b"".join(struct.pack("<HHII", *row) for row in sorted(rows))
+    path.write_bytes(b"II*\0" + struct.pack("<I", end + len(pixels))
+                     + struct.pack(f"<{channels}H", *[16] * channels).ljust(end - 8, b"\0")
+                     + pixels + struct.pack("<H", len(rows)) + table + bytes(4))
+
+
+@pytest.mark.parametrize("associated", [True, False])
+def test_straight_alpha_is_read_from_16_bits(associated, tmp_path):
+    """TIFF's tag 338 says whether colours were multiplied by alpha."""
+    values = np.full((4, 6, 4), [20000, 10000, 5000, 32896])
+    write_tiff(tmp_path / "a.tif", values, t338=1 if associated else 2)
+    factor = 65535 / 32896 if associated else 1
+    expected = [*np.rint(values[0, 0, :3] * factor / 257), 128]
+    assert image_utils.read_image(tmp_path / "a.tif", 4)[1, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("tags,channels", [({"t262": 0}, 1), ({"t284": 2}, 3)])
+def test_tiff_that_opencv_misreads_is_refused(tags, channels, tmp_path):
+    """White as 0 would become a negative, and separate channels noise."""
+    values = np.full((4, 6, channels), 5000)
+    write_tiff(tmp_path / "usual.tif", values)
+    assert (image_utils.read_image(tmp_path / "usual.tif", 3) == round(5000 / 257)).all()
+    write_tiff(tmp_path / "a.tif", values, **tags)
+    with pytest.raises(UserError, match="a.tif cannot be read"):
+        image_utils.read_image(tmp_path / "a.tif", 3)
+
+
+def test_a_heic_image_may_be_called_jpg(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    PIL.Image.new("RGB", (24, 16), (200, 100, 50)).save(tmp_path / "a.heic", quality=95)
+    (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
+    assert is_heif(tmp_path / "a.jpg")
+    assert np.abs(image_utils.read_image(tmp_path / "a.jpg", 3) - [200, 100, 50]).max() < 8
+
+
+def save_turned(path, size, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(path, exif=exif)
+
+
+def test_the_orientation_of_exif_is_named(tmp_path, caplog):
+    write_nerfstudio(tmp_path)
+    caplog.set_level(logging.INFO)
+    for file in sorted((tmp_path / "images").iterdir()):
+        save_turned(file, (12, 8), 3)
+    open_scene(tmp_path, "nerfstudio")
+    assert caplog.text.count("EXIF orientation of images is not applied") == 1
+    save_turned(tmp_path / "images" / "001.png", (8, 12), 6)
+    expect_refusal("EXIF orientation is not applied, so rotate", tmp_path, "nerfstudio")
+
+
+def half_mask(folder, name, **options):
+    """A mask of the small scenes, black at the left, as a file of the scene."""
+    mask = np.full((8, 12), 255, np.uint8)
+    mask[:, :6] = 0
+    (folder / name).parent.mkdir(exist_ok=True)
+    PIL.Image.fromarray(mask).save(folder / name, **options)
+    return mask > 0
+
+
+@pytest.mark.parametrize("file_path,name", [
+    ("images/001.png", "masks/001.jpg"), ("images/001.png", "masks/001.PNG"),
+    ("images/001", "masks/001.png.png"), ("images/001.jpg", "masks/001.png.png"),
+    ("{root}/images/001.png", "masks/001.png"), ("001.png", "masks/001.png"),
+])
+def test_masks_are_found_however_images_are_named(file_path, name, tmp_path, caplog):
+    folder = tmp_path / "scene"
+    write_nerfstudio(folder)
+    if "/" not in file_path:
+        (folder / "images" / "001.png").rename(folder / "001.png")
+    change_json(folder / "transforms.json",
+                lambda v: v["frames"][1].update(file_path=file_path.format(root=folder)))
+    # JPEG leaves no pixel exactly black.
+    expected = half_mask(folder, name, **({"quality": 60} if name.endswith("jpg") else {}))
+    caplog.set_level(logging.INFO)
+    dataset = open_scene(folder, "nerfstudio", "train", "--llffhold", "0")
+    index = dataset.scene.names.index(file_path.format(root=folder))
+    found = dataset.image(index).mask[..., 0]
+    np.testing.assert_array_equal(found, expected)
+    assert "has no mask of 8 of 9 images" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 8)])
+def test_masks_of_another_shape_are_refused(size, tmp_path):
+    write_nerfstudio(tmp_path)
+    (tmp_path / "masks").mkdir()
+    PIL.Image.new("L", size, 255).save(tmp_path / "masks" / "001.png")
+    expect_refusal("has another shape than its image of 12x8", tmp_path, "nerfstudio")
+
+
+# Names.
+
+
+@pytest.mark.parametrize("on_disk,named", [
+    ("cafe\u0301 1.png", "caf\xe9 1.png"), ("IMG_1.JPG", "img_1.jpg"), ("a.Png", "a.png"),
+    ("a.gif", "a.gif"),
+])
+def test_names_may_differ_in_case_and_normal_form(on_disk, named, tmp_path):
+    write_nerfstudio(tmp_path)
+    image = PIL.Image.open(tmp_path / "images" / "001.png").convert("RGB")
+    (tmp_path / "images" / "001.png").unlink()
+    image.save(tmp_path / "images" / on_disk)
+    change_json(tmp_path / "transforms.json",
+                lambda v: v["frames"][1].update(file_path=f"images/{named}"))
+    dataset = open_scene(tmp_path, "nerfstudio", "train", "--llffhold", "0")
+    assert f"images/{named}" in dataset.scene.names and len(dataset) == 9
+
+
+@pytest.mark.parametrize("start", ["/home/me/scene/", "C:\\Users\\me\\", "{root}/"])
+@pytest.mark.parametrize("write,name", [(write_nerfstudio, "nerfstudio"),
+                                        (write_blender, "blender")])
+def test_absolute_paths_of_other_machines_end_in_the_scene(write, name, start, tmp_path):
+    for scene in "ab":
+        write(tmp_path / scene)
+    start = start.format(root=tmp_path / "b")
+    for path in (tmp_path / "b").glob("*.json"):
+        change_json(path, lambda v: [f.update(file_path=start + f["file_path"].removeprefix("./"))
+                                     for f in v["frames"]])
+    a, b = (open_scene(tmp_path / scene, name).scene for scene in "ab")
+    assert a.pixels.equal(b.pixels) and a.cameras.camtoworlds.equal(b.cameras.camtoworlds)
+
+
+def test_two_frames_never_share_an_image(tmp_path):
+    write_nerfstudio(tmp_path / "a")
+    change_json(tmp_path / "a" / "transforms.json",
+                lambda v: v["frames"][1].update(file_path="/left/images/000.png"))
+    expect_refusal("are both the image", tmp_path / "a", "nerfstudio")
+    write_colmap(tmp_path / "b", factor=1)
+    images = tmp_path / "b" / "sparse" / "0" / "images.txt"
+    images.write_text(images.read_text().replace("001.png", "002.png"))
+    expect_refusal("two images named 002.png", tmp_path / "b", "colmap")
 
 
 # Blender.
@@ -266,7 +412,56 @@ def test_the_name_of_a_lens_model_may_be_spelled_as_elsewhere(tmp_path):
     assert a.is_close(b)
 
 
+def test_nulls_in_json_are_absent(tmp_path):
+    write_nerfstudio(tmp_path / "a", lens={"fl_x": 14.0, "w": 12, "h": 8})
+    write_nerfstudio(tmp_path / "b", lens={"fl_x": 14.0, "w": 12, "h": 8}, fl_y=None, cx=None,
+                     k1=None, camera_model=None, ply_file_path=None, train_filenames=None)
+    a, b = (image_rays(open_scene(tmp_path / name, "nerfstudio").cameras, 2) for name in "ab")
+    assert a.is_close(b)
+
+
+def test_lists_of_distortion_are_read(tmp_path):
+    lens = {"fl_x": 14.0, "w": 12, "h": 8}
+    write_nerfstudio(tmp_path / "a", lens=lens | {"k1": -0.05, "k2": 0.01, "p1": 0.002, "p2": 0.1})
+    write_nerfstudio(tmp_path / "b", lens=lens,
+                     distortion_params=[-0.05, 0.01, 0, 0, 0.002, 0.1])
+    a, b = (image_rays(open_scene(tmp_path / name, "nerfstudio").cameras, 2) for name in "ab")
+    assert a.is_close(b)
+
+
+def test_an_angle_of_a_frame_replaces_the_focal_length_of_the_file(tmp_path):
+    write_nerfstudio(tmp_path, lens={"fl_x": 14.0, "fl_y": 15.0, "w": 12, "h": 8})
+    change_json(tmp_path / "transforms.json",
+                lambda v: v["frames"][1].update(camera_angle_x=2 * np.arctan(6 / 20)))
+    pixtocams = open_scene(tmp_path, "nerfstudio").cameras.pixtocams
+    np.testing.assert_allclose(pixtocams[:2, 0, 0], [1 / 20, 1 / 14], rtol=1e-6)
+    np.testing.assert_allclose(pixtocams[:2, 1, 1], [-1 / 20, -1 / 15], rtol=1e-6)
+
+
+def test_focal_lengths_in_other_units_or_for_another_size_are_refused(tmp_path):
+    write_nerfstudio(tmp_path / "a", size=(60, 40), lens={"fl_x": 1.1, "fl_y": 1.6})
+    expect_refusal("multiply fractions", tmp_path / "a", "nerfstudio")
+    write_nerfstudio(tmp_path / "b")
+    imwrite(tmp_path / "b" / "images" / "001.png", np.zeros((16, 24, 3), np.uint8))
+    change_json(tmp_path / "b" / "transforms.json", lambda v: v["frames"][1].update(fl_x=28.0))
+    expect_refusal("give the w and h", tmp_path / "b", "nerfstudio")
+    write_nerfstudio(tmp_path / "c")
+    change_json(tmp_path / "c" / "transforms.json",
+                lambda v: v["frames"][1]["transform_matrix"][3].__setitem__(3, 2.0))
+    expect_refusal("last row", tmp_path / "c", "nerfstudio")
+
+
 # COLMAP.
+
+
+def test_blank_lines_and_other_models_of_colmap(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_colmap(tmp_path, factor=1, names=[f"a {i}.png" for i in range(9)])
+    images = tmp_path / "sparse" / "0" / "images.txt"
+    images.write_text("# Image list\n\n" + images.read_text())
+    shutil.copytree(tmp_path / "sparse" / "0", tmp_path / "sparse" / "1")
+    assert open_scene(tmp_path, "colmap", "train", "--factor", "1").scene.names[0] == "a 1.png"
+    assert "1 model(s) besides the one in 0: 1" in caplog.text
 
 
 @pytest.mark.parametrize("binary", [False, True])
