@@ -180,10 +180,15 @@ def fitting(path: Path, part: str, read: Callable[[], Result]) -> Result:
 
 
 def restore_weights(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
-    """Load saved weights. Raises TypeError or RuntimeError if they are not those of this model."""
+    """Load saved weights.
+
+    Raises TypeError, ValueError or RuntimeError if they are not those of this model, or not finite.
+    """
     for name, own in model.state_dict().items():
         if name in saved and saved[name].dtype != own.dtype:
             raise TypeError(f"{name} is {saved[name].dtype}")
+        if name in saved and own.is_floating_point() and not bool(saved[name].isfinite().all()):
+            raise ValueError(f"{name} is not finite")
     model.load_state_dict(saved)
 
 

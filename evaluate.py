@@ -66,11 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def open_split(run: Checkpoint, config: Any, split: str, device: torch.device) -> NeRFDataset:
     """A split of a run's scene with the flags of `config`; its images are read lazily.
 
-    Raises UserError if the scene is not the run's. Images under other lights (`--lights`) may be
-    other views, so in that case the images under the run's own lights are compared.
+    Raises UserError if the scene is not the run's, or has no such views under other lights
+    (`--lights`). Those may be other views, so then the images under the run's own lights are
+    compared.
     """
     dataset = known = load_dataset(config, split, device, read_pixels=False)
     if config.lights != run.saved_config.lights:
+        if dataset.split != split:
+            raise UserError(f"{dataset.loader.root} has no {split} views under --lights "
+                            f"{config.lights}; leave the flag out, or add them.")
         config_of_run = config.replace(lights=run.saved_config.lights)
         known = load_dataset(config_of_run, split, device, read_pixels=False)
     known.check_same_scene(run.original_scene)
