@@ -108,6 +108,8 @@ def parse(argv):
         args.work = [name for name in WORKS if args.photographs or name != "capture"]
     if "capture" in args.work and args.photographs is None:
         raise UserError("--work capture needs photographs; give --photographs FOLDER.")
+    if args.photographs and not args.photographs.is_dir():
+        raise UserError(f"--photographs {args.photographs} is no folder; give one of photographs.")
     if args.log_dir.exists():
         raise UserError(f"{args.log_dir} exists and is not changed; give a new --log_dir.")
     return args

@@ -113,3 +113,6 @@ def test_the_loop_overwrites_nothing(tmp_path):
         kill_loop.parse(["--log_dir", str(tmp_path)])
     with pytest.raises(UserError, match="give --photographs FOLDER"):
         kill_loop.parse(["--work", "capture", "--log_dir", str(tmp_path / "new")])
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        kill_loop.parse(["--photographs", str(tmp_path / "nowhere"), "--log_dir",
+                         str(tmp_path / "new")])
