@@ -86,8 +86,8 @@ def main(argv=None):
     print(table_head(COLUMNS), flush=True)
     rng, faults = random.Random(args.seed), []
     for name in args.work:
-        share = len(range(args.work.index(name), args.kills, len(args.work)))
-        count = torment(name, args.log_dir / name, trained, scene, args.photographs, share, rng)
+        kills = len(range(args.work.index(name), args.kills, len(args.work)))
+        count = kill_repeatedly(name, args.log_dir / name, trained, scene, args.photographs, kills, rng)
         print(table_row([name, count.kills, count.rounds, len(count.faults)]), flush=True)
         faults += count.faults
     print("\n".join(faults) or "All files are equal.")
@@ -115,7 +115,7 @@ def parse(argv):
     return args
 
 
-def torment(name, folder, trained, scene, photographs, kills, rng):
+def kill_repeatedly(name, folder, trained, scene, photographs, kills, rng):
     """The `Count` of a command that is killed about `kills` times."""
     work, whole, done, rounds, faults = WORKS[name], folder / "whole", 0, 0, []
     prepare(work, whole, trained)
