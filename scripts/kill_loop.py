@@ -87,7 +87,7 @@ def main(argv=None):
     rng, faults = random.Random(args.seed), []
     for name in args.work:
         kills = len(range(args.work.index(name), args.kills, len(args.work)))
-        count = kill_repeatedly(name, args.log_dir / name, trained, scene, args.photographs, kills, rng)
+        count = kill_repeatedly(args, name, scene, trained, kills, rng)
         print(table_row([name, count.kills, count.rounds, len(count.faults)]), flush=True)
         faults += count.faults
     print("\n".join(faults) or "All files are equal.")
@@ -115,21 +115,21 @@ def parse(argv):
     return args
 
 
-def kill_repeatedly(name, folder, trained, scene, photographs, kills, rng):
+def kill_repeatedly(args, name, scene, trained, kills, rng):
     """The `Count` of a command that is killed about `kills` times."""
-    work, whole, done, rounds, faults = WORKS[name], folder / "whole", 0, 0, []
+    work, done, rounds, faults = WORKS[name], 0, 0, []
+    whole, killed = args.log_dir / name / "whole", args.log_dir / name / "killed"
     prepare(work, whole, trained)
     start = time.perf_counter()
-    finish(words_of(work, scene, whole, photographs))
+    finish(words_of(work, scene, whole, args.photographs))
     duration = time.perf_counter() - start
     expected = contents(whole)
     while done < kills:
-        killed = folder / "killed"
         prepare(work, killed, trained)
         for _ in range(min(MAX_KILLS, kills - done)):
             delay = rng.uniform(EARLIEST, LATEST) * duration
-            done += kill(words_of(work, scene, killed, photographs), delay)
-        finish(words_of(work, scene, killed, photographs))
+            done += kill(words_of(work, scene, killed, args.photographs), delay)
+        finish(words_of(work, scene, killed, args.photographs))
         faults += [f"{name}, round {rounds}: {text}"
                    for text in differences(expected, contents(killed))]
         rounds += 1
