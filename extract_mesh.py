@@ -30,7 +30,7 @@ from datasets import load_dataset
 from exporters.mesh import Mesh, extract, find_target, folder_name, render_options
 from exporters.mesh_files import write_mesh, write_textured_mesh
 from exporters.mesh_views import mesh_sheet, representative_view
-from exporters.texture import TexturedMesh, add_texture
+from exporters.texture import TexturedMesh, add_texture, check_packages
 from ray_utils import image_rays
 from rendering import render_image
 from runtime.devices import select_device
@@ -39,6 +39,7 @@ from runtime.files import sole_writer, write_atomically
 
 def main(argv: Sequence[str] | None = None) -> int:
     run = open_run(get_config(argv, "extract_mesh"), also={"units"})
+    check_packages(run.config)
     folder = run.path.parent / folder_name(run)
     with sole_writer(folder, "extracting a mesh"):
         mesh, stats = extract_and_report(run)

@@ -246,6 +246,17 @@ def faces_of(config: Any) -> int | None:
     return config.faces or (TEXTURED_FACES if config.texture else None)
 
 
+def import_simplification() -> Any:
+    """The package fast-simplification. Raises UserError if it is not installed."""
+    try:
+        import fast_simplification
+    except ImportError:
+        raise UserError("--faces and --texture need the package fast-simplification; install it by "
+                        "`pip install fast-simplification`, or all of the extra by `pip install "
+                        "\".[mesh]\"`.") from None
+    return fast_simplification
+
+
 def decimate(mesh: Mesh, count: int, cell_size: float, ndc: tuple | None) -> Mesh:
     """The mesh without colours, with about `count` faces; unchanged if it has no more.
 
@@ -255,12 +266,7 @@ def decimate(mesh: Mesh, count: int, cell_size: float, ndc: tuple | None) -> Mes
     """
     if len(mesh.faces) <= count:
         return mesh
-    try:
-        import fast_simplification
-    except ImportError:
-        raise UserError("--faces and --texture need the package fast-simplification; install it by "
-                        "`pip install fast-simplification`, or all of the extra by `pip install "
-                        "\".[mesh]\"`.") from None
+    fast_simplification = import_simplification()
     points = world_to_grid(mesh.vertices, ndc)
     low, high = points.min(axis=0), points.max(axis=0)
     points, faces = fast_simplification.simplify(

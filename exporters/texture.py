@@ -15,6 +15,8 @@ from exporters.mesh import (
     Mesh,
     SurfacePoints,
     Target,
+    faces_of,
+    import_simplification,
     surface_appearance,
     surface_points,
     unit,
@@ -60,6 +62,24 @@ def add_texture(mesh: Mesh, target: Target, scene: Scene, size: int,
     return TexturedMesh(split, uv, images.colours, images.roughness, vertex_normals(mesh)[source])
 
 
+def check_packages(config: Any) -> None:
+    """Raise UserError if a package that `--faces` or `--texture` needs is not installed."""
+    if faces_of(config):
+        import_simplification()
+    if config.texture:
+        import_xatlas()
+
+
+def import_xatlas() -> Any:
+    """The package xatlas. Raises UserError if it is not installed."""
+    try:
+        import xatlas
+    except ImportError:
+        raise UserError("--texture needs the package xatlas; install it by `pip install "
+                        "xatlas`, or all of the extra by `pip install \".[mesh]\"`.") from None
+    return xatlas
+
+
 def unwrap(vertices: np.ndarray, faces: np.ndarray,
            size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An atlas of charts for a square image: source `[V']`, faces `[F, 3]`, uv `[V', 2]`.
@@ -69,11 +89,7 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray,
     source: index of each new vertex among the given ones, which are repeated where charts end.
     Raises UserError if xatlas is not installed.
     """
-    try:
-        import xatlas
-    except ImportError:
-        raise UserError("--texture needs the package xatlas; install it by `pip install "
-                        "xatlas`, or all of the extra by `pip install \".[mesh]\"`.") from None
+    xatlas = import_xatlas()
     atlas = xatlas.Atlas()
     # float32 is coarse far from the origin.
     centred = vertices - vertices.mean(axis=0)

@@ -10,6 +10,7 @@ from imageio.v3 import imread
 
 import checkpoint
 import extract_mesh
+from config import default_config
 from exporters.mesh import Appearance, Mesh, decimate
 from exporters.mesh_files import write_textured_mesh
 from exporters.mesh_views import draw
@@ -17,6 +18,7 @@ from exporters.survey import grid_to_world, world_to_grid
 from exporters.texture import (
     TexturedMesh,
     barycentric,
+    check_packages,
     fill,
     sample_bilinear,
     texels,
@@ -118,6 +120,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package, comma
     with pytest.raises(UserError, match=f"need.*{command}"):
         decimate(mesh, 100, 0.1, None)
         unwrap(mesh.vertices, mesh.faces, SIZE)
+    with pytest.raises(UserError, match=f"need.*{command}"):
+        check_packages(default_config(texture=SIZE))
+    check_packages(default_config())
 
 
 def quad(roughness=None):
