@@ -340,7 +340,7 @@ def _fit_normals(points, solid, guess, scale, window, viewdirs):
     guess: `[h, w, 3]`, normals of first planes; scale: `[h, w]`, standard deviation of the weights.
     """
     height, width = solid.shape
-    # Coordinates first, so that pixels are contiguous: three times as fast.
+    # Coordinates first, so that pixels are contiguous: nearly four times as fast on a CPU.
     centre, direction = points.movedim(-1, 0).contiguous(), guess.movedim(-1, 0).contiguous()
     padded = torch.nn.functional.pad(torch.cat([centre, solid[None]]), [window] * 4)
     total, first = torch.zeros_like(solid), torch.zeros_like(centre)

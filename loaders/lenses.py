@@ -105,7 +105,7 @@ def check_focal(focal, size, source) -> None:
 
 
 def cure_of(model: str) -> str:
-    """What to do about images of a lens model that is not supported, as part of a sentence."""
+    """The cure for images of a lens model that is not supported, as part of a sentence."""
     cures = (cure for words, cure in CURES.items() if any(word in model for word in words))
     return next(cures, "undistort the images with COLMAP (image_undistorter), or fit one of "
                 + ", ".join(LENSES))

@@ -53,7 +53,7 @@ from loaders.colmap import Colmap, check_points, read_model  # noqa: E402
 from loaders.points import points_of_scene  # noqa: E402
 from ray_utils import pixels_to_rays, points_to_pixels  # noqa: E402
 from rendering import render_image, world_distance  # noqa: E402
-from runtime.commands import ROOT, command, run_command  # noqa: E402
+from runtime.commands import ROOT, command  # noqa: E402
 from runtime.devices import select_device  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.files import write_atomically  # noqa: E402
@@ -62,6 +62,7 @@ from runtime.provenance import git_commit  # noqa: E402
 from runtime.run_log import read_metrics  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
     add_device_flag,
+    check_run,
     environment_line,
     make_parser,
     table_head,
@@ -210,9 +211,7 @@ class Bench:
 
     def check_run(self, script, *words):
         """Run a command of the checkout. Raises UserError if it fails; it prints why."""
-        words = command(script, *words, checkout=self.args.checkout)
-        if run_command(words, output=sys.stderr):
-            raise UserError(f"`{shlex.join(words)}` failed; its own message is above.")
+        check_run(command(script, *words, checkout=self.args.checkout))
 
 
 def place(folder):

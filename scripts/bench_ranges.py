@@ -13,7 +13,6 @@ percentile of their distance to the true surface, relative to the diagonal of wh
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -32,11 +31,17 @@ from procedural.arrangements import (  # noqa: E402
     Arrangement,
 )
 from procedural.tracing import distance_to_surface, render  # noqa: E402
-from runtime.commands import command, run_command  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.commands import command  # noqa: E402
+from runtime.errors import run_script  # noqa: E402
 from runtime.files import new_folder  # noqa: E402
 from runtime.flags import integer  # noqa: E402
-from scripts.benchmark import environment_line, make_parser, table_head, table_row  # noqa: E402
+from scripts.benchmark import (  # noqa: E402
+    check_run,
+    environment_line,
+    make_parser,
+    table_head,
+    table_row,
+)
 
 MODEL = "--preset laptop --model zipnerf --dataset_name nerfstudio --eval_every 0"
 COLUMNS = ["cameras", "true range", "found", "PSNR dB", "SSIM", "vertices", "median off",
@@ -92,7 +97,7 @@ def row(folder, arrangement: Arrangement, steps: int):
     near, far = depths.min() * scene.scale, depths.max() * scene.scale
     finish(folder / "typed", folder / "scene", steps, "--near", f"{(1 - MARGIN) * near:.4g}",
            "--far", f"{(1 + MARGIN) * far:.4g}")
-    check_run("extract_mesh.py", "--run", folder / "found")
+    check_run(command("extract_mesh.py", "--run", folder / "found"))
     vertices = trimesh.load(next((folder / "found").glob("mesh_*/mesh.ply"))).vertices
     off = distance_to_surface(torch.as_tensor(np.asarray(vertices)), arrangement.parts).abs()
     off = off.numpy() / np.linalg.norm(np.ptp(points, axis=0))
@@ -107,20 +112,14 @@ def row(folder, arrangement: Arrangement, steps: int):
 def finish(folder, scene, steps: int, *flags):
     """Train and score a run, unless it has scores."""
     if not list(folder.glob("eval_test_*/scores.json")):
-        check_run("train.py", *MODEL.split(), "--scene", scene.resolve(), "--max_steps", steps,
-                  "--log_dir", folder.parent, "--exp_name", folder.name, *flags)
+        check_run(command(
+            "train.py", *MODEL.split(), "--scene", scene.resolve(), "--max_steps", steps,
+            "--log_dir", folder.parent, "--exp_name", folder.name, *flags))
 
 
 def read_scores(folder):
     """The scores of a run's test views."""
     return json.loads(next(folder.glob("eval_test_*/scores.json")).read_text())
-
-
-def check_run(script, *words):
-    """Run a command. Raises UserError if it fails; it prints why."""
-    words = command(script, *words)
-    if run_command(words, output=sys.stderr):
-        raise UserError(f"`{shlex.join(words)}` failed; its own message is above.")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import argparse
 import json
 import multiprocessing
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from runtime.commands import run_command
 from runtime.errors import UserError
 from runtime.provenance import git_commit
 from runtime.run_log import read_metrics
@@ -54,6 +57,15 @@ def run_case(command, failure):
         raise UserError(failure)
     # Earlier lines are messages, for example on a halved micro-batch.
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def check_run(words):
+    """Run a command, whose output goes to standard error.
+
+    The command prints its own error. Raises UserError if it fails.
+    """
+    if run_command(words, output=sys.stderr):
+        raise UserError(f"`{shlex.join(words)}` failed; its own message is above.")
 
 
 # Tables.

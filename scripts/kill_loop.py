@@ -183,7 +183,7 @@ def kill(words, delay):
 
 
 def contents(folder):
-    """What the files of a folder hold, as values that are equal in equal runs, by their names."""
+    """The contents of a folder's files by name, as values that are equal in equal runs."""
     return {path.relative_to(folder).as_posix(): content(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != ".lock" and "tfevents" not in path.name}

@@ -1,4 +1,4 @@
-"""Where the figures in the documents come from: writes the page misc/Sources.md.
+"""The sources of the figures in the documents: writes the page misc/Sources.md.
 
     python scripts/list_sources.py
 

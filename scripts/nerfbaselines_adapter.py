@@ -57,7 +57,7 @@ class MipNeRF:
 
     @classmethod
     def get_method_info(cls):
-        """What nerfbaselines has to provide; its registry fills in the name of the method."""
+        """Needs and outputs of the method; nerfbaselines' registry fills in its name."""
         return {"method_id": "", "required_features": frozenset({"color"}),
                 "supported_camera_models": frozenset(LENS_MODELS),
                 "supported_outputs": ("color", "depth", "accumulation"),

@@ -11,8 +11,8 @@ command continues an interrupted table. Let nothing else run: with --minutes the
 follows from the machine's speed. Two or more --seeds give mean and standard deviation.
 
 The column "published" holds numbers of papers, or of public code where it says so; "protocol" below
-the table says how theirs differ. Tables of other scripts (photographs, ranges, relighting, outputs,
-normals) are printed by those scripts, from runs that are trained here.
+the table says how theirs differ. The tables relighting, outputs and normals are printed by scripts
+of their own (bench_relighting.py, bench_outputs.py, score_normals.py), from runs trained here.
 """
 
 import json
@@ -26,14 +26,15 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from checkpoint import list_checkpoints, step_of  # noqa: E402
-from runtime.commands import command, run_command  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.commands import command  # noqa: E402
+from runtime.errors import run_script  # noqa: E402
 from runtime.flags import integer, number  # noqa: E402
 from scripts import bench_outputs, bench_relighting, plot_curves, score_normals  # noqa: E402
 from scripts.bench_photographs import SCENES as PHOTOGRAPHS  # noqa: E402
 from scripts.bench_photographs import place, run_flags, scores_folder  # noqa: E402
 from scripts.benchmark import (  # noqa: E402
     add_device_flag,
+    check_run,
     environment_line,
     make_parser,
     table_head,
@@ -116,7 +117,8 @@ def parse(argv):
     parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES), metavar="NAME",
                         help=f"of table models (default: all of {', '.join(SCENES)})")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME",
-                        help=f"of table models (default: all of {', '.join(MODELS)})")
+                        help=f"of tables models and precision (default: all of "
+                        f"{', '.join(MODELS)})")
     parser.add_argument("--minutes", nargs="+", type=number(above=0), default=[5.0, 15.0],
                         help="minutes of training (default: 5 15)")
     parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], help="default: 0")
@@ -233,7 +235,7 @@ def finish(args, run, seed):
     elif step_of(checkpoints[0]) < run_flags(folder)["max_steps"]:
         train(run, ["--continue_training", *place(folder)])
     if not (scores_folder(folder) / "scores.json").exists():
-        check(command("evaluate.py", "--run", folder, "--device", args.device))
+        check_run(command("evaluate.py", "--run", folder, "--device", args.device))
     return folder
 
 
@@ -243,17 +245,11 @@ def train(run, words):
     if run.num_ranks > 1:
         words = [words[0], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                  str(run.num_ranks), *words[1:]]
-    check(words)
-
-
-def check(words):
-    """Run a command. Raises UserError if it fails; it prints why."""
-    if run_command(words, output=sys.stderr):
-        raise UserError(f"`{shlex.join(words)}` failed; its own message is above.")
+    check_run(words)
 
 
 def read_result(folder):
-    """What a scored run says of itself: figures by column, steps, seconds, place and commit."""
+    """A scored run's figures by column, and its steps, seconds, place and commit."""
     scores = json.loads((scores_folder(folder) / "scores.json").read_text())
     scales = {f"1/{2 ** int(name)} dB": values["psnr"] for name, values in scores["scales"].items()}
     return {"PSNR dB": scores["psnr"], "SSIM": scores["ssim"], **scales, "steps": scores["step"],

@@ -17,7 +17,7 @@ from checkpoint import load_checkpoint
 from datasets import load_dataset
 from ray_utils import points_to_pixels
 from runtime.errors import UserError
-from scripts import bench_photographs
+from scripts import bench_photographs, benchmark
 from scripts.bench_photographs import Bench
 from structures import RenderOutput, SparsePoints
 from tests.scenes import open_scene, write_colmap, write_llff
@@ -65,7 +65,7 @@ class FakeCheckout:
 
 def make_bench(tmp_path, monkeypatch, has_minutes=True, **changes):
     fake = FakeCheckout()
-    monkeypatch.setattr(bench_photographs, "run_command", fake)
+    monkeypatch.setattr(benchmark, "run_command", fake)
     args = bench_photographs.parse(["--log_dir", str(tmp_path / "runs"), "--lpips", "none"])
     bench = Bench(argparse.Namespace(**vars(args) | changes))
     bench.has_minutes = has_minutes
@@ -150,7 +150,7 @@ def table(tmp_path_factory):
         patch.setattr(bench_photographs, "SCENES", {
             "shelf": f"--dataset_name llff --scene {folder / 'shelf'}"})
         patch.setattr(bench_photographs, "MODEL", "--preset debug --model zipnerf")
-        patch.setattr(bench_photographs, "run_command", run_here)
+        patch.setattr(benchmark, "run_command", run_here)
         patch.setattr(bench_photographs, "TRAINING_PIXELS", 4000)
         patch.setattr(Bench, "has_minutes", False)
         patch.setattr(Bench, "steps_per_second", lambda *_: 0.5)

@@ -10,7 +10,7 @@ import evaluate
 import export
 import train
 from runtime.errors import UserError
-from scripts import kill_loop, results
+from scripts import benchmark, kill_loop, results
 from tests.scenes import write_blender
 
 TINY = ("--max_steps 3 --batch_size 16 --num_samples 4 --hidden 8 --depth 1 --eval_every 0 "
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 def in_this_process(monkeypatch):
     """Commands that are not killed run without starting Python anew."""
     mains = {"train.py": train.main, "evaluate.py": evaluate.main, "export.py": export.main}
-    for script in (results, kill_loop):
+    for script in (benchmark, kill_loop):
         monkeypatch.setattr(script, "run_command", lambda words, output: mains[
             Path(words[1]).name](list(map(str, words[2:]))))
 

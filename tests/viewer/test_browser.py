@@ -113,7 +113,7 @@ def seen(page):
 
 
 def model_image(path, shot):
-    """What the left part of the window should show of a shot, rendered without the viewer."""
+    """The left part of the window for a shot, rendered without the viewer."""
     run = load_checkpoint(path)
     focal = 0.5 * shot.height / np.tan(0.5 * shot.fov)
     cameras = make_cameras(shot.camtoworld[None], [pinhole(shot.width, shot.height, focal)],
