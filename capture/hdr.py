@@ -7,7 +7,9 @@ import logging
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,17 +19,25 @@ from runtime.errors import UserError, first_line
 # Names of the transfer functions of HLG (ITU-R BT.2100, from ARIB STD-B67) and of PQ (SMPTE 2084).
 HDR_TRANSFERS = re.compile(r"\b(arib-std-b67|smpte2084)\b")
 
-# The luminance in nits that becomes white lies between that of older conversions and that of ITU-R
-# BT.2408. In between, this percentage of the film's pixels is darker.
-WHITE_LIMITS, WHITE_PERCENT = (100.0, 203.0), 99.0
+# White has a luminance in nits between that of older conversions and that of ITU-R BT.2408. In
+# between, the first percentage of the film's values is darker; the second tells the brightest.
+WHITE_LIMITS, WHITE_PERCENT, PEAK_PERCENT = (100.0, 203.0), 99.0, 99.9
 
-# The width of the copies of frames from which white is found.
+# The width of the copies of frames from which both are found.
 SAMPLE_WIDTH = 64
 
 # Light in nits, divided by `white`, with the primaries of ordinary images.
 LINEAR = "zscale=transfer=linear:npl={white},format=gbrpf32le,zscale=primaries=bt709"
-# Brighter light than white is compressed smoothly; below 0.9 of it nothing changes.
-TO_SDR = "tonemap=tonemap=mobius:param=0.9:desat=0,zscale=transfer=bt709:matrix=bt709:range=full"
+# From half of white to the brightest light, `peak` in units of white, light is compressed smoothly.
+TO_SDR = ("tonemap=tonemap=mobius:param=0.5:desat=0:peak={peak},"
+          "zscale=transfer=bt709:matrix=bt709:range=full")
+
+
+class Exposure(NamedTuple):
+    """White in nits, and the brightest light in units of it, at least 1."""
+
+    white: float
+    peak: float
 
 
 def is_hdr(video: Path) -> bool:
@@ -43,16 +53,19 @@ def tone_mapped_frames(video: Path) -> Iterator[np.ndarray]:
 
     Raises UserError if the installed ffmpeg cannot convert them.
     """
-    chain = f"{LINEAR.format(white=find_white(video))},{TO_SDR}"
+    chain = ",".join([LINEAR, TO_SDR]).format(**find_exposure(video)._asdict())
     yield from _decode(video, chain, "bgr24", np.uint8)
 
 
-def find_white(video: Path) -> float:
-    """The luminance in nits that becomes white, one for all frames."""
+@lru_cache(maxsize=1)
+def find_exposure(video: Path) -> Exposure:
+    """The `Exposure` of all frames; the last film is kept, which is decoded twice."""
     chain = f"scale={SAMPLE_WIDTH}:-2,{LINEAR.format(white=1)}"
     frames = _decode(video, chain, "gbrpf32le", np.float32)
     nits = np.concatenate([frame.ravel() for frame in frames] or [np.zeros(1, np.float32)])
-    return float(np.clip(np.percentile(nits, WHITE_PERCENT), *WHITE_LIMITS))
+    bright, brightest = np.percentile(nits, [WHITE_PERCENT, PEAK_PERCENT])
+    white = float(np.clip(bright, *WHITE_LIMITS))
+    return Exposure(white, max(1.0, float(brightest) / white))
 
 
 def _decode(video, chain, pixel_format, dtype):

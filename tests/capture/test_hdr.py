@@ -62,12 +62,22 @@ def test_films_of_high_dynamic_range_become_ordinary_images(tmp_path, transfer, 
     nits = white * light(image) @ TO_BT2020.T
     write_film(tmp_path / "film.mkv", encode(nits), transfer)
     assert hdr.is_hdr(tmp_path / "film.mkv")
-    assert hdr.find_white(tmp_path / "film.mkv") == pytest.approx(white, rel=0.03)
+    assert hdr.find_exposure(tmp_path / "film.mkv").white == pytest.approx(white, rel=0.03)
     frames = list(photos.decode_frames(tmp_path / "film.mkv"))
     assert len(frames) == 3
     errors = np.abs(frames[1][..., ::-1] - 255 * image)
-    # White is compressed a little, since lights may be brighter.
     assert errors.mean() < 4 and errors.max() < 14
+
+
+def test_lights_brighter_than_white_keep_their_differences(tmp_path):
+    image = picture()
+    nits = 203 * light(image)
+    nits[:8, :8], nits[:8, 8:16] = 406, 1624
+    write_film(tmp_path / "film.mkv", to_pq(nits @ TO_BT2020.T), "smpte2084")
+    frame = next(iter(photos.decode_frames(tmp_path / "film.mkv"))).astype(int)
+    # White, twice white, eight times white.
+    shown = [frame[-1, 0].mean(), frame[3, 3].mean(), frame[3, 12].mean()]
+    assert 215 < shown[0] and shown[0] + 5 < shown[1] and shown[1] + 5 < shown[2] <= 255
 
 
 def test_ordinary_films_are_not_tone_mapped(tmp_path):

@@ -164,6 +164,18 @@ def test_other_readers_find_positions_coordinates_and_images(tmp_path):
     assert Glb((tmp_path / "mesh.glb").read_bytes()).material["extensions"]
 
 
+@pytest.mark.parametrize("place", [[0, 0, 0], [448211.25, 5411932.5, 311.125]])
+def test_textured_meshes_keep_small_steps_at_map_coordinates(tmp_path, place):
+    to_scene = torch.eye(4, dtype=torch.float64)
+    to_scene[:3, 3] = -torch.tensor(place)
+    write_textured_mesh(tmp_path, quad(), to_scene)
+    expected = quad().mesh.vertices + place
+    for name in ("mesh.glb", "mesh.obj"):
+        mesh = trimesh.load_scene(tmp_path / name, process=False).to_geometry()
+        np.testing.assert_allclose(mesh.vertices[mesh.faces], expected[quad().mesh.faces], rtol=0,
+                                   atol=1e-5)
+
+
 def test_textures_of_a_relightable_model_hold_its_roughness(tmp_path):
     roughness = np.linspace(0.1, 0.9, SIZE * SIZE).reshape(SIZE, SIZE)
     write_textured_mesh(tmp_path, quad(roughness), torch.eye(4))

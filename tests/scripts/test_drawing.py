@@ -158,3 +158,14 @@ def test_a_small_blender_scene_has_fewer_pixels_and_fewer_test_views(tmp_path):
     assert not (target / "test" / "r_1.png").exists()
     with pytest.raises(SystemExit):
         reduce_blender_data.main([str(source), str(target)])
+
+
+def test_a_logarithmic_axis_has_the_geometric_mean_in_its_middle():
+    assert plot_curves.log_ticks(3, 120) == [5, 10, 20, 50, 100]
+    curve = plot_curves.Curve("a", [10, 99.9, 100.1, 1000], [0, 0, 1, 1])
+    for logarithmic, part in ((True, 0.5), (False, 0.1)):
+        image = np.asarray(plot_curves.plot([curve], "steps", "psnr", logarithmic=logarithmic))
+        left, top, right, bottom = plot_curves.FRAME
+        middle = image[(top + bottom) // 2, left:right].astype(int)
+        blue = np.abs(middle - plot_curves.COLOURS[0]).sum(axis=-1) < 60
+        assert blue.any() and abs(np.flatnonzero(blue).mean() / (right - left) - part) < 0.02
